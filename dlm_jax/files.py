@@ -1,0 +1,32 @@
+"""Writing that leaves the whole thing or nothing."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from dlm_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def new_directory(out: str | Path) -> Iterator[Path]:
+    """A temporary sibling of `out` that becomes `out` when the block ends well, and vanishes when it does not.
+
+    Raises `UserError` where `out` exists and is not an empty directory, and for a full disk or an unwritable path.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} already exists and is not an empty directory; name a new one or remove it")
+    temporary = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}; free space or name a writable place") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,55 @@
+"""What a checkpoint says of itself beyond its architecture: how it is to be read as a diffusion language model."""
+
+import dataclasses
+from typing import Literal
+
+from dlm_jax.errors import UserError
+
+ALIGNMENTS = ("shifted", "same_position")
+RULES = ("causal", "bidirectional", "block_causal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """The part of `dlm.json` that is not the architecture.
+
+    alignment: `shifted`, the output at n-1 predicts token n; `same_position`, the output at n predicts token n.
+    rule: what a token sees when the model denoises: `causal` marks a plain autoregressive model.
+    block_size: tokens of a block; only with the rule `block_causal`.
+    mask_token_id: the id of the mask token, None for a plain autoregressive model.
+    bos_token_id: the token that a text starts with; eos_token_id: the token that ends it. None where there is none.
+    """
+
+    alignment: Literal["shifted", "same_position"] = "shifted"
+    rule: Literal["causal", "bidirectional", "block_causal"] = "causal"
+    block_size: int | None = None
+    mask_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    recipe: str | None = None
+    base_model: str | None = None
+    base_revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.alignment not in ALIGNMENTS:
+            raise UserError(f"alignment '{self.alignment}' is not one of {', '.join(ALIGNMENTS)}")
+        if self.rule not in RULES:
+            raise UserError(f"rule '{self.rule}' is not one of {', '.join(RULES)}")
+        if (self.rule == "block_causal") != (self.block_size is not None):
+            raise UserError("block_size goes with the rule block_causal, and only with it; got rule "
+                            f"'{self.rule}' and block_size {self.block_size}")
+        if self.block_size is not None and self.block_size < 1:
+            raise UserError(f"block_size must be at least 1, not {self.block_size}")
+
+    @property
+    def is_diffusion(self) -> bool:
+        """Whether the model was made to denoise; a plain autoregressive model was not."""
+        return self.rule != "causal"
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "Card":
+        """The inverse of `dataclasses.asdict`."""
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise UserError(f"the diffusion settings do not fit this version of dlm-jax: {error}") from None

@@ -1,0 +1,110 @@
+"""The one table of parameters: from it come initialisation, conversion, weight decay and (by its axes) sharding.
+
+Parameters are a nested dict of arrays. A weight of every layer is one array with the layers on axis 0, so that
+`jax.lax.scan` walks them. A path such as `layers.attention.q.weight` names a leaf.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dlm_jax.models.config import ModelConfig
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """Shape, the meaning of each axis, and the standard deviation (or constant) that it starts from."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    std: float = 0.0
+    constant: float = 0.0
+
+    @property
+    def decays(self) -> bool:
+        """Weight decay acts on matrices, never on biases and norm scales."""
+        return self.std > 0.0
+
+
+def weight_table(config: ModelConfig) -> dict[str, Weight]:
+    """Every weight of `config`, by path, in the order of the forward pass."""
+    c = config
+    sizes = dict(layer=c.depth, vocab=c.vocab_size, embed=c.width, heads=c.heads, kv_heads=c.kv_heads,
+                 head_dim=c.head_dim, mlp=c.mlp_width, position=c.max_length)
+    table: dict[str, Weight] = {}
+
+    def add(path: str, axes: str, std: float = 0.0, constant: float = 0.0) -> None:
+        names = tuple(axes.split())
+        table[path] = Weight(tuple(sizes[a] for a in names), names, std, constant)
+
+    def matrix(path: str, inputs: str, outputs: str, bias: bool, std: float = 0.02) -> None:
+        add(f"{path}.weight", f"layer {inputs} {outputs}", std)
+        if bias:
+            add(f"{path}.bias", f"layer {outputs}")
+
+    def norm(path: str, axes: str) -> None:
+        add(f"{path}.scale", axes, constant=1.0)
+        if c.norm == "layer":
+            add(f"{path}.bias", axes)
+
+    # GPT-2: the matrices that write into the residual stream start smaller, by the square root of their number.
+    residual_std = 0.02 / math.sqrt(2 * c.depth)
+    add("embed.tokens", "vocab embed", 0.02)
+    if c.rope is None:
+        add("embed.positions", "position embed", 0.02)
+    norm("layers.attention_norm", "layer embed")
+    matrix("layers.attention.q", "embed", "heads head_dim", c.qkv_bias)
+    matrix("layers.attention.k", "embed", "kv_heads head_dim", c.qkv_bias)
+    matrix("layers.attention.v", "embed", "kv_heads head_dim", c.qkv_bias)
+    if c.qk_norm:
+        add("layers.attention.q_norm.scale", "layer head_dim", constant=1.0)
+        add("layers.attention.k_norm.scale", "layer head_dim", constant=1.0)
+    matrix("layers.attention.o", "heads head_dim", "embed", c.output_bias, residual_std)
+    norm("layers.mlp_norm", "layer embed")
+    if c.mlp == "swiglu":
+        matrix("layers.mlp.gate", "embed", "mlp", c.mlp_bias)
+    matrix("layers.mlp.up", "embed", "mlp", c.mlp_bias)
+    matrix("layers.mlp.down", "mlp", "embed", c.mlp_bias, residual_std)
+    norm("final_norm", "embed")
+    if not c.tied_head:
+        add("head.weight", "embed vocab", 0.02)
+    return table
+
+
+def map_table(config: ModelConfig, function: Callable[[str, Weight], Any]) -> Params:
+    """A tree like the parameters whose leaf at `path` is `function(path, weight)`."""
+    return unflatten_dict({path: function(path, w) for path, w in weight_table(config).items()}, sep=".")
+
+
+def init(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
+    """Random parameters for training from scratch."""
+    keys = dict(zip(weight_table(config), jax.random.split(key, len(weight_table(config)))))
+
+    def draw(path: str, w: Weight) -> jax.Array:
+        if w.std:
+            return (w.std * jax.random.normal(keys[path], w.shape)).astype(dtype)
+        return jnp.full(w.shape, w.constant, dtype)
+
+    return map_table(config, draw)
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Number of parameters."""
+    return sum(math.prod(w.shape) for w in weight_table(config).values())
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Leaves by path."""
+    return flatten_dict(params, sep=".")
+
+
+def unflatten(leaves: dict[str, Any]) -> Params:
+    """The inverse of `flatten`."""
+    return unflatten_dict(leaves, sep=".")
