@@ -1,0 +1,161 @@
+"""The `config.json` of the families, read strictly into a `ModelConfig` and written back."""
+
+from typing import Any
+
+from dlm_jax.errors import UserError
+from dlm_jax.models.config import FAMILIES, ModelConfig, Rope
+
+Fields = dict[str, Any]
+
+# Fields that change the mathematics, each with the values under which it does not. An absent field is one of them.
+HARMLESS: dict[str, tuple] = {
+    "quantization_config": (None,), "is_encoder_decoder": (None, False), "per_layer_config": (None, {}),
+    "add_cross_attention": (None, False), "partial_rotary_factor": (None, 1, 1.0), "use_mrope": (None, False),
+    "use_sliding_window": (None, False), "attention_chunk_size": (None,), "no_rope_layers": (None, []),
+    "num_experts": (None, 0), "num_local_experts": (None, 0), "n_routed_experts": (None, 0),
+    "num_experts_per_tok": (None, 0), "attn_logit_softcapping": (None,), "final_logit_softcapping": (None,),
+    "clip_qkv": (None,), "logit_scale": (None, 1, 1.0), "logits_scaling": (None, 1, 1.0),
+    "embedding_multiplier": (None, 1, 1.0), "residual_multiplier": (None, 1, 1.0), "attention_multiplier": (None,),
+}
+HARMLESS_GPT2 = HARMLESS | {
+    "activation_function": (None, "gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (None, True),
+    "scale_attn_by_inverse_layer_idx": (None, False), "reorder_and_upcast_attn": (None, False),
+}
+HARMLESS_LLAMA = HARMLESS | {"hidden_act": (None, "silu")}
+
+ROPE_KEYS = {"rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor",
+             "original_max_position_embeddings", "partial_rotary_factor"}
+
+
+def model_config(fields: Fields) -> ModelConfig:
+    """The architecture of a `config.json`. Raises `UserError` that names what is missing or not implemented here."""
+    family = fields.get("model_type")
+    if family not in FAMILIES:
+        raise UserError(f"model_type {family!r} is not supported; the supported ones are {', '.join(FAMILIES)}, and "
+                        "the diffusion models Dream, llada, EfficientDLM and dlm")
+    return gpt2_config(fields) if family == "gpt2" else llama_config(fields)
+
+
+def gpt2_config(fields: Fields) -> ModelConfig:
+    refuse_others(fields, HARMLESS_GPT2)
+    width, heads = size(fields, "n_embd"), size(fields, "n_head")
+    return ModelConfig(
+        family="gpt2", vocab_size=size(fields, "vocab_size"), width=width, depth=size(fields, "n_layer"), heads=heads,
+        kv_heads=heads, head_dim=quotient("n_embd", width, "n_head", heads),
+        mlp_width=size(fields, "n_inner", 4 * width), max_length=size(fields, "n_positions"), rope=None,
+        norm="layer", norm_eps=optional(fields, "layer_norm_epsilon", 1e-5), mlp="gelu", qkv_bias=True,
+        output_bias=True, mlp_bias=True, tied_head=optional(fields, "tie_word_embeddings", True))
+
+
+def llama_config(fields: Fields) -> ModelConfig:
+    """LLaMA, Qwen2 and Qwen3; a field that is left out has the default of its `transformers` class."""
+    refuse_others(fields, HARMLESS_LLAMA)
+    sliding = [kind for kind in fields.get("layer_types") or [] if kind != "full_attention"]
+    if sliding:
+        raise UserError(f"layer_types names {sliding[0]!r}, which is not implemented; only full_attention is")
+    family = fields["model_type"]
+    width, heads = size(fields, "hidden_size"), size(fields, "num_attention_heads")
+    default = 128 if family == "qwen3" else None
+    head_dim = size(fields, "head_dim", default or quotient("hidden_size", width, "num_attention_heads", heads))
+    bias = family != "qwen2" and optional(fields, "attention_bias", False)  # qwen2 has no such field
+    return ModelConfig(
+        family=family, vocab_size=size(fields, "vocab_size"), width=width, depth=size(fields, "num_hidden_layers"),
+        heads=heads, kv_heads=size(fields, "num_key_value_heads", heads), head_dim=head_dim,
+        mlp_width=size(fields, "intermediate_size"), max_length=size(fields, "max_position_embeddings"),
+        rope=read_rope(fields), norm="rms", norm_eps=optional(fields, "rms_norm_eps", 1e-6), mlp="swiglu",
+        qkv_bias=bias or family == "qwen2", output_bias=bias,
+        mlp_bias=optional(fields, "mlp_bias", False) if family == "llama" else False, qk_norm=family == "qwen3",
+        tied_head=optional(fields, "tie_word_embeddings", False))
+
+
+def read_rope(fields: Fields) -> Rope:
+    """From `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` (before)."""
+    new, old = fields.get("rope_parameters"), fields.get("rope_scaling")
+    if new and old and new != old:
+        raise UserError(f"rope_parameters {new} and rope_scaling {old} contradict each other; keep one")
+    rope = new or old or {}
+    unknown = sorted(set(rope) - ROPE_KEYS)
+    if unknown:
+        raise UserError(f"the rope setting {unknown[0]}: {rope[unknown[0]]!r} is not implemented")
+    refuse_others(rope, {"partial_rotary_factor": HARMLESS["partial_rotary_factor"]})
+    theta = float(optional(rope, "rope_theta", optional(fields, "rope_theta", 10_000.0)))
+    kind = optional(rope, "rope_type", optional(rope, "type", "default"))
+    if kind == "default":
+        return Rope(theta)
+    if kind == "linear":
+        return Rope(theta, "linear", float(need(rope, "factor")))
+    if kind == "llama3":
+        original = optional(rope, "original_max_position_embeddings", fields["max_position_embeddings"])
+        return Rope(theta, "llama3", float(need(rope, "factor")), float(need(rope, "low_freq_factor")),
+                    float(need(rope, "high_freq_factor")), original)
+    raise UserError(f"rope type {kind!r} is not implemented; the types are default, linear and llama3")
+
+
+def hf_fields(config: ModelConfig) -> Fields:
+    """The inverse of `model_config`. Raises `UserError` where the family's own class cannot express `config`."""
+    fields = gpt2_fields(config) if config.family == "gpt2" else llama_fields(config)
+    if model_config(fields) != config:
+        raise UserError(f"the Hugging Face class of {config.family} cannot express this model: {config}")
+    return fields
+
+
+def gpt2_fields(c: ModelConfig) -> Fields:
+    return {"model_type": "gpt2", "vocab_size": c.vocab_size, "n_embd": c.width, "n_layer": c.depth, "n_head": c.heads,
+            "n_inner": c.mlp_width, "n_positions": c.max_length, "layer_norm_epsilon": c.norm_eps,
+            "activation_function": "gelu_new", "tie_word_embeddings": c.tied_head}
+
+
+def llama_fields(c: ModelConfig) -> Fields:
+    fields = {
+        "model_type": c.family, "vocab_size": c.vocab_size, "hidden_size": c.width, "num_hidden_layers": c.depth,
+        "num_attention_heads": c.heads, "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim,
+        "intermediate_size": c.mlp_width, "max_position_embeddings": c.max_length, "rms_norm_eps": c.norm_eps,
+        "hidden_act": "silu", "rope_parameters": rope_fields(c.rope), "tie_word_embeddings": c.tied_head}
+    if c.family != "qwen2":
+        fields["attention_bias"] = c.qkv_bias
+    if c.family == "llama":
+        fields["mlp_bias"] = c.mlp_bias
+    return fields
+
+
+def rope_fields(rope: Rope | None) -> Fields:
+    rope = rope or Rope()
+    fields: Fields = {"rope_type": "default" if rope.scaling == "none" else rope.scaling, "rope_theta": rope.theta}
+    if rope.scaling != "none":
+        fields["factor"] = rope.factor
+    if rope.scaling == "llama3":
+        fields |= {"low_freq_factor": rope.low_factor, "high_freq_factor": rope.high_factor,
+                   "original_max_position_embeddings": rope.original_length}
+    return fields
+
+
+def refuse_others(fields: Fields, harmless: dict[str, tuple]) -> None:
+    """Raises `UserError` for a field with a value that changes the mathematics in a way not implemented here."""
+    for name, values in harmless.items():
+        if fields.get(name) not in values:
+            raise UserError(f"the configuration says {name}: {fields[name]!r}, which is not implemented")
+
+
+def need(fields: Fields, name: str) -> Any:
+    if fields.get(name) is None:
+        raise UserError(f"the configuration does not say {name}")
+    return fields[name]
+
+
+def size(fields: Fields, name: str, default: int | None = None) -> int:
+    """The field, or `default` where there is one, as a positive whole number."""
+    value = need(fields, name) if default is None else optional(fields, name, default)
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"the configuration says {name}: {value!r}, which is not a positive whole number")
+    return value
+
+
+def optional(fields: Fields, name: str, default: Any) -> Any:
+    """The field, or `default` where it is absent or null."""
+    return default if fields.get(name) is None else fields[name]
+
+
+def quotient(name: str, whole: int, part_name: str, part: int) -> int:
+    if whole % part:
+        raise UserError(f"{name} {whole} is not a multiple of {part_name} {part}")
+    return whole // part

@@ -1,0 +1,75 @@
+"""Bundles into Hugging Face directories that PyTorch users load as usual."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlm_jax.convert.families import Entry, hf_shape, tensor_table, to_hf
+from dlm_jax.convert.hf_config import Fields, hf_fields
+from dlm_jax.convert.model_card import model_card
+from dlm_jax.convert.tensors import Outgoing, write_sharded
+from dlm_jax.convert.wild import RECORDED
+from dlm_jax.models.bundle import Bundle
+from dlm_jax.models.weights import flatten, weight_table
+
+CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM",
+           "qwen3": "Qwen3ForCausalLM"}
+MODELING = Path(__file__).with_name("modeling_dlm.py")
+
+
+def write_hf(directory: Path, bundle: Bundle, shard_bytes: int = 5 * 10**9) -> None:
+    """Writes `bundle` into the existing `directory`: weights, `config.json`, a model card, and for a diffusion model
+    the PyTorch code that it is loaded with. The tokenizer files are the caller's to copy.
+
+    Raises `UserError` where the family's class cannot express the model.
+    """
+    directory = Path(directory)
+    tensors = list(outgoing(bundle))
+    config = config_fields(bundle, tensors[0].dtype)
+    files = write_sharded(directory, tensors, "model", shard_bytes)
+    if len(set(files.values())) == 1:
+        (directory / files[tensors[0].name]).rename(directory / "model.safetensors")
+    else:
+        total = sum(tensor.nbytes for tensor in tensors)
+        write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": files})
+    write_json(directory / "config.json", config)
+    (directory / "README.md").write_text(model_card(bundle), encoding="utf-8")
+    if bundle.card.is_diffusion:
+        shutil.copyfile(MODELING, directory / MODELING.name)
+
+
+def outgoing(bundle: Bundle) -> Iterator[Outgoing]:
+    """Every Hugging Face tensor, made from our leaves only when it is written."""
+    weights, leaves = weight_table(bundle.config), flatten(bundle.params)
+    dtype = np.dtype(leaves["embed.tokens"].dtype)
+
+    def make(entry: Entry, i: int) -> np.ndarray:
+        parts = [np.asarray(leaves[path][i] if entry.stacked else leaves[path]) for path in entry.paths]
+        return to_hf(entry, parts, weights)
+
+    for entry in tensor_table(bundle.config):
+        for i in range(bundle.config.depth if entry.stacked else 1):
+            yield Outgoing(entry.name.format(i=i), hf_shape(entry, weights), dtype,
+                           lambda entry=entry, i=i: make(entry, i))
+
+
+def config_fields(bundle: Bundle, dtype: np.dtype) -> Fields:
+    """The `config.json`: the family's own for an autoregressive model, else `dlm` with the family's fields in it."""
+    fields = hf_fields(bundle.config) | {"dtype": dtype.name}
+    card = dataclasses.asdict(bundle.card)
+    if bundle.card.is_diffusion:
+        auto = {"AutoConfig": "modeling_dlm.DLMConfig", "AutoModel": "modeling_dlm.DLMModel"}
+        return fields | card | {"model_type": "dlm", "base_model_type": bundle.config.family,
+                                "architectures": ["DLMModel"], "auto_map": auto}
+    said = {name: card[name] for name in ("bos_token_id", "eos_token_id")}
+    said |= {name: card[name] for name in RECORDED if card[name] is not None}
+    return fields | said | {"architectures": [CLASSES[bundle.config.family]]}
+
+
+def write_json(path: Path, fields: dict[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

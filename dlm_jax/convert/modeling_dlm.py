@@ -1,0 +1,364 @@
+"""A masked diffusion language model converted from GPT-2, LLaMA, Qwen2 or Qwen3, in plain PyTorch.
+
+    model = AutoModel.from_pretrained(directory, trust_remote_code=True)
+    model(input_ids).logits                         # raw outputs under the rule the model was trained with
+    model.generate(input_ids, max_new_tokens=64)    # continues by denoising
+    model.infill(input_ids)                         # fills every mask token
+
+This file stands alone: it was written beside the weights by dlm-jax, and needs only torch and transformers.
+Letters in shapes: b batch, n tokens, d width, h heads, g key-value heads, k head size, v vocabulary.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.pytorch_utils import Conv1D
+
+RULES = ("causal", "bidirectional", "block_causal")
+
+
+class DLMConfig(PretrainedConfig):
+    """The fields of the base model's own configuration, and those that make it a diffusion model.
+
+    base_model_type: gpt2, llama, qwen2 or qwen3. mask_token_id: the token that stands for "unknown".
+    rule: what a token sees. `bidirectional`: everything; `block_causal`: its own block of `block_size` tokens, counted
+    from the first, and all earlier ones; `causal`: itself and the past.
+    alignment: `same_position`, the output at n predicts token n; `shifted`, the output at n-1 predicts token n.
+    """
+
+    model_type = "dlm"
+
+    def __init__(self, bos_token_id: int | None = None, eos_token_id: int | None = None, **fields):
+        super().__init__(**fields)
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """q [b, n, h, k], k and v [b, n, g, k], visible bool [b or 1, 1, n, n]; gives [b, n, h * k]."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2).flatten(2)
+
+
+class GPT2Attention(nn.Module):
+    def __init__(self, config: DLMConfig):
+        super().__init__()
+        self.heads = config.n_head
+        self.c_attn = Conv1D(3 * config.n_embd, config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
+        q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in self.c_attn(x).chunk(3, dim=-1))
+        return self.c_proj(attend(q, k, v, visible))
+
+
+class GPT2MLP(nn.Module):
+    def __init__(self, config: DLMConfig):
+        super().__init__()
+        self.c_fc = Conv1D(config.n_inner, config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class GPT2Block(nn.Module):
+    def __init__(self, config: DLMConfig):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = GPT2Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = GPT2MLP(config)
+
+    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x), visible)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2Trunk(nn.Module):
+    def __init__(self, config: DLMConfig):
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(GPT2Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+
+    def forward(self, input_ids: Tensor, visible: Tensor) -> Tensor:
+        x = self.wte(input_ids) + self.wpe(torch.arange(input_ids.shape[1], device=input_ids.device))
+        for block in self.h:
+            x = block(x, visible)
+        return self.ln_f(x)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+class LlamaAttention(nn.Module):
+    """LLaMA, Qwen2 (biases on q, k, v) and Qwen3 (q and k normalised)."""
+
+    def __init__(self, config: DLMConfig):
+        super().__init__()
+        d, k, h, g = config.hidden_size, config.head_dim, config.num_attention_heads, config.num_key_value_heads
+        bias = getattr(config, "attention_bias", False)
+        qkv_bias = bias or config.base_model_type == "qwen2"
+        self.head_dim = k
+        self.q_proj = nn.Linear(d, h * k, bias=qkv_bias)
+        self.k_proj = nn.Linear(d, g * k, bias=qkv_bias)
+        self.v_proj = nn.Linear(d, g * k, bias=qkv_bias)
+        self.o_proj = nn.Linear(h * k, d, bias=bias)
+        if config.base_model_type == "qwen3":
+            self.q_norm = RMSNorm(k, config.rms_norm_eps)
+            self.k_norm = RMSNorm(k, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, visible: Tensor, angles: Tensor) -> Tensor:
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        return self.o_proj(attend(rotate(q, angles), rotate(k, angles), v, visible))
+
+
+class LlamaMLP(nn.Module):
+    def __init__(self, config: DLMConfig):
+        super().__init__()
+        bias = getattr(config, "mlp_bias", False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class LlamaBlock(nn.Module):
+    def __init__(self, config: DLMConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = LlamaAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = LlamaMLP(config)
+
+    def forward(self, x: Tensor, visible: Tensor, angles: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), visible, angles)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LlamaTrunk(nn.Module):
+    def __init__(self, config: DLMConfig):
+        super().__init__()
+        self.head_dim, self.rope = config.head_dim, dict(config.rope_parameters)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids: Tensor, visible: Tensor) -> Tensor:
+        # The angles are made here and not kept in a buffer, which loading would leave without its values.
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device, dtype=torch.float32)
+        angles = positions[:, None] * rope_frequencies(self.rope, self.head_dim, input_ids.device)
+        x = self.embed_tokens(input_ids)
+        for layer in self.layers:
+            x = layer(x, visible, angles)
+        return self.norm(x)
+
+
+def rope_frequencies(rope: dict, head_dim: int, device: torch.device) -> Tensor:
+    """Radians a position for each of the head_dim / 2 planes, fp32."""
+    frequency = rope["rope_theta"] ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    if rope["rope_type"] == "linear":
+        return frequency / rope["factor"]
+    if rope["rope_type"] == "llama3":
+        turns = rope["original_max_position_embeddings"] * frequency / (2 * math.pi)
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        smooth = ((turns - low) / (high - low)).clamp(0, 1)
+        return frequency * (smooth + (1 - smooth) / rope["factor"])
+    return frequency
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotates the planes (x_i, x_{i + k/2}) of x [b, n, h, k] by angles [n, k/2]."""
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+
+
+class DLMModel(PreTrainedModel):
+    """The model and its sampler. `forward` gives raw outputs: in a `shifted` model those at n-1 are for token n."""
+
+    config_class = DLMConfig
+    _no_split_modules = ("GPT2Block", "LlamaBlock")
+
+    def __init__(self, config: DLMConfig):
+        super().__init__(config)
+        if config.base_model_type == "gpt2":
+            self.transformer = GPT2Trunk(config)
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+            self._tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+        else:
+            self.model = LlamaTrunk(config)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self._tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+        self.post_init()
+
+    @property
+    def trunk(self) -> nn.Module:
+        return self.transformer if self.config.base_model_type == "gpt2" else self.model
+
+    @property
+    def max_length(self) -> int:
+        """The longest text that the model was made for."""
+        gpt2 = self.config.base_model_type == "gpt2"
+        return self.config.n_positions if gpt2 else self.config.max_position_embeddings
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.trunk.wte if self.config.base_model_type == "gpt2" else self.trunk.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, rule: str | None = None,
+                block_size: int | None = None) -> CausalLMOutput:
+        """Logits in fp32 [b, n, v]. `rule` and `block_size` default to those that the model was trained with.
+
+        attention_mask [b, n]: 0 marks padding, which must be on the right, because positions count from the left.
+        """
+        rule = self.config.rule if rule is None else rule
+        visible = visibility(rule, input_ids.shape[1], block_size or self.config.block_size, input_ids.device)
+        if attention_mask is not None:
+            if not bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all()):
+                raise ValueError("padding must be on the right: an attention_mask goes from 1 to 0 once")
+            visible = visible & attention_mask[:, None, None].bool()
+        logits = self.lm_head(self.trunk(input_ids, visible))
+        return CausalLMOutput(logits=logits.float())
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, max_new_tokens: int, steps: int | None = None, temperature: float = 0.0,
+                 top_p: float = 1.0, top_k: int = 0, seed: int | None = None, stop_at_eos: bool = True) -> Tensor:
+        """`input_ids` [b, n] continued by at most `max_new_tokens`, denoised all at once or block by block.
+
+        steps: forward passes over all new tokens; by default one for each token. temperature 0 takes the likeliest
+        token. What follows a row's first end-of-text token is more of it, cut off where all rows have ended.
+        """
+        check_prompt(input_ids, self.config.alignment)
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+        first = input_ids.shape[1]
+        tokens = F.pad(input_ids, (0, max_new_tokens), value=self.config.mask_token_id)
+        canvas = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) >= first
+        eos = self.config.eos_token_id if stop_at_eos else None
+        sampler = Sampler(temperature, top_p, top_k, seed, tokens.device)
+        tokens = self._denoise(tokens, canvas, steps, sampler, eos)
+        return tokens if eos is None else end_at(tokens, first, eos)
+
+    @torch.no_grad()
+    def infill(self, input_ids: Tensor, steps: int | None = None, temperature: float = 0.0, top_p: float = 1.0,
+               top_k: int = 0, seed: int | None = None) -> Tensor:
+        """`input_ids` [b, n] with every mask token replaced. The arguments are those of `generate`."""
+        canvas = input_ids == self.config.mask_token_id
+        check_prompt(input_ids, self.config.alignment)
+        if self.config.alignment == "shifted" and bool(canvas[:, 0].any()):
+            raise ValueError("nothing predicts the first token of this model; put a start token before the mask")
+        return self._denoise(input_ids, canvas, steps, Sampler(temperature, top_p, top_k, seed, input_ids.device), None)
+
+    def _denoise(self, tokens: Tensor, canvas: Tensor, steps: int | None, sampler: "Sampler",
+                 eos: int | None) -> Tensor:
+        """Fills the canvas [b, n] of `tokens` span by span; stops early once every row's canvas holds `eos`."""
+        n, most = tokens.shape[1], int(canvas.sum(1).max())
+        if n > self.max_length:
+            raise ValueError(f"{n} tokens are more than the {self.max_length} that this model was made for")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps must be at least 1, not {steps}")
+        span = self.config.block_size if self.config.rule == "block_causal" else n
+        for start in range(0, n, span):
+            end = min(start + span, n)
+            here = canvas[:, :end] & (torch.arange(end, device=tokens.device) >= start)
+            size = int(here.sum(1).max())
+            share = size if steps is None else math.ceil(steps * size / max(most, 1))
+            tokens = torch.cat([self._denoise_span(tokens[:, :end], here, share, sampler), tokens[:, end:]], dim=1)
+            if eos is not None and bool((canvas & (tokens == eos))[:, :end].any(1).all()):
+                return tokens[:, :end]
+        return tokens
+
+    def _denoise_span(self, tokens: Tensor, masked: Tensor, steps: int, sampler: "Sampler") -> Tensor:
+        """Each step commits the most confident of the masked [b, n] places, as many as leave the rest for later."""
+        for left in range(steps, 0, -1):
+            logits = self(tokens).logits
+            if self.config.alignment == "shifted":
+                logits = logits.roll(1, dims=1)
+            logits[..., self.config.mask_token_id] = -torch.inf
+            proposal, confidence = tokens.clone(), torch.full(tokens.shape, -1.0, device=tokens.device)
+            proposal[masked], confidence[masked] = sampler.draw(logits[masked])
+            count = (masked.sum(1, keepdim=True) + left - 1) // left
+            rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+            commit = masked & (rank < count)
+            tokens, masked = torch.where(commit, proposal, tokens), masked & ~commit
+        return tokens
+
+
+class Sampler:
+    """Draws a token from each row of logits, and says how probable it was."""
+
+    def __init__(self, temperature: float, top_p: float, top_k: int, seed: int | None, device: torch.device):
+        if temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
+            raise ValueError("temperature and top_k must not be negative and top_p must be in (0, 1]; got "
+                             f"temperature {temperature}, top_p {top_p}, top_k {top_k}")
+        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
+        self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+
+    def draw(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """logits [m, v] to tokens [m] and the model's own probability of each [m]."""
+        probability = logits.softmax(-1)
+        if self.temperature == 0:
+            confidence, tokens = probability.max(-1)
+            return tokens, confidence
+        kept = self.nucleus((logits / self.temperature).softmax(-1))
+        tokens = torch.multinomial(kept, 1, generator=self.generator)
+        return tokens[:, 0], probability.gather(-1, tokens)[:, 0]
+
+    def nucleus(self, probability: Tensor) -> Tensor:
+        """The `top_k` likeliest tokens, and of all the fewest that reach `top_p`; the others get zero."""
+        ordered, order = probability.sort(dim=-1, descending=True)
+        dropped = ordered.cumsum(-1) - ordered >= self.top_p
+        if self.top_k:
+            dropped[:, self.top_k:] = True
+        return probability.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), 0)
+
+
+def visibility(rule: str, n: int, block_size: int | None, device: torch.device) -> Tensor:
+    """Who sees whom: bool [1, 1, n, n], queries before keys."""
+    if rule not in RULES:
+        raise ValueError(f"rule {rule!r} is not one of {', '.join(RULES)}")
+    if rule == "bidirectional":
+        return torch.ones(1, 1, n, n, dtype=torch.bool, device=device)
+    if rule == "block_causal" and not block_size:
+        raise ValueError("the rule block_causal needs a block_size")
+    index = torch.arange(n, device=device) // (block_size if rule == "block_causal" else 1)
+    return (index[:, None] >= index[None, :])[None, None]
+
+
+def check_prompt(input_ids: Tensor, alignment: str) -> None:
+    """Raises `ValueError` for tokens of another shape than [b, n], and for none where the first is needed."""
+    if input_ids.ndim != 2 or input_ids.is_floating_point():
+        raise ValueError(f"input_ids must be whole numbers [batch, tokens], not {list(input_ids.shape)}")
+    if alignment == "shifted" and input_ids.shape[1] == 0:
+        raise ValueError("nothing predicts the first token of this model; begin with a start token")
+
+
+def end_at(tokens: Tensor, first: int, eos: int) -> Tensor:
+    """`tokens` with each row after its first `eos` at or past `first` made `eos`, cut where all rows have ended."""
+    is_eos = tokens[:, first:] == eos
+    after = is_eos.cumsum(1) - is_eos.long() > 0
+    tokens = torch.cat([tokens[:, :first], tokens[:, first:].masked_fill(after, eos)], dim=1)
+    return tokens[:, :first + int((~after).any(0).sum())]

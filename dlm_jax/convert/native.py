@@ -1,0 +1,63 @@
+"""The native model directory: `dlm.json` beside safetensors files that hold the weights under their own paths."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from dlm_jax.convert.directories import read_json, tokenizer_directory
+from dlm_jax.convert.tensors import Outgoing, check_names, check_tensor, memory_dtype, read, scan, write_sharded
+from dlm_jax.convert.wild import settle
+from dlm_jax.errors import UserError
+from dlm_jax.models.bundle import Bundle
+from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.weights import flatten, unflatten, weight_table
+
+FORMAT = 1
+SHARD_BYTES = 2**30
+SHARD = re.compile(r"params-(\d{5})-of-(\d{5})\.safetensors")
+
+
+def write_native(directory: Path, bundle: Bundle) -> None:
+    """Writes `bundle` into the existing `directory`, one leaf in memory at a time."""
+    leaves = flatten(bundle.params)
+    tensors = [Outgoing(path, w.shape, np.dtype(leaves[path].dtype), lambda path=path: np.asarray(leaves[path]))
+               for path, w in weight_table(bundle.config).items()]
+    write_sharded(directory, tensors, "params", SHARD_BYTES)
+    fields = {"format": FORMAT, "model": dataclasses.asdict(bundle.config), **dataclasses.asdict(bundle.card)}
+    (directory / "dlm.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def read_native(directory: str | Path) -> Bundle:
+    """The inverse of `write_native`. Raises `UserError` that names the field, file or tensor at fault."""
+    directory = Path(directory)
+    fields = read_json(directory / "dlm.json")
+    if fields.pop("format", None) != FORMAT:
+        raise UserError(f"{directory / 'dlm.json'} is not of format {FORMAT}; read it with the version that wrote it")
+    model = fields.pop("model", None)
+    if not isinstance(model, dict):
+        raise UserError(f"{directory / 'dlm.json'} does not describe its model; copy it again")
+    config = ModelConfig.from_dict(model)
+    card = settle(fields, config.vocab_size)
+    weights, stored = weight_table(config), scan(shards(directory))
+    check_names(stored, weights, directory)
+    for path, w in weights.items():
+        check_tensor(path, stored[path], w.shape)
+    dtype = memory_dtype(stored.values(), None)
+    params = unflatten({path: read(path, stored[path]).astype(dtype, copy=False) for path in weights})
+    return Bundle(config, params, card, tokenizer_directory(directory))
+
+
+def shards(directory: Path) -> list[Path]:
+    """All files of the weights. Raises `UserError` where one of them is missing."""
+    files = sorted(path for path in directory.iterdir() if SHARD.fullmatch(path.name))
+    if not files:
+        raise UserError(f"{directory} has no params-*.safetensors; copy the whole directory")
+    count = int(SHARD.fullmatch(files[0].name)[2])
+    for i in range(1, count + 1):
+        name = f"params-{i:05d}-of-{count:05d}.safetensors"
+        if directory / name not in files:
+            raise UserError(f"{directory} lacks {name}; copy the whole directory")
+    return files
