@@ -1,0 +1,99 @@
+"""Text into a packed dataset on disk: ArrayRecord shards and a `dataset.json` that describes them."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dlm_jax.data.pack import pack
+from dlm_jax.data.records import DESCRIPTION, FORMAT, encode_record
+from dlm_jax.data.tokenizer import Tokenizer
+from dlm_jax.errors import UserError
+from dlm_jax.files import new_directory
+
+BATCH_DOCUMENTS, BATCH_BYTES = 256, 2**20  # tokenised together: enough for all cores, and little to hold in memory
+SHARD_BYTES = 2**28  # before compression
+
+
+def prepare(documents: Iterable[str], tokenizer: Tokenizer, length: int, out: str | Path,
+            progress: Callable[[int], None] = lambda done: None) -> dict:
+    """Writes the documents as records of `length` tokens into the new directory `out`, and returns its description.
+
+    Each document stands between the tokenizer's start and end tokens, where it has them. Memory does not grow with the
+    text. `progress` is called with the UTF-8 bytes of text done so far. What goes wrong leaves nothing at `out`.
+
+    Raises `UserError` for a `length` below 2, no text at all, an `out` that is in use, and a full disk.
+    """
+    if length < 2:
+        raise UserError(f"a record of {length} tokens teaches nothing; choose a length of at least 2")
+    counts = {"documents": 0, "bytes": 0}
+    with new_directory(out) as directory:
+        ids = _tokenise(documents, tokenizer, counts, progress)
+        written = _write(pack(ids, length, tokenizer.bos_id, tokenizer.eos_id), length, directory)
+        if not written["records"]:
+            raise UserError("the documents hold no text; name some that do")
+        description = {"format": FORMAT, "length": length, **counts, **written, "tokenizer": tokenizer.fingerprint(),
+                       "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
+        (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return description
+
+
+def _tokenise(documents: Iterable[str], tokenizer: Tokenizer, counts: dict[str, int],
+              progress: Callable[[int], None]) -> Iterator[list[int]]:
+    """The ids of each document; what was read is added to `counts`."""
+    for texts, size in _groups(documents):
+        yield from tokenizer.encode_batch(texts)
+        counts["documents"] += len(texts)
+        counts["bytes"] += size
+        progress(counts["bytes"])
+
+
+def _groups(documents: Iterable[str]) -> Iterator[tuple[list[str], int]]:
+    """Consecutive documents with their size in bytes."""
+    texts: list[str] = []
+    size = 0
+    for text in documents:
+        texts.append(text)
+        size += len(text.encode())
+        if len(texts) == BATCH_DOCUMENTS or size >= BATCH_BYTES:
+            yield texts, size
+            texts, size = [], 0
+    if texts:
+        yield texts, size
+
+
+def _write(records: Iterator[tuple[np.ndarray, np.ndarray]], length: int, directory: Path) -> dict:
+    """Writes the shards into `directory`; returns how many records and real tokens they hold."""
+    per_shard = max(1, SHARD_BYTES // (8 * length))
+    shards: list[dict] = []
+    tokens = 0
+    for first in records:
+        name = f"records-{len(shards):05d}.array_record"
+        shard = itertools.chain([first], itertools.islice(records, per_shard - 1))
+        count, real = _write_shard(directory / name, shard)
+        shards.append({"name": name, "records": count})
+        tokens += real
+    return {"records": sum(shard["records"] for shard in shards), "tokens": tokens, "shards": shards}
+
+
+def _write_shard(path: Path, records: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[int, int]:
+    """Writes one ArrayRecord file; returns its records and its real tokens."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    writer = ArrayRecordWriter(str(path), "group_size:1")  # one record a chunk: random access reads nothing else
+    count = real = 0
+    for tokens, segments in records:
+        _on_disk(writer.write, encode_record(tokens, segments))
+        count += 1
+        real += int(np.count_nonzero(segments))
+    _on_disk(writer.close)
+    return count, real
+
+
+def _on_disk(action: Callable[..., None], *arguments: bytes) -> None:
+    """ArrayRecord reports a full disk as a `RuntimeError`; here it is the `OSError` that it is everywhere else."""
+    try:
+        action(*arguments)
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
