@@ -3,7 +3,6 @@
 import itertools
 import json
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -73,15 +72,15 @@ def test_rows_come_as_they_were_written(make_dataset, monkeypatch):
 
 
 def test_a_closed_iterator_leaves_no_thread(make_dataset):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     batches = Dataset.open(make_dataset(8)).batches(2, seed=0)
     next(batches)
-    assert threading.active_count() > before
+    readers = set(threading.enumerate()) - before
+    assert readers
     batches.close()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    for reader in readers:
+        reader.join(timeout=5)
+        assert not reader.is_alive()
 
 
 def test_a_damaged_record_is_named(make_dataset, monkeypatch):
