@@ -1,0 +1,205 @@
+"""Config files -> frozen dataclasses.
+
+A config file is Python with a `get_config()` that returns an `ml_collections.ConfigDict`. Here each of its keys is known,
+typed and explained; an unknown, ill-typed or contradictory one is an error with a sentence.
+"""
+
+import dataclasses
+import json
+import runpy
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from dlm_jax.diffusion.recipes import Recipe
+from dlm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelChoice:
+    """base: a native, work or Hugging Face directory, a hub id, or 'bundled' for the model the package carries.
+    init: 'base' starts from its weights, 'scratch' from random ones of its shape.
+    mask: 'new' adds a mask token (a row at the mean of the others); a token or an id reuses that row.
+    dtype: of the computation; the master weights are always float32.
+    remat: what the backward pass makes again instead of keeping: 'none', 'dots' (keeps matrix products), 'full'.
+    """
+
+    base: str
+    init: Literal["base", "scratch"] = "base"
+    mask: str = "new"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """train, validation: a directory made by `dlm prepare`, a text file, or 'python-stdlib' for the sources of the
+    running Python's standard library. length: tokens of a record that is made here from text; validation_records: how
+    many records the validation loss reads (0: all)."""
+
+    train: str
+    validation: str
+    length: int
+    validation_records: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW. schedule: after `warmup` steps of linear growth 'constant' stays, 'cosine' falls to `final` times the peak
+    at the last step, 'wsd' stays and falls linearly in the last `decay` steps. clip: largest global gradient norm."""
+
+    learning_rate: float
+    schedule: Literal["constant", "cosine", "wsd"] = "cosine"
+    warmup: int = 0
+    decay: int = 0
+    final: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """steps: optimizer steps; batch: records a step; accumulate: parts that the batch is cut into, one after the other;
+    seed: decides initial weights, data order and noise."""
+
+    steps: int
+    batch: int
+    accumulate: int = 1
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """every: steps between two; the last step always counts."""
+
+    every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointEvery(Every):
+    """keep: how many checkpoints stay on disk."""
+
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateEvery(Every):
+    """samples: levels drawn for each validation record."""
+
+    samples: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a training run."""
+
+    recipe: Recipe
+    model: ModelChoice
+    data: Data
+    optimizer: Optimizer
+    train: Train
+    checkpoint: CheckpointEvery
+    log: Every
+    evaluate: EvaluateEvery
+
+    def __post_init__(self) -> None:
+        positive = {
+            "train.steps": self.train.steps, "train.batch": self.train.batch, "train.accumulate": self.train.accumulate,
+            "checkpoint.every": self.checkpoint.every, "checkpoint.keep": self.checkpoint.keep,
+            "log.every": self.log.every, "evaluate.every": self.evaluate.every,
+            "evaluate.samples": self.evaluate.samples, "optimizer.learning_rate": self.optimizer.learning_rate,
+            "optimizer.clip": self.optimizer.clip,
+        }
+        for key, value in positive.items():
+            if value <= 0:
+                raise UserError(f"config: {key} must be positive, not {value}")
+        if self.data.length < 2:
+            raise UserError(f"config: data.length must be at least 2, not {self.data.length}")
+        if self.train.batch % self.train.accumulate:
+            raise UserError(f"config: train.batch {self.train.batch} cannot be cut into train.accumulate "
+                            f"{self.train.accumulate} equal parts")
+        if self.optimizer.schedule != "wsd" and self.optimizer.decay:
+            raise UserError(f"config: optimizer.decay is for the schedule 'wsd', not '{self.optimizer.schedule}'")
+        if self.optimizer.warmup + self.optimizer.decay > self.train.steps:
+            raise UserError(f"config: optimizer.warmup {self.optimizer.warmup} and optimizer.decay "
+                            f"{self.optimizer.decay} do not fit into train.steps {self.train.steps}")
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The config of a file, with overrides such as 'train.steps=10' applied.
+
+    Raises `UserError` for a file that is not such a config, and for any key or value that does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no config file {path}")
+    try:
+        tree = runpy.run_path(str(path))["get_config"]()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is not a config file with a working get_config(): "
+                        f"{type(error).__name__}: {error}") from error
+    if not isinstance(tree, ConfigDict):
+        raise UserError(f"get_config() of {path} must return an ml_collections.ConfigDict, not {type(tree).__name__}")
+    fields = tree.to_dict()
+    for override in overrides:
+        _override(fields, override)
+    return build(Config, fields)
+
+
+def _override(fields: dict, override: str) -> None:
+    """Sets one 'a.b=value'; the key must exist in the schema, which `build` checks."""
+    key, equals, value = override.partition("=")
+    parts = key.split(".")
+    if not equals or len(parts) != 2 or not isinstance(fields.get(parts[0], {}), dict):
+        raise UserError(f"'{override}' is not of the form group.key=value, such as train.steps=100")
+    fields.setdefault(parts[0], {})[parts[1]] = value
+
+
+def build(cls: type, fields: Any, where: str = "") -> Any:
+    """A (nested) dataclass from a dict; strings are read as the field's type. Raises `UserError` with the key."""
+    if not isinstance(fields, dict):
+        raise UserError(f"config: {where or 'the config'} must be a group of keys, not {fields!r}")
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key in fields:
+        if key not in known:
+            raise UserError(f"config: there is no key '{where}{key}'; the keys here are {', '.join(known)}")
+    missing = [name for name, f in known.items() if name not in fields and f.default is dataclasses.MISSING]
+    if missing:
+        raise UserError(f"config: the key '{where}{missing[0]}' is missing")
+    types = typing.get_type_hints(cls)
+    return cls(**{key: _value(types[key], value, f"{where}{key}") for key, value in fields.items()})
+
+
+def _value(kind: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, f"{key}.")
+    if typing.get_origin(kind) is Literal:
+        allowed = typing.get_args(kind)
+        for choice in allowed:
+            if value == choice or str(value) == str(choice):
+                return choice
+        raise UserError(f"config: {key} must be one of {', '.join(map(str, allowed))}, not {value!r}")
+    try:
+        converted = kind(value)
+    except (TypeError, ValueError):
+        converted = None
+    if converted is None or isinstance(value, bool) or (kind is int and not _is_whole(value)):
+        raise UserError(f"config: {key} must be of type {kind.__name__}, not {value!r}")
+    return converted
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, str) and value.strip().lstrip("+-").isdigit())
+
+
+def to_json(config: Config) -> str:
+    """The whole config as JSON, the inverse of `build(Config, json.loads(text))`."""
+    return json.dumps(dataclasses.asdict(config), indent=2)

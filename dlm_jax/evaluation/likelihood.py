@@ -1,0 +1,89 @@
+"""Likelihood of texts: the exact autoregressive one, and the diffusion bound."""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from dlm_jax.attention.rules import Bidirectional, Causal
+from dlm_jax.diffusion.recipes import Recipe
+from dlm_jax.losses import Sums, add_noise, loss_sums
+from dlm_jax.models.card import Card
+from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.weights import Params
+
+AR = Recipe("ar", streams=1, alignment="shifted", corruption="none")
+TOKENS_A_BATCH = 4096
+SHORTEST = 32
+
+
+@struct.dataclass
+class Likelihood:
+    """nats: sum of -log p (or of its upper bound) over `tokens` predicted tokens."""
+
+    nats: float
+    tokens: int
+
+    @property
+    def per_token(self) -> float:
+        """nats a token."""
+        return self.nats / max(self.tokens, 1)
+
+
+def denoising_recipe(card: Card) -> Recipe:
+    """The recipe whose loss bounds the likelihood of a model as its card says it denoises: uniform corruption, 1/t.
+
+    A plain autoregressive model is read the way adaptation starts from it: one stream, shifted, everything visible.
+    """
+    if card.rule == "block_causal":
+        return Recipe("nelbo", streams=2, alignment=card.alignment, block_size=card.block_size)
+    return Recipe("nelbo", streams=1, alignment=card.alignment)
+
+
+def likelihood(params: Params, config: ModelConfig, recipe: Recipe, mask_id: int | None,
+               rows: Sequence[tuple[np.ndarray, np.ndarray]], samples: int = 1, seed: int = 0) -> Likelihood:
+    """-log p of rows of text under a recipe: exact for `AR`, else the NELBO by `samples` noisings of each row.
+
+    rows: pairs (tokens, segments), int [n]; the first token of each document is given, not predicted. Levels are
+    stratified over each batch of one length, and the noise is a function of `seed`, so that two models are compared
+    under the same noise.
+    """
+    key = jax.random.key(seed)
+    nats, tokens = 0.0, 0
+    for number, (batch, segments) in enumerate(batches(rows)):
+        for sample in range(samples):
+            sample_key = jax.random.fold_in(jax.random.fold_in(key, number), sample)
+            sums = _sums(params, sample_key, batch, segments, mask_id, recipe=recipe, config=config)
+            nats += float(sums.loss) / samples
+        tokens += int(sums.tokens)
+    return Likelihood(nats, tokens)
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "config"))
+def _sums(params: Params, key: jax.Array, tokens: jax.Array, segments: jax.Array, mask_id: int | None, *,
+          recipe: Recipe, config: ModelConfig) -> Sums:
+    batch = add_noise(key, jnp.asarray(tokens), jnp.asarray(segments), recipe)
+    rule = Causal() if recipe.corruption == "none" else Bidirectional()
+    return loss_sums(params, batch, rule, mask_id, recipe, config)
+
+
+def batches(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of like length together, padded (segment 0) to a power of two, in few shapes: (tokens, segments) [b, n]."""
+    by_length: dict[int, list] = {}
+    for row in rows:
+        by_length.setdefault(max(SHORTEST, 1 << (len(row[0]) - 1).bit_length()), []).append(row)
+    for length, group in sorted(by_length.items()):
+        size = max(1, TOKENS_A_BATCH // length)
+        for start in range(0, len(group), size):
+            tokens, segments = np.zeros((2, size, length), np.int32)
+            for i, (row, row_segments) in enumerate(group[start:start + size]):
+                tokens[i, :len(row)], segments[i, :len(row)] = row, row_segments
+            yield tokens, segments
+
+
+def texts_to_rows(token_lists: Sequence[Sequence[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """One row a text, each one document."""
+    return [(np.asarray(tokens, np.int32), np.ones(len(tokens), np.int32)) for tokens in token_lists]

@@ -1,0 +1,82 @@
+"""The training step: one pure function of (state, batch)."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from dlm_jax.config import Config
+from dlm_jax.losses import Noised, Sums, add_noise, annealed_rule, loss_sums
+from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.weights import Params
+from dlm_jax.training.optimizer import learning_rate, make_optimizer
+
+
+@struct.dataclass
+class State:
+    """What a step turns into the next: step (int32), params (fp32), and the optimizer's moments."""
+
+    step: jax.Array
+    params: Params
+    optimizer: optax.OptState
+
+
+Metrics = dict[str, jax.Array]
+Step = Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]
+
+
+def init_state(params: Params, config: Config, model: ModelConfig) -> State:
+    """The state before the first step."""
+    params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), params)
+    return State(jnp.int32(0), params, make_optimizer(config.optimizer, config.train.steps, model).init(params))
+
+
+def make_step(config: Config, model: ModelConfig, mask_id: int | None) -> Step:
+    """The compiled step (state, tokens, segments) -> (state, metrics); tokens and segments int [batch, length].
+
+    The noise is a function of (train.seed, step) and drawn for the whole batch before it is cut into parts, so the result
+    does not depend on `train.accumulate` but for rounding. The state that goes in is donated. metrics: fp32 scalars.
+    """
+    optimizer = make_optimizer(config.optimizer, config.train.steps, model)
+    rate = learning_rate(config.optimizer, config.train.steps)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: State, tokens: jax.Array, segments: jax.Array) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+        batch = add_noise(key, tokens, segments, config.recipe)
+        rule = annealed_rule(config.recipe, state.step, config.train.seed)
+
+        def loss(params: Params, part: Noised) -> tuple[jax.Array, Sums]:
+            sums = loss_sums(params, part, rule, mask_id, config.recipe, model, dtype=jnp.dtype(config.model.dtype),
+                             remat=config.model.remat)
+            return sums.loss, sums
+
+        gradients, sums = accumulate(jax.grad(loss, has_aux=True), state.params, batch, config.train.accumulate)
+        gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1), gradients)
+        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+        metrics = dict(
+            loss=sums.loss / jnp.maximum(sums.tokens, 1),
+            masked_loss=sums.masked_loss / jnp.maximum(sums.masked, 1),
+            gradient_norm=optax.tree.norm(gradients),
+            learning_rate=rate(state.step),
+        )
+        return State(state.step + 1, optax.apply_updates(state.params, updates), moments), metrics
+
+    return step
+
+
+def accumulate(gradient: Callable, params: Params, batch: Noised, parts: int) -> tuple[Params, Sums]:
+    """Adds `gradient(params, part) -> (gradients, sums)` over `parts` equal cuts of the batch, one after the other."""
+    if parts == 1:
+        return gradient(params, batch)
+    cuts = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts)))
+
+    def add(total, part: Noised):
+        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+
+    total, _ = jax.lax.scan(add, zeros, cuts)
+    return total
