@@ -43,7 +43,7 @@ def gpt2_config(fields: Fields) -> ModelConfig:
         family="gpt2", vocab_size=size(fields, "vocab_size"), width=width, depth=size(fields, "n_layer"), heads=heads,
         kv_heads=heads, head_dim=quotient("n_embd", width, "n_head", heads),
         mlp_width=size(fields, "n_inner", 4 * width), max_length=size(fields, "n_positions"), rope=None,
-        norm="layer", norm_eps=optional(fields, "layer_norm_epsilon", 1e-5), mlp="gelu", qkv_bias=True,
+        norm="layer", norm_eps=number(fields, "layer_norm_epsilon", 1e-5), mlp="gelu", qkv_bias=True,
         output_bias=True, mlp_bias=True, tied_head=optional(fields, "tie_word_embeddings", True))
 
 
@@ -62,7 +62,7 @@ def llama_config(fields: Fields) -> ModelConfig:
         family=family, vocab_size=size(fields, "vocab_size"), width=width, depth=size(fields, "num_hidden_layers"),
         heads=heads, kv_heads=size(fields, "num_key_value_heads", heads), head_dim=head_dim,
         mlp_width=size(fields, "intermediate_size"), max_length=size(fields, "max_position_embeddings"),
-        rope=read_rope(fields), norm="rms", norm_eps=optional(fields, "rms_norm_eps", 1e-6), mlp="swiglu",
+        rope=read_rope(fields), norm="rms", norm_eps=number(fields, "rms_norm_eps", 1e-6), mlp="swiglu",
         qkv_bias=bias or family == "qwen2", output_bias=bias,
         mlp_bias=optional(fields, "mlp_bias", False) if family == "llama" else False, qk_norm=family == "qwen3",
         tied_head=optional(fields, "tie_word_embeddings", False))
@@ -78,16 +78,16 @@ def read_rope(fields: Fields) -> Rope:
     if unknown:
         raise UserError(f"the rope setting {unknown[0]}: {rope[unknown[0]]!r} is not implemented")
     refuse_others(rope, {"partial_rotary_factor": HARMLESS["partial_rotary_factor"]})
-    theta = float(optional(rope, "rope_theta", optional(fields, "rope_theta", 10_000.0)))
+    theta = number(rope, "rope_theta", number(fields, "rope_theta", 10_000.0))
     kind = optional(rope, "rope_type", optional(rope, "type", "default"))
     if kind == "default":
         return Rope(theta)
     if kind == "linear":
-        return Rope(theta, "linear", float(need(rope, "factor")))
+        return Rope(theta, "linear", number(rope, "factor"))
     if kind == "llama3":
-        original = optional(rope, "original_max_position_embeddings", fields["max_position_embeddings"])
-        return Rope(theta, "llama3", float(need(rope, "factor")), float(need(rope, "low_freq_factor")),
-                    float(need(rope, "high_freq_factor")), original)
+        original = size(rope, "original_max_position_embeddings", fields["max_position_embeddings"])
+        return Rope(theta, "llama3", number(rope, "factor"), number(rope, "low_freq_factor"),
+                    number(rope, "high_freq_factor"), original)
     raise UserError(f"rope type {kind!r} is not implemented; the types are default, linear and llama3")
 
 
@@ -148,6 +148,14 @@ def size(fields: Fields, name: str, default: int | None = None) -> int:
     if not isinstance(value, int) or value < 1:
         raise UserError(f"the configuration says {name}: {value!r}, which is not a positive whole number")
     return value
+
+
+def number(fields: Fields, name: str, default: float | None = None) -> float:
+    """The field, or `default` where there is one, as a positive number."""
+    value = need(fields, name) if default is None else optional(fields, name, default)
+    if not isinstance(value, int | float) or not value > 0:
+        raise UserError(f"the configuration says {name}: {value!r}, which is not a positive number")
+    return float(value)
 
 
 def optional(fields: Fields, name: str, default: Any) -> Any:

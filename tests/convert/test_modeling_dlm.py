@@ -1,0 +1,129 @@
+"""The PyTorch sampler that an export carries."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dlm_jax.convert.hf_export import write_hf
+from dlm_jax.convert.hf_import import read_hf
+from dlm_jax.models.card import Card
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+MASK, EOS = 95, 2
+CARDS = {"shifted_bidirectional": Card("shifted", "bidirectional", None, MASK, 1, EOS),
+         "shifted_blocks": Card("shifted", "block_causal", 4, MASK, 1, EOS),
+         "same_bidirectional": Card("same_position", "bidirectional", None, MASK, 1, EOS),
+         "same_blocks": Card("same_position", "block_causal", 4, MASK, 1, EOS)}
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Callable, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """The exported tiny model under the named card, loaded by transformers once."""
+    made: dict[tuple, Any] = {}
+
+    def load(card: str, name: str = "qwen3") -> Any:
+        if (card, name) not in made:
+            out = tmp_path_factory.mktemp(f"{name}_{card}")
+            write_hf(out, dataclasses.replace(read_hf(tiny(name).directory), card=CARDS[card]))
+            made[card, name] = transformers.AutoModel.from_pretrained(out, trust_remote_code=True)
+        return made[card, name]
+
+    return load
+
+
+@pytest.fixture
+def prompt(tokens) -> Any:
+    return torch.tensor(tokens[:, :6])
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("settings", [{}, {"steps": 3}, {"temperature": 1.0, "top_p": 0.9, "top_k": 20, "seed": 0}])
+def test_generation_keeps_the_prompt_and_leaves_no_mask(card, settings, loaded, prompt):
+    out = loaded(card).generate(prompt, max_new_tokens=11, stop_at_eos=False, **settings)
+    assert out.shape == (2, 17) and torch.equal(out[:, :6], prompt) and not (out == MASK).any()
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_infilling_changes_only_the_masks(card, loaded, tokens):
+    holes = torch.tensor(tokens)
+    holes[0, 3:9] = holes[1, 12:] = MASK
+    out = loaded(card, "gpt2").infill(holes, steps=4)
+    assert torch.equal(out[holes != MASK], holes[holes != MASK]) and not (out == MASK).any()
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_one_hole_is_filled_with_the_likeliest_token(card, loaded, tokens):
+    model, holes = loaded(card), torch.tensor(tokens)
+    holes[:, 7] = MASK
+    logits = model(holes).logits[:, 7 - (CARDS[card].alignment == "shifted")].detach()
+    logits[:, MASK] = -torch.inf
+    assert torch.equal(model.infill(holes)[:, 7], logits.argmax(-1))
+
+
+def test_a_seed_reproduces_and_another_differs(loaded, prompt):
+    def draw(seed: int) -> Any:
+        return loaded("same_blocks").generate(prompt, 12, temperature=1.0, seed=seed, stop_at_eos=False)
+
+    assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
+
+
+@pytest.mark.parametrize("card", ["shifted_bidirectional", "same_blocks"])
+def test_a_prompt_may_hold_the_mask_token(card, loaded, prompt):
+    marked = prompt.clone()
+    marked[:, 2] = MASK
+    assert torch.equal(loaded(card).generate(marked, 5, stop_at_eos=False)[:, :6], marked)
+
+
+def test_blocks_do_not_depend_on_how_much_follows(loaded, prompt):
+    model = loaded("same_blocks")
+    short, long = (model.generate(prompt, n, stop_at_eos=False) for n in (6, 14))
+    assert torch.equal(short, long[:, :12])
+
+
+@pytest.mark.parametrize("card", ["shifted_bidirectional", "same_blocks"])
+def test_generation_ends_where_every_row_has_ended(card, loaded, prompt, monkeypatch):
+    model = loaded(card)
+    plain = model.generate(prompt, 12, stop_at_eos=False)
+    first = int(plain[0, 7])
+    monkeypatch.setattr(model.config, "eos_token_id", first)
+    out = model.generate(prompt, 12)
+    for row, whole in zip(out.tolist(), plain.tolist(), strict=True):
+        end = whole.index(first, 6) if first in whole[6:] else len(whole)
+        expected = (whole[:end] + [first] * len(whole))[:out.shape[1]]
+        assert row == expected
+
+
+def test_right_padding_is_not_seen(loaded, prompt):
+    model = loaded("same_bidirectional")
+    padded = torch.cat([prompt, prompt[:, :3]], 1)
+    seen = torch.tensor([[1] * 6 + [0] * 3] * 2)
+    out = model(padded, attention_mask=seen).logits[:, :6]
+    assert torch.allclose(out, model(prompt).logits, atol=1e-5)
+    with pytest.raises(ValueError, match="padding must be on the right"):
+        model(padded, attention_mask=seen.flip(1))
+
+
+@pytest.mark.parametrize(("arguments", "culprit"), [
+    ({"max_new_tokens": 0}, "max_new_tokens"), ({"max_new_tokens": 100}, "106 tokens"), ({"steps": 0}, "steps"),
+    ({"temperature": -1.0}, "temperature -1.0"), ({"top_p": 0.0}, "top_p 0.0"), ({"top_k": -1}, "top_k -1")])
+def test_misuse_of_generate_is_refused(arguments, culprit, loaded, prompt):
+    with pytest.raises(ValueError, match=culprit):
+        loaded("shifted_blocks").generate(prompt, **{"max_new_tokens": 4, **arguments})
+
+
+def test_what_nothing_can_predict_is_refused(loaded, prompt):
+    model = loaded("shifted_bidirectional")
+    with pytest.raises(ValueError, match="start token"):
+        model.generate(prompt[:, :0], 4)
+    with pytest.raises(ValueError, match="first token"):
+        model.infill(torch.full((1, 4), MASK))
+    with pytest.raises(ValueError, match=r"\[batch, tokens\]"):
+        model.generate(prompt[0], 4)
+    assert loaded("same_bidirectional").generate(prompt[:, :0], 4, stop_at_eos=False).shape == (2, 4)
+    with pytest.raises(ValueError, match="rule 'all'"):
+        model(prompt, rule="all")
+    with pytest.raises(ValueError, match="needs a block_size"):
+        model(prompt, rule="block_causal")
