@@ -55,8 +55,10 @@ def llama_config(fields: Fields) -> ModelConfig:
         raise UserError(f"layer_types names {sliding[0]!r}, which is not implemented; only full_attention is")
     family = fields["model_type"]
     width, heads = size(fields, "hidden_size"), size(fields, "num_attention_heads")
-    default = 128 if family == "qwen3" else None
-    head_dim = size(fields, "head_dim", default or quotient("hidden_size", width, "num_attention_heads", heads))
+    if fields.get("head_dim") is None and family != "qwen3":
+        head_dim = quotient("hidden_size", width, "num_attention_heads", heads)
+    else:
+        head_dim = size(fields, "head_dim", 128)
     bias = family != "qwen2" and optional(fields, "attention_bias", False)  # qwen2 has no such field
     return ModelConfig(
         family=family, vocab_size=size(fields, "vocab_size"), width=width, depth=size(fields, "num_hidden_layers"),

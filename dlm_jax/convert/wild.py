@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlm_jax.convert.families import EMBEDDING, PREFIX
-from dlm_jax.convert.hf_config import Fields, need, optional, refuse_others
+from dlm_jax.convert.hf_config import Fields, need, optional, refuse_others, size
 from dlm_jax.convert.tensors import Stored
 from dlm_jax.errors import UserError
 from dlm_jax.models.card import Card
@@ -117,7 +117,7 @@ LLADA_NAMES = (
 def llada(fields: Fields) -> Source:
     """LLaDA 8B (arXiv 2502.09992): LLaMA under the names of OLMo. Raises `UserError` for another shape of block."""
     refuse_others(fields, LLADA_HARMLESS)
-    width, heads = need(fields, "d_model"), need(fields, "n_heads")
+    width, heads = size(fields, "d_model"), size(fields, "n_heads")
     llama = {
         "model_type": "llama", "vocab_size": optional(fields, "embedding_size", fields.get("vocab_size")),
         "hidden_size": width, "num_hidden_layers": need(fields, "n_layers"), "num_attention_heads": heads,

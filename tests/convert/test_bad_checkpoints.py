@@ -96,6 +96,12 @@ def test_harmless_fields_are_no_obstacle():
                           "layer_types": ["full_attention"], "rope_scaling": None, "some_future_field": 1})
 
 
+def test_heads_need_not_divide_the_width_where_their_size_is_said():
+    config = model_config(LLAMA | {"num_attention_heads": 3, "head_dim": 6})
+    assert (config.heads, config.head_dim) == (3, 6)
+    assert model_config(LLAMA | {"model_type": "qwen3"}).head_dim == 128
+
+
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
 def test_a_truncated_file_is_named(keep, edited):
     file = edited("qwen2", lambda tensors, config: None) / "model.safetensors"
