@@ -1,0 +1,190 @@
+"""Attention: the implementations agree, documents are kept apart, and nothing that is hidden leaks."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from dlm_jax.attention.attend import attend, prepare
+from dlm_jax.attention.cpu import attend_cpu
+from dlm_jax.attention.reference import attend_dense
+from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, BlockDiffusion, Causal
+from dlm_jax.errors import UserError
+
+IMPLEMENTATIONS = {"reference": attend_dense, "cpu": attend_cpu}
+
+
+def draw(seed: int, *shapes: tuple[int, ...], dtype=np.float32) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return [random.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def qkv(seed: int, batch: int, queries: int, keys: int, heads: int, kv_heads: int, dtype=np.float32):
+    kv = (batch, keys, kv_heads, 4)
+    return draw(seed, (batch, queries, heads, 4), kv, kv, dtype=dtype)
+
+
+def random_mask(seed: int, batch: int, queries: int, keys: int) -> np.ndarray:
+    """Random visibility; the first query of the first sequence sees nothing."""
+    mask = np.random.default_rng(seed).random((batch, queries, keys)) < 0.5
+    mask[0, 0] = False
+    return mask
+
+
+def by_hand(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """softmax(q k / sqrt(d)) v, one query at a time."""
+    out = np.zeros_like(q)
+    for b, n, h in np.ndindex(q.shape[:3]):
+        seen = mask[b % len(mask), n]
+        g = h // (q.shape[2] // k.shape[2])
+        if seen.any():
+            weights = np.exp(k[b, seen, g] @ q[b, n, h] / np.sqrt(q.shape[3]))
+            out[b, n, h] = weights / weights.sum() @ v[b, seen, g]
+    return out
+
+
+def value_and_gradients(implementation, q, k, v, mask, d_out):
+    """The output, and the gradients of its product with `d_out`."""
+    def product(q, k, v):
+        out = implementation(q, k, v, mask)
+        return jnp.sum(out * d_out), out
+
+    gradients, out = jax.jit(jax.grad(product, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+    return out, *gradients
+
+
+@pytest.mark.parametrize("ratio, queries, keys, batch, mask_batch", [
+    (1, 5, 5, 2, 2), (2, 7, 7, 3, 1), (4, 9, 9, 2, 2), (8, 3, 11, 2, 1), (8, 1, 6, 1, 1)])
+def test_every_implementation_is_the_definition_in_float64_with_all_gradients(ratio, queries, keys, batch, mask_batch):
+    with jax.enable_x64(True):
+        arrays = qkv(0, batch, queries, keys, 8, 8 // ratio, np.float64)
+        mask = random_mask(1, mask_batch, queries, keys)
+        (d_out,) = draw(2, arrays[0].shape, dtype=np.float64)
+        reference = value_and_gradients(attend_dense, *arrays, mask, d_out)
+        cpu = value_and_gradients(attend_cpu, *arrays, mask, d_out)
+        np.testing.assert_allclose(reference[0], by_hand(*arrays, mask), atol=1e-12)
+        for ours, theirs in zip(cpu, reference):
+            assert ours.dtype == jnp.float64
+            np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_gradients_are_finite_differences(name):
+    with jax.enable_x64(True):
+        arrays = qkv(3, 2, 3, 3, 4, 2, np.float64)
+        mask = random_mask(4, 2, 3, 3)
+        check_grads(jax.jit(lambda *a: IMPLEMENTATIONS[name](*a, mask)), arrays, order=1, modes=["rev"], eps=1e-6)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_a_row_that_sees_nothing_gives_zero_and_no_gradient(name):
+    arrays = qkv(5, 2, 4, 4, 2, 1)
+    mask = np.ones((2, 4, 4), bool)
+    mask[1] = False
+    out, *gradients = value_and_gradients(IMPLEMENTATIONS[name], *arrays, mask, np.ones_like(arrays[0]))
+    for array in (out, *gradients):
+        assert np.isfinite(array).all() and np.abs(array[0]).max() > 0
+        np.testing.assert_array_equal(array[1], 0)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_padding_gives_zero_whatever_it_holds(name):
+    q, k, v = qkv(6, 1, 5, 5, 2, 2)
+    segments = jnp.array([[1, 1, 1, 0, 0]])
+    for array in (q, k, v):
+        array[:, 3:] = 1e4
+    out = jax.jit(lambda *a: attend(*a, Bidirectional(), segments, name))(q, k, v)
+    np.testing.assert_array_equal(out[:, 3:], 0)
+    alone = by_hand(q[:, :3], k[:, :3], v[:, :3], np.ones((1, 3, 3), bool))
+    np.testing.assert_allclose(out[:, :3], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_half_precision_stays_near_the_exact_result_in_its_own_dtype(name):
+    arrays = qkv(7, 1, 8, 8, 2, 2)
+    mask = np.tri(8, dtype=bool)[None]
+    out = jax.jit(IMPLEMENTATIONS[name])(*(jnp.asarray(a, jnp.bfloat16) for a in arrays), mask)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), by_hand(*arrays, mask), atol=0.05)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_huge_scores_do_not_overflow(name):
+    q, k, v = (100 * a for a in qkv(8, 1, 4, 4, 1, 1))
+    out = jax.jit(IMPLEMENTATIONS[name])(q, k, v, np.ones((1, 4, 4), bool))
+    assert np.isfinite(out).all()
+
+
+ONE_STREAM = {"causal": Causal(), "bidirectional": Bidirectional(), "block_causal": BlockCausal(3)}
+
+
+@pytest.mark.parametrize("name", [*ONE_STREAM, "block_diffusion"])
+def test_a_packed_document_is_masked_as_if_alone(name):
+    ends, streams = (0, 4, 5, 10), 2 if name == "block_diffusion" else 1
+    q, k, v = (a.reshape(1, streams, 10, 2, 4) for a in qkv(9, 1, streams * 10, streams * 10, 2, 2))
+
+    def out(lo: int, hi: int, segments, implementation: str) -> jax.Array:
+        rule = ONE_STREAM.get(name, BlockDiffusion(hi - lo, 3))
+        arrays = (a[:, :, lo:hi].reshape(1, -1, 2, 4) for a in (q, k, v))
+        return attend(*arrays, rule, segments, implementation).reshape(streams, hi - lo, 2, 4)
+
+    @jax.jit
+    def packed_and_alone(segments):
+        packed = {i: out(0, 10, segments, i) for i in IMPLEMENTATIONS}
+        return packed, [out(lo, hi, None, "reference") for lo, hi in itertools.pairwise(ends)]
+
+    packed, alone = packed_and_alone(jnp.tile(jnp.array([1] * 4 + [2] * 1 + [3] * 5), streams)[None])
+    for whole in packed.values():
+        np.testing.assert_allclose(whole, np.concatenate(alone, 1), atol=1e-6)
+
+
+def test_annealed_never_opens_an_edge_between_documents():
+    q, k, v = qkv(10, 1, 6, 6, 1, 1)
+    segments = jnp.array([[1, 1, 1, 2, 2, 2]])
+    opened, full = (jax.jit(functools.partial(attend, rule=rule, segments=segments))(q, k, v)
+                    for rule in (Annealed(jnp.float32(1), jnp.uint32(0)), Bidirectional()))
+    np.testing.assert_allclose(opened, full, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_a_noisy_block_never_hears_of_its_clean_self_or_its_future(name):
+    length, block = 8, 2
+    arrays = qkv(11, 1, 2 * length, 2 * length, 2, 1)
+    plan = prepare(BlockDiffusion(length, block), 2 * length)
+
+    @jax.jit
+    @jax.vmap
+    def heard(chosen: jax.Array):
+        """Gradients of the output of the chosen noisy tokens with respect to keys and values."""
+        def total(k, v):
+            out = attend(arrays[0], k, v, plan, implementation=name)
+            return jnp.sum(out * chosen[None, :, None, None])
+
+        return jax.grad(total, argnums=(0, 1))(*arrays[1:])
+
+    blocks = length // block
+    chosen = np.zeros((blocks, 2 * length), np.float32)
+    for number in range(blocks):
+        chosen[number, number * block:(number + 1) * block] = 1
+    d_k, d_v = (np.abs(g).sum((1, 3, 4)) for g in heard(chosen))  # [blocks, 2 length]
+    for number in range(blocks):
+        own = np.arange(length) // block == number
+        clean_past = np.arange(length) // block < number
+        seen = np.concatenate([own, clean_past])
+        np.testing.assert_array_equal(d_k[number][~seen], 0)
+        np.testing.assert_array_equal(d_v[number] > 0, seen)
+
+
+def test_auto_is_the_implementation_of_the_platform():
+    arrays = qkv(12, 1, 5, 5, 2, 2)
+    auto = jax.jit(lambda *a: attend(*a, Causal()))(*arrays)
+    np.testing.assert_allclose(auto, by_hand(*arrays, np.tri(5, dtype=bool)[None]), atol=1e-5)
+
+
+def test_an_unknown_implementation_is_refused_with_the_names_there_are():
+    with pytest.raises(UserError, match="'flash'.*auto, reference, cpu"):
+        attend(*qkv(13, 1, 2, 2, 1, 1), Causal(), implementation="flash")
