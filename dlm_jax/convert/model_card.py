@@ -23,12 +23,12 @@ ALIGNED = {"shifted": "the output at n-1 predicts token n", "same_position": "th
 def model_card(bundle: Bundle) -> str:
     """Markdown with the header that the hub reads."""
     card = bundle.card
-    kind = "masked diffusion language model" if card.is_diffusion else "autoregressive language model"
+    kind = "A masked diffusion" if card.is_diffusion else "An autoregressive"
     how = HOW_DIFFUSION if card.is_diffusion else HOW_AUTOREGRESSIVE
     base = f"base_model: {card.base_model}\n" if card.base_model else ""
     facts = "".join(f"| {name} | {value} |\n" for name, value in card_facts(bundle).items() if value is not None)
     return (f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{base}---\n\n"
-            f"# A {kind}\n\nConverted with dlm-jax.\n\n| | |\n|---|---|\n{facts}\n"
+            f"# {kind} language model\n\nConverted with dlm-jax.\n\n| | |\n|---|---|\n{facts}\n"
             f"## How to load it\n\n```python\n{how.format(name='path/to/this/directory')}```\n")
 
 

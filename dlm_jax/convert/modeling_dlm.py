@@ -198,7 +198,7 @@ class DLMModel(PreTrainedModel):
     """The model and its sampler. `forward` gives raw outputs: in a `shifted` model those at n-1 are for token n."""
 
     config_class = DLMConfig
-    _no_split_modules = ("GPT2Block", "LlamaBlock")
+    _no_split_modules = ["GPT2Block", "LlamaBlock"]  # noqa: RUF012, the type that transformers declares
 
     def __init__(self, config: DLMConfig):
         super().__init__(config)
@@ -213,8 +213,8 @@ class DLMModel(PreTrainedModel):
         self.post_init()
 
     @property
-    def trunk(self) -> nn.Module:
-        return self.transformer if self.config.base_model_type == "gpt2" else self.model
+    def trunk(self) -> GPT2Trunk | LlamaTrunk:
+        return self.get_submodule("transformer" if self.config.base_model_type == "gpt2" else "model")  # type: ignore
 
     @property
     def max_length(self) -> int:
@@ -223,7 +223,7 @@ class DLMModel(PreTrainedModel):
         return self.config.n_positions if gpt2 else self.config.max_position_embeddings
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.trunk.wte if self.config.base_model_type == "gpt2" else self.trunk.embed_tokens
+        return self.trunk.wte if isinstance(self.trunk, GPT2Trunk) else self.trunk.embed_tokens
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -234,8 +234,8 @@ class DLMModel(PreTrainedModel):
 
         attention_mask [b, n]: 0 marks padding, which must be on the right, because positions count from the left.
         """
-        rule = self.config.rule if rule is None else rule
-        visible = visibility(rule, input_ids.shape[1], block_size or self.config.block_size, input_ids.device)
+        block_size = block_size or self.config.block_size
+        visible = visibility(rule or self.config.rule, input_ids.shape[1], block_size, input_ids.device)
         if attention_mask is not None:
             if not bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all()):
                 raise ValueError("padding must be on the right: an attention_mask goes from 1 to 0 once")
@@ -342,9 +342,11 @@ def visibility(rule: str, n: int, block_size: int | None, device: torch.device) 
         raise ValueError(f"rule {rule!r} is not one of {', '.join(RULES)}")
     if rule == "bidirectional":
         return torch.ones(1, 1, n, n, dtype=torch.bool, device=device)
-    if rule == "block_causal" and not block_size:
+    if rule == "causal":
+        block_size = 1
+    if not block_size:
         raise ValueError("the rule block_causal needs a block_size")
-    index = torch.arange(n, device=device) // (block_size if rule == "block_causal" else 1)
+    index = torch.arange(n, device=device) // block_size
     return (index[:, None] >= index[None, :])[None, None]
 
 

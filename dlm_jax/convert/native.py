@@ -17,7 +17,7 @@ from dlm_jax.models.weights import flatten, unflatten, weight_table
 
 FORMAT = 1
 SHARD_BYTES = 2**30
-SHARD = re.compile(r"params-(\d{5})-of-(\d{5})\.safetensors")
+SHARD = re.compile(r"params-\d{5}-of-(\d{5})\.safetensors")
 
 
 def write_native(directory: Path, bundle: Bundle) -> None:
@@ -52,12 +52,11 @@ def read_native(directory: str | Path) -> Bundle:
 
 def shards(directory: Path) -> list[Path]:
     """All files of the weights. Raises `UserError` where one of them is missing."""
-    files = sorted(path for path in directory.iterdir() if SHARD.fullmatch(path.name))
-    if not files:
+    counts = {int(match[1]) for path in directory.iterdir() if (match := SHARD.fullmatch(path.name))}
+    if not counts:
         raise UserError(f"{directory} has no params-*.safetensors; copy the whole directory")
-    count = int(SHARD.fullmatch(files[0].name)[2])
-    for i in range(1, count + 1):
-        name = f"params-{i:05d}-of-{count:05d}.safetensors"
-        if directory / name not in files:
-            raise UserError(f"{directory} lacks {name}; copy the whole directory")
+    files = [directory / f"params-{i:05d}-of-{n:05d}.safetensors" for n in sorted(counts) for i in range(1, n + 1)]
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise UserError(f"{directory} lacks {missing[0]}; copy the whole directory")
     return files

@@ -61,7 +61,7 @@ def autoregressive(fields: Fields, stored: Mapping[str, Stored]) -> Source:
     What an export of this library recorded beside the ordinary fields is read back.
     """
     card = {name: fields[name] for name in RECORDED if name in fields}
-    family = fields.get("model_type")
+    family = fields.get("model_type", "")
     bare = family in PREFIX and EMBEDDING[family].removeprefix(PREFIX[family]) in stored
     return Source(fields, card, ((PREFIX[family], ""),) if bare else ())
 
