@@ -65,6 +65,12 @@ class Tokenizer:
         """The ids of `text`, and nothing before or after them."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    def encode_inside(self, text: str) -> list[int]:
+        """The ids of `text` as the continuation of another text: without the space that some tokenizers put first."""
+        before = self.encode("\n")
+        ids = self.encode("\n" + text)
+        return ids[len(before):] if ids[:len(before)] == before else self.encode(text)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, on all cores."""
         return [each.ids for each in self._backend.encode_batch_fast(texts, add_special_tokens=False)]

@@ -1,0 +1,169 @@
+"""The library's front: a model with its tokenizer, and what one does with them in a notebook."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlm_jax.attention.rules import Bidirectional, BlockCausal, Causal
+from dlm_jax.convert.hf_export import write_hf
+from dlm_jax.convert.native import write_native
+from dlm_jax.data.tokenizer import Tokenizer
+from dlm_jax.errors import UserError
+from dlm_jax.evaluation.likelihood import AR, Likelihood, denoising_recipe, likelihood, texts_to_rows
+from dlm_jax.files import new_directory
+from dlm_jax.models.bundle import Bundle
+from dlm_jax.models.card import RULES, Card
+from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.transformer import forward, unembed
+from dlm_jax.models.weights import Params
+from dlm_jax.opening import open_bundle, open_tokenizer, with_mask
+from dlm_jax.sampling.generate import HOLE, Request, Sample, continuation, generate, selector
+from dlm_jax.sampling.proposal import Proposal
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A model, its card and its tokenizer (None where its directory has none; calls that need text then refuse)."""
+
+    config: ModelConfig
+    params: Params
+    card: Card
+    tokenizer: Tokenizer | None
+
+    def logits(self, tokens: Any, rule: str | None = None, block_size: int | None = None) -> jax.Array:
+        """Raw outputs, fp32 [batch, length, vocab], of tokens int [batch, length].
+
+        rule: 'causal', 'bidirectional' or 'block_causal' (of `block_size`); by default the model's own.
+        """
+        rule = rule or self.card.rule
+        if rule not in RULES:
+            raise UserError(f"rule '{rule}' is not one of {', '.join(RULES)}")
+        block_size = block_size or self.card.block_size
+        if rule == "block_causal" and not block_size:
+            raise UserError("the rule block_causal needs a block_size, which this model does not name")
+        tokens = jnp.asarray(tokens, jnp.int32)
+        if tokens.ndim != 2 or tokens.shape[1] > self.config.max_length:
+            raise UserError(f"tokens must be [batch, length] with at most {self.config.max_length} a row, not of shape "
+                            f"{list(tokens.shape)}")
+        rules = {"causal": Causal(), "bidirectional": Bidirectional(), "block_causal": BlockCausal(block_size or 1)}
+        return _logits(self.params, tokens, rules[rule], self.config)
+
+    def sample(self, prompt: str | Sequence[str] = "", *, max_tokens: int = 64, steps: int | None = None,
+               order: str = "confidence", temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
+               seed: int = 0) -> Any:
+        """Continues a prompt, or several at once: a `Sample`, or a list of them. An empty prompt is unconditional.
+
+        order: 'confidence', 'random' or 'threshold:0.9'; steps: of denoising, for the canvas or for each block. A plain
+        autoregressive model is decoded left to right and needs neither.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        requests = [continuation(self.encode(text), max_tokens) for text in prompts]
+        samples = self._generate(requests, order, steps, seed, Proposal(temperature, top_k, top_p))
+        return samples[0] if isinstance(prompt, str) else samples
+
+    def infill(self, text: str | Sequence[str], *, steps: int | None = None, order: str = "confidence",
+               temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> Any:
+        """Fills holes marked [MASK:n], n tokens wide: a `Sample`, or a list of them for several texts."""
+        if not self.card.is_diffusion:
+            raise UserError("a plain autoregressive model cannot fill a hole; adapt it first with `dlm train`")
+        texts = [text] if isinstance(text, str) else list(text)
+        samples = self._generate([self._with_holes(t) for t in texts], order, steps, seed,
+                                 Proposal(temperature, top_k, top_p))
+        return samples[0] if isinstance(text, str) else samples
+
+    def nelbo(self, texts: str | Sequence[str], *, samples: int = 4, seed: int = 0) -> Likelihood:
+        """Upper bound of -log p(texts) by the model's own way of denoising, over `samples` noisings of each text.
+
+        Texts are cut at the model's context. A plain autoregressive model is read as adaptation would start from it:
+        one stream, shifted, everything visible, with a new mask row at the mean.
+        """
+        model = self if self.card.mask_token_id is not None else self.with_mask()
+        recipe = denoising_recipe(self.card)
+        return likelihood(model.params, model.config, recipe, model.card.mask_token_id, self._rows(texts), samples, seed)
+
+    def ar_nll(self, texts: str | Sequence[str]) -> Likelihood:
+        """-log p(texts) left to right under the causal rule, the output at n-1 predicting token n. Texts are cut at the
+        model's context."""
+        return likelihood(self.params, self.config, AR, None, self._rows(texts))
+
+    def with_mask(self, mask: str = "new") -> "LanguageModel":
+        """The model with a mask token: 'new', a token, or an id."""
+        bundle, tokenizer = with_mask(self._bundle(), self.tokenizer, mask)
+        return LanguageModel(bundle.config, bundle.params, bundle.card, tokenizer)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a native model directory, whole or not at all."""
+        self._write(directory, write_native)
+
+    def export(self, directory: str | Path) -> None:
+        """Writes a Hugging Face directory for PyTorch, whole or not at all."""
+        self._write(directory, write_hf)
+
+    def encode(self, text: str) -> list[int]:
+        """Start token and ids of a text. A model without a start token borrows its end token."""
+        start = self.start_id
+        return [*([] if start is None else [start]), *self._text().encode(text)]
+
+    @property
+    def start_id(self) -> int | None:
+        """The token that a text starts with: bos, else eos, else None."""
+        ids = (self.card.bos_token_id, self.card.eos_token_id)
+        return next((i for i in ids if i is not None), None)
+
+    def _text(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UserError("this model has no tokenizer files, so it cannot read or write text; copy its tokenizer.json "
+                            "and tokenizer_config.json beside it")
+        return self.tokenizer
+
+    def _rows(self, texts: str | Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        texts = [texts] if isinstance(texts, str) else texts
+        return texts_to_rows([self.encode(text)[:self.config.max_length] for text in texts])
+
+    def _with_holes(self, text: str) -> Request:
+        """Splits 'text with [MASK:8] holes' into given and masked places."""
+        parts = HOLE.split(text)  # text, width, text, width, ..., text
+        tokens = self.encode(parts[0]) if parts[0] else self.encode("")
+        masked = [False] * len(tokens)
+        for width, after in zip(map(int, parts[1::2]), parts[2::2]):
+            ids = self._text().encode_inside(after)
+            tokens += [0] * width + ids
+            masked += [True] * width + [False] * len(ids)
+        return Request(tokens, masked, stop=False)
+
+    def _generate(self, requests: list[Request], order: str, steps: int | None, seed: int,
+                  proposal: Proposal) -> list[Sample]:
+        samples = generate(self.params, self.config, self.card, requests, proposal=proposal, select=selector(order),
+                           steps=steps, seed=seed)
+        if self.tokenizer is None:
+            return samples
+        return [dataclasses.replace(s, text=self.tokenizer.decode(s.tokens)) for s in samples]
+
+    def _bundle(self) -> Bundle:
+        return Bundle(self.config, self.params, self.card)
+
+    def _write(self, directory: str | Path, write: Any) -> None:
+        with new_directory(directory) as partial:
+            write(partial, self._bundle())
+            if self.tokenizer is not None:
+                self.tokenizer.save(partial)
+
+
+@jax.jit(static_argnames="config")
+def _logits(params: Params, tokens: jax.Array, rule: Any, config: ModelConfig) -> jax.Array:
+    return unembed(params, forward(params, tokens, config=config, rule=rule), config)
+
+
+def load(source: str | Path) -> LanguageModel:
+    """The model in a native, work or Hugging Face directory, of a hub id, or 'bundled' for the one in the package.
+
+    Raises `UserError` with the cause where there is none, or where it is not whole.
+    """
+    bundle = open_bundle(source)
+    params = jax.tree.map(jnp.asarray, bundle.params)
+    return LanguageModel(bundle.config, params, bundle.card, open_tokenizer(bundle))

@@ -1,0 +1,57 @@
+"""Proposals: which token would stand at each place, and how sure the model is of it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from dlm_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    """temperature 0 takes the likeliest token; above it tokens are drawn from softmax(logits / temperature), among the
+    `top_k` likeliest (0: all) and the smallest set of likeliest tokens that holds `top_p` of the probability."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UserError(f"temperature must not be negative, not {self.temperature}")
+        if self.top_k < 0:
+            raise UserError(f"top_k must not be negative, not {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must lie in (0, 1], not {self.top_p}")
+
+    def __call__(self, keys: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Tokens int [b, n], and the probability that the model gives each (fp32, before temperature and cuts).
+
+        keys: one a sequence, [b], so that a sequence does not depend on its batch-mates; logits: [b, n, v].
+        """
+        if self.temperature == 0:
+            tokens = jnp.argmax(logits, -1)
+        else:
+            cut = keep_top_p(keep_top_k(logits / self.temperature, self.top_k), self.top_p)
+            tokens = jax.vmap(jax.random.categorical)(keys, cut)
+        picked = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
+        return tokens, jnp.exp(picked - jax.nn.logsumexp(logits, -1))
+
+
+def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
+    """-inf for all but the k largest logits [..., v]; k = 0 keeps all."""
+    if k == 0 or k >= logits.shape[-1]:
+        return logits
+    smallest = jax.lax.top_k(logits, k)[0][..., -1:]
+    return jnp.where(logits < smallest, -jnp.inf, logits)
+
+
+def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
+    """-inf for all but the fewest largest logits [..., v] whose probabilities sum to p (Holtzman et al. 2019)."""
+    if p >= 1:
+        return logits
+    ordered = jnp.sort(logits, -1, descending=True)
+    before = jnp.cumsum(jax.nn.softmax(ordered, -1), -1) - jax.nn.softmax(ordered, -1)
+    smallest = jnp.min(jnp.where(before < p, ordered, jnp.inf), -1, keepdims=True)
+    return jnp.where(logits < smallest, -jnp.inf, logits)
