@@ -7,7 +7,7 @@ setup(
     version="0.1.0",
     description="Convert autoregressive language models into diffusion language models, in JAX",
     packages=find_packages(include=["dlm_jax", "dlm_jax.*"]),
-    package_data={"dlm_jax": ["assets/base/*"]},
+    package_data={"dlm_jax": ["assets/*.py", "assets/base/*"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.13",
@@ -21,6 +21,8 @@ setup(
         "transformers>=5.17,<6",
         "safetensors>=0.8,<1",
         "tensorboardX>=2.6,<3",
+        "array_record>=0.8,<0.9",
+        "numpy>=2",
         "pyarrow>=18",
         "rich>=14,<16",
     ],

@@ -38,5 +38,6 @@ def _adapt(config: Config, workdir: Path) -> Outcome:
     if tokenizer is not None:
         (workdir / "tokenizer").mkdir(parents=True, exist_ok=True)
         tokenizer.save(workdir / "tokenizer")
-    card = adapted_card(bundle.card, config.recipe, config.model.base, None)
+    base = Path(config.model.base)
+    card = adapted_card(bundle.card, config.recipe, base.resolve().name if base.is_dir() else config.model.base)
     return train(config, dataclasses.replace(bundle, card=card), training, validation, workdir)

@@ -33,7 +33,7 @@ def run_demo(a: Arguments) -> dict[str, Any]:
 
 
 def run_import(a: Arguments) -> dict[str, Any]:
-    from dlm_jax.convert_command import import_model
+    from dlm_jax.importing import import_model
     return import_model(a.source, Path(a.out), a.mask, a.recipe, a.dtype)
 
 

@@ -38,11 +38,10 @@ class Outcome:
     seconds: float
 
 
-def adapted_card(card: Card, recipe: Recipe, base: str, revision: str | None) -> Card:
-    """The card of a model that was trained by `recipe` from `base`."""
+def adapted_card(card: Card, recipe: Recipe, base: str) -> Card:
+    """The card of a model that was trained by `recipe` from the model named `base`."""
     return dataclasses.replace(card, alignment=recipe.alignment, rule=recipe.rule, block_size=recipe.block_size or None,
-                               recipe=recipe.name, base_model=card.base_model or base,
-                               base_revision=card.base_revision or revision)
+                               recipe=recipe.name, base_model=card.base_model or base)
 
 
 def train(config: Config, bundle: Bundle, training: Dataset, validation: Dataset, workdir: Path) -> Outcome:
