@@ -21,10 +21,9 @@ def test_parameter_counts_are_the_published_ones(config, count):
     assert parameter_count(config) == count
 
 
-@pytest.mark.parametrize("family", ("gpt2", "llama", "qwen2", "qwen3"))
-def test_init_follows_the_table(random_model, family):
-    config, _ = random_model(family, width=64)
-    params = flatten(init(config, jax.random.key(0)))
+def test_init_follows_the_table(random_model):
+    config, _ = random_model("gpt2", width=64, tied_head=False)
+    params = flatten(jax.jit(init, static_argnums=0)(config, jax.random.key(0)))
     table = weight_table(config)
     assert params.keys() == table.keys()
     for path, weight in table.items():
