@@ -47,15 +47,16 @@ def demo(out: Path) -> dict[str, Any]:
     console.rule("3  It fills a hole in real code, all places at once")
     lm = load(out / "adapted")
     sample = lm.infill(CODE)
-    play(lm.tokenizer.pieces(sample.tokens), sample.order, console)
+    if lm.tokenizer is not None:
+        play(lm.tokenizer.pieces(sample.tokens), sample.order, console)
     console.rule("4  It goes back to PyTorch")
     lm.export(out / "export")
     console.print(check_export(lm, out / "export"))
-    result = {"nelbo_before": adapted.nelbo_before, "nelbo_after": adapted.nelbo_after,
-              "nelbo_scratch": scratch.nelbo_after, "seconds": time.perf_counter() - start, "export": str(out / "export")}
     console.print(table(adapted, scratch))
-    console.print(f"{result['seconds']:.0f} seconds. Now try:  dlm infill {out / 'adapted'} 'for i in [MASK:6]:' --watch")
-    return result
+    seconds = time.perf_counter() - start
+    console.print(f"{seconds:.0f} seconds. Now try:  dlm infill {out / 'adapted'} 'for i in [MASK:6]:' --watch")
+    return {"nelbo_before": adapted.nelbo_before, "nelbo_after": adapted.nelbo_after,
+            "nelbo_scratch": scratch.nelbo_after, "seconds": seconds, "export": str(out / "export")}
 
 
 def from_scratch(config: Config) -> Config:

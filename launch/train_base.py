@@ -1,9 +1,9 @@
 """Makes the autoregressive base that the package carries, from the Python standard library's own sources.
 
-    python launch/train_base.py --workdir runs/base [--out dlm_jax/assets/base]
+    python launch/train_base.py --workdir runs/base --out dlm_jax/assets/base
 
-Trains a byte-level BPE tokenizer and a small LLaMA with this library's own trainer (recipe `ar`), a few hours on two CPU
-cores, and exports it as a Hugging Face directory. Interrupted, it goes on where it stopped.
+Trains a byte-level BPE tokenizer and a small LLaMA with this library's own trainer (recipe `ar`), about half an hour on
+two CPU cores, and exports it in bfloat16 as a Hugging Face directory. Interrupted, it goes on where it stopped.
 """
 
 import argparse

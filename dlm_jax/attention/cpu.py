@@ -6,6 +6,9 @@ that nothing of size Q x K is kept between the passes (as FlashAttention does, a
 Letters: g key-value heads, m = (query heads of one key-value head) x (queries), n keys, d head_dim.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -30,7 +33,7 @@ def probabilities(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
     return weights / jnp.maximum(jnp.sum(weights, -1, keepdims=True), 1e-30)
 
 
-def by_sequence(function, *arrays: jax.Array, mask: jax.Array):
+def by_sequence(function: Callable, *arrays: jax.Array, mask: jax.Array) -> Any:
     """`function(*arrays of one sequence, its mask)` for each sequence of the batch; a mask of batch 1 serves all."""
     if mask.shape[0] == 1:
         return jax.lax.map(lambda x: function(*x, mask[0]), arrays)
@@ -45,15 +48,16 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Ar
     return by_sequence(one, q, k, v, mask=mask)
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array):
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> tuple[jax.Array, tuple]:
     out = _attend(q, k, v, mask)
     return out, (q, k, v, mask, out)
 
 
-def _backward(residuals, d_out: jax.Array):
+def _backward(residuals: tuple, d_out: jax.Array) -> tuple:
     q, k, v, mask, out = residuals
 
-    def one(q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, d_out: jax.Array, mask: jax.Array):
+    def one(q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, d_out: jax.Array,
+            mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         p = probabilities(q, k, mask)
         wide = p.dtype
         dp = jnp.einsum("gmd,gnd->gmn", d_out, v, preferred_element_type=wide)

@@ -4,14 +4,15 @@ A site is a place in the stream: its index, and its position inside its document
 document, so a packed document is masked exactly as it would be alone.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 
-class Site(NamedTuple):
+@struct.dataclass
+class Site:
     """Integer arrays that broadcast against each other: queries [..., Q, 1], keys [..., 1, K]."""
 
     index: jax.Array

@@ -29,8 +29,8 @@ def forward(params: Params, tokens: jax.Array, *, config: ModelConfig, rule: Rul
             dtype: Any = jnp.float32, remat: str = "none") -> jax.Array:
     """Hidden states after the final norm: [b, n, d] in `dtype`.
 
-    tokens: int [b, n] (for two streams n = 2L, [noisy || clean]); segments: int [b, n], the document of each token, 0 for
-    padding; positions restart with each document and, by the rule, with each stream.
+    tokens: int [b, n] (for two streams n = 2L, [noisy || clean]); segments: int [b, n], the document of each token, 0
+    for padding; positions restart with each document and, by the rule, with each stream.
     """
     positions = jnp.atleast_2d(document_positions(rule, tokens.shape[1], segments))
     plan = prepare(rule, tokens.shape[1], segments)
@@ -125,17 +125,15 @@ def attention(x: jax.Array, w: Params, positions: jax.Array, config: ModelConfig
 def mlp(x: jax.Array, w: Params, config: ModelConfig) -> jax.Array:
     """GPT-2's gelu (tanh form) or SwiGLU (Shazeer 2020)."""
     up = linear(x, w["up"])
-    if config.mlp == "swiglu":
-        up = jax.nn.silu(linear(x, w["gate"])) * up
-    else:
-        up = jax.nn.gelu(up, approximate=True)
+    gated = config.mlp == "swiglu"
+    up = jax.nn.silu(linear(x, w["gate"])) * up if gated else jax.nn.gelu(up, approximate=True)
     return linear(up, w["down"])
 
 
 def linear(x: jax.Array, w: Params, inputs: int = 1) -> jax.Array:
     """x times weight over the last `inputs` axes of x, plus the bias where there is one: [b, n, ...].
 
-    As one plain matrix product: with the batch axes kept apart XLA's CPU compiler takes twice as long for the gradients.
+    As one plain matrix product: with the batch axes kept apart XLA's CPU compiler takes twice as long for gradients.
     """
     lead, outputs = x.shape[:x.ndim - inputs], w["weight"].shape[inputs:]
     y = x.reshape(math.prod(lead), -1) @ w["weight"].reshape(math.prod(x.shape[x.ndim - inputs:]), -1)

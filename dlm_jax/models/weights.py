@@ -85,7 +85,8 @@ def map_table(config: ModelConfig, function: Callable[[str, Weight], Any]) -> Pa
 
 def init(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
     """Random parameters for training from scratch."""
-    keys = dict(zip(weight_table(config), jax.random.split(key, len(weight_table(config)))))
+    paths = list(weight_table(config))
+    keys = dict(zip(paths, jax.random.split(key, len(paths)), strict=True))
 
     def draw(path: str, w: Weight) -> jax.Array:
         if w.std:

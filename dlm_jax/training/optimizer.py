@@ -1,6 +1,5 @@
 """AdamW behind a schedule and a clip."""
 
-import jax
 import optax
 
 from dlm_jax.config import Optimizer

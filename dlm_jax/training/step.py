@@ -37,8 +37,9 @@ def init_state(params: Params, config: Config, model: ModelConfig) -> State:
 def make_step(config: Config, model: ModelConfig, mask_id: int | None) -> Step:
     """The compiled step (state, tokens, segments) -> (state, metrics); tokens and segments int [batch, length].
 
-    The noise is a function of (train.seed, step) and drawn for the whole batch before it is cut into parts, so the result
-    does not depend on `train.accumulate` but for rounding. The state that goes in is donated. metrics: fp32 scalars.
+    The noise is a function of (train.seed, step) and drawn for the whole batch before it is cut into parts, so the
+    result does not depend on `train.accumulate` but for rounding. The state that goes in is donated. metrics: fp32
+    scalars.
     """
     optimizer = make_optimizer(config.optimizer, config.train.steps, model)
     rate = learning_rate(config.optimizer, config.train.steps)
@@ -75,7 +76,7 @@ def accumulate(gradient: Callable, params: Params, batch: Noised, parts: int) ->
     cuts = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts)))
 
-    def add(total, part: Noised):
+    def add(total: tuple[Params, Sums], part: Noised) -> tuple[tuple[Params, Sums], None]:
         return jax.tree.map(jnp.add, total, gradient(params, part)), None
 
     total, _ = jax.lax.scan(add, zeros, cuts)

@@ -1,0 +1,47 @@
+# make setup   .venv with the package, its tests and PyTorch
+# make demo    the whole story on the bundled model, about 5 minutes on two CPU cores
+# make test    lint, types and all tests
+# make compat  the tests on Python 3.12 with the newest jax
+
+PYTHON ?= python3.11
+PYTHON312 ?= python3.12
+export JAX_PLATFORMS ?= cpu
+
+# A CPU build of PyTorch: the tests and the demo compare against it. Elsewhere `TORCH=torch` takes the default build.
+TORCH ?= torch==2.13.0
+WORKERS ?= auto
+
+.PHONY: setup demo test lint compat clean
+
+setup: .venv/.ready
+
+.venv/.ready: setup.py
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade pip
+	.venv/bin/python -m pip install --quiet "$(TORCH)"
+	.venv/bin/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+demo: setup
+	rm -rf runs/demo
+	.venv/bin/dlm demo --out runs/demo
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+test: lint
+	.venv/bin/python -m pytest -n $(WORKERS) -q
+
+.venv-compat/.ready: setup.py
+	$(PYTHON312) -m venv .venv-compat
+	.venv-compat/bin/python -m pip install --quiet --upgrade pip
+	.venv-compat/bin/python -m pip install --quiet "$(TORCH)"
+	.venv-compat/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[test]"
+	touch $@
+
+compat: .venv-compat/.ready
+	.venv-compat/bin/python -m pytest -n $(WORKERS) -q -m "not slow"
+
+clean:
+	rm -rf .venv .venv-compat build dist *.egg-info
