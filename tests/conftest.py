@@ -21,7 +21,8 @@ def shared() -> Path:
 
 
 FAMILIES = {
-    "gpt2": {"rope": None, "norm": "layer", "mlp": "gelu", "qkv_bias": True, "output_bias": True, "mlp_bias": True, "kv_heads": 4},
+    "gpt2": {"rope": None, "norm": "layer", "mlp": "gelu", "qkv_bias": True, "output_bias": True, "mlp_bias": True,
+             "kv_heads": 4},
     "llama": {"tied_head": False},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True},
@@ -35,8 +36,8 @@ def random_model() -> Callable[..., tuple[ModelConfig, Params]]:
     Nothing in the parameters is left at zero or one, so that a place that is read wrongly shows.
     """
     def make(family: str = "qwen2", seed: int = 0, **changes: Any) -> tuple[ModelConfig, Params]:
-        fields = {"vocab_size": 31, "width": 16, "depth": 2, "heads": 4, "kv_heads": 2, "head_dim": 6, "mlp_width": 20, "max_length": 64,
-                      "rope": Rope(), "norm": "rms", "norm_eps": 1e-5, "mlp": "swiglu"}
+        fields = {"vocab_size": 31, "width": 16, "depth": 2, "heads": 4, "kv_heads": 2, "head_dim": 6, "mlp_width": 20,
+                  "max_length": 64, "rope": Rope(), "norm": "rms", "norm_eps": 1e-5, "mlp": "swiglu"}
         config = ModelConfig(family=family, **fields | FAMILIES[family] | changes)
         random = np.random.default_rng(seed)
         return config, map_table(config, lambda _, w: np.float32(w.constant) + random.normal(

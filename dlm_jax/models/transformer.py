@@ -184,4 +184,4 @@ def at_least_fp32(x: jax.Array) -> jax.Array:
 
 def cast(params: Params, dtype: Any) -> Params:
     """The parameters in the compute dtype; the masters stay as they are."""
-    return jax.tree.map(lambda w: w.astype(dtype), params)
+    return jax.tree.map(lambda w: jnp.asarray(w, dtype), params)

@@ -1,0 +1,298 @@
+"""The losses against an independent implementation in numpy, and the identities that tie the recipes together.
+
+The implementation in numpy knows no packing, no two streams and no padding: it runs one document at a time, and one
+noisy block at a time after its clean past.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, Causal
+from dlm_jax.diffusion.recipes import Recipe, recipe
+from dlm_jax.losses import Noised, add_noise, annealed_rule, loss_sums, predictors
+from dlm_jax.models.transformer import empty_cache, forward_cached
+
+MASK = 30
+N = 9
+SEGMENTS = np.array([[1] * 9, [1] * 4 + [2] * 3 + [0] * 2, [1] * 1 + [2] * 8])
+AR = recipe("ar")
+RECIPES = {
+    "one_stream_shifted": Recipe("a", 1, "shifted"),
+    "one_stream_same_position": Recipe("b", 1, "same_position"),
+    "two_streams_same_position": Recipe("c", 2, "same_position", block_size=4),
+    "two_streams_shifted": Recipe("d", 2, "shifted", block_size=4),
+    "autoregressive": AR,
+}
+
+
+# ------------------------------------------------------------------------------------- the independent implementation
+def rms(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-5) * scale
+
+
+def rope(x: np.ndarray) -> np.ndarray:
+    """x [h, n, k], half-split rotary positions from 0."""
+    half = x.shape[-1] // 2
+    angles = np.arange(x.shape[1])[:, None] * 10_000.0 ** (-np.arange(half) / half)
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+    return np.concatenate([turned.real, turned.imag], -1)
+
+
+def numpy_hidden(params: dict, tokens: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Hidden states [n, d] of one document of a Qwen2-like model in float64; visible: bool [n, n]."""
+    params = jax.tree.map(lambda w: np.asarray(w, np.float64), params)
+    x = params["embed"]["tokens"][tokens]
+    for number in range(2):
+        w = jax.tree.map(lambda a, number=number: a[number], params["layers"])
+        y = rms(x, w["attention_norm"]["scale"])
+        q, k, v = (np.einsum("nd,dhk->hnk", y, w["attention"][m]["weight"]) + w["attention"][m]["bias"][:, None]
+                   for m in "qkv")
+        k, v = np.repeat(rope(k), 2, axis=0), np.repeat(v, 2, axis=0)
+        scores = np.where(visible, rope(q) @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]), -np.inf)
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        out = p / p.sum(-1, keepdims=True) @ v
+        x = x + np.einsum("hnk,hkd->nd", out, w["attention"]["o"]["weight"])
+        y = rms(x, w["mlp_norm"]["scale"])
+        gate = y @ w["mlp"]["gate"]["weight"]
+        x = x + (gate / (1 + np.exp(-gate)) * (y @ w["mlp"]["up"]["weight"])) @ w["mlp"]["down"]["weight"]
+    return rms(x, params["final_norm"]["scale"])
+
+
+def numpy_predictors(params: dict, clean: np.ndarray, noisy: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """The hidden state that predicts each token of one document: [n, d]."""
+    n = len(clean)
+    shifted = recipe.alignment == "shifted"
+    if recipe.streams == 1:
+        visible = np.tri(n, dtype=bool) if recipe.corruption == "none" else np.ones((n, n), bool)
+        hidden = numpy_hidden(params, noisy, visible)
+        return np.concatenate([np.zeros_like(hidden[:1]), hidden[:-1]]) if shifted else hidden
+    out = np.zeros((n, params["embed"]["tokens"].shape[1]))
+    for start in range(0, n, recipe.block_size):
+        end = min(n, start + recipe.block_size)
+        block = np.arange(end) // recipe.block_size
+        # The document up to here, its last block noisy: nothing clean sees that block, which is the last.
+        hidden = numpy_hidden(params, np.concatenate([clean[:start], noisy[start:end]]), block[:, None] >= block)
+        if not shifted:
+            out[start:end] = hidden[start:]
+        else:
+            out[start + 1:end] = hidden[start:end - 1]
+            if start:
+                out[start] = hidden[start - 1]
+    return out
+
+
+def numpy_loss(params: dict, batch: Noised, recipe: Recipe) -> tuple[float, int]:
+    """(sum of weighted losses, number of targets), one document at a time."""
+    table = np.asarray(params["embed"]["tokens"], np.float64).T
+    total, count = 0.0, 0
+    for tokens, segments, masked, t in zip(batch.tokens, batch.segments, batch.masked, batch.t, strict=True):
+        for document in set(segments.tolist()) - {0}:
+            here = segments == document
+            clean, hidden_here = tokens[here], masked[here]
+            noisy = clean if recipe.corruption == "none" else np.where(hidden_here, MASK, clean)
+            logits = numpy_predictors(params, clean, noisy, recipe) @ table
+            log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+            losses = -log_p[np.arange(len(clean)), clean]
+            total += np.sum(hidden_here * losses / t[here])
+            count += len(clean) - 1
+    return total, count
+
+
+# ------------------------------------------------------------------------------------------------------------- helpers
+def noised(seed: int, recipe: Recipe, segments: np.ndarray = SEGMENTS, t: float | None = None) -> Noised:
+    """A batch of random tokens, some of them the mask id, and its noise; t = 1 masks every target."""
+    segments = np.asarray(segments)
+    tokens = np.random.default_rng(seed).integers(0, MASK + 1, segments.shape)
+    batch = jax.jit(add_noise, static_argnames="recipe")(jax.random.key(seed), tokens, segments, recipe=recipe)
+    if t == 1:
+        batch = dataclasses.replace(batch, masked=batch.targets, t=jnp.ones(segments.shape))
+    return jax.device_get(batch)
+
+
+def rule_of(recipe: Recipe):
+    return Causal() if recipe.corruption == "none" else Bidirectional()
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "config"))
+def run_sums(params, batch, recipe, config):
+    return loss_sums(params, batch, rule_of(recipe), MASK, recipe, config)
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "config"))
+def run_predictors(params, batch, recipe, config):
+    return predictors(params, batch, rule_of(recipe), MASK, recipe, config)
+
+
+def per_token(sums) -> float:
+    return float(sums.loss / sums.tokens)
+
+
+@pytest.fixture(scope="module")
+def model(random_model):
+    config, params = random_model("qwen2")
+    return params, config
+
+
+@pytest.fixture(scope="module")
+def gradient(model):
+    """(params, batch) -> (gradients of the summed loss, sums), for two streams of blocks of 4."""
+    def total(params, batch):
+        sums = loss_sums(params, batch, Bidirectional(), MASK, RECIPES["two_streams_same_position"], model[1])
+        return sums.loss, sums
+
+    return jax.jit(jax.grad(total, has_aux=True))
+
+
+def assert_trees_close(a, b, atol: float = 1e-4) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=atol), a, b)
+
+
+# --------------------------------------------------------------------------------------------------------------- tests
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_loss_is_that_of_an_independent_implementation(model, name):
+    batch = noised(0, RECIPES[name])
+    sums = run_sums(model[0], batch, recipe=RECIPES[name], config=model[1])
+    total, count = numpy_loss(model[0], batch, RECIPES[name])
+    assert int(sums.tokens) == count
+    np.testing.assert_allclose(sums.loss, total, rtol=1e-5)
+    np.testing.assert_allclose(sums.masked, batch.masked.sum())
+    unweighted = dataclasses.replace(batch, t=np.ones_like(batch.t))
+    np.testing.assert_allclose(sums.masked_loss, numpy_loss(model[0], unweighted, RECIPES[name])[0], rtol=1e-5)
+
+
+def test_blocks_of_one_shifted_and_all_masked_are_next_token_training(model):
+    ones = Recipe("ones", 2, "shifted", block_size=1)
+    batch = noised(1, ones, t=1)
+    ar = per_token(run_sums(model[0], batch, recipe=AR, config=model[1]))
+    assert per_token(run_sums(model[0], batch, recipe=ones, config=model[1])) == pytest.approx(ar, rel=1e-5)
+
+
+def test_one_block_of_the_whole_length_is_one_stream(model):
+    one = RECIPES["one_stream_same_position"]
+    whole = Recipe("whole", 2, "same_position", block_size=N)
+    batch = noised(2, one)
+    expected = run_sums(model[0], batch, recipe=one, config=model[1])
+    found = run_sums(model[0], batch, recipe=whole, config=model[1])
+    assert per_token(found) == pytest.approx(per_token(expected), rel=1e-5)
+    assert found.tokens == expected.tokens and found.masked == expected.masked
+
+
+def test_two_stream_training_is_block_by_block_cached_decoding(model):
+    params, config = model
+    two = Recipe("pairs", 2, "same_position", block_size=2)
+    batch = noised(3, two, segments=np.ones((2, 8), int))
+    trained = run_predictors(params, batch, recipe=two, config=config)
+    cached = jax.jit(functools.partial(forward_cached, params, config=config, rule=BlockCausal(2)))
+    noisy = np.where(batch.masked, MASK, batch.tokens)
+    cache = empty_cache(config, 2, 8)
+    for first in range(0, 8, 2):
+        hidden, _ = cached(noisy[:, first:first + 2], cache, first)  # the denoised block, in place and then forgotten
+        np.testing.assert_allclose(trained[:, first:first + 2], hidden, atol=1e-5)
+        _, cache = cached(batch.tokens[:, first:first + 2], cache, first)
+
+
+def test_a_packed_document_is_trained_as_if_alone(model):
+    two = RECIPES["two_streams_shifted"]
+    batch = noised(4, two, segments=[[1] * 4 + [2] * 5])
+
+    def and_alone(x: np.ndarray) -> np.ndarray:
+        """The packed row, then each document at the start of a row of its own, filled with zeros."""
+        return np.stack([x[0], np.pad(x[0, :4], (0, 5)), np.pad(x[0, 4:], (0, 4))])
+
+    packed, first, second = run_predictors(model[0], jax.tree.map(and_alone, batch), recipe=two, config=model[1])
+    np.testing.assert_allclose(packed[1:4], first[1:4], atol=1e-5)  # from 1: a first token is not a target
+    np.testing.assert_allclose(packed[5:], second[1:5], atol=1e-5)
+
+
+def test_sums_and_gradients_of_parts_add_up_to_those_of_the_batch(model, gradient):
+    batch = noised(5, RECIPES["two_streams_same_position"])
+    parts = [jax.tree.map(lambda x, row=row: x[row:row + 1], batch) for row in range(3)]
+    pieces = [gradient(model[0], part) for part in parts]
+    assert_trees_close(jax.tree.map(lambda *x: sum(x), *pieces), gradient(model[0], batch), atol=1e-3)
+
+
+def test_rows_and_columns_of_padding_add_nothing(model, gradient):
+    batch = noised(6, RECIPES["two_streams_same_position"])
+
+    def padded(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, ((0, 2), (0, 3)))
+
+    wide = dataclasses.replace(jax.tree.map(padded, batch), t=np.pad(batch.t, ((0, 2), (0, 3)), constant_values=0.5))
+    wide.tokens[wide.segments == 0] = 7
+    assert_trees_close(gradient(model[0], wide), gradient(model[0], batch), atol=1e-3)
+
+
+def test_a_batch_with_nothing_masked_has_no_loss_and_no_gradient(model, gradient):
+    batch = noised(7, RECIPES["two_streams_same_position"])
+    gradients, sums = gradient(model[0], dataclasses.replace(batch, masked=np.zeros_like(batch.masked)))
+    assert sums.loss == sums.masked_loss == sums.masked == 0 and sums.tokens > 0
+    jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), gradients)
+
+
+def test_a_genuine_mask_id_in_the_text_is_an_ordinary_token(model):
+    one = RECIPES["one_stream_same_position"]
+    batch = noised(8, one)
+    tokens = np.where(batch.masked, batch.tokens, MASK)  # every token that stays is, by chance, the mask id
+    key = jax.random.key(8)
+    redrawn = jax.jit(add_noise, static_argnames="recipe")(key, tokens, batch.segments, recipe=one)
+    np.testing.assert_array_equal(redrawn.masked, batch.masked)
+    sums = run_sums(model[0], jax.device_get(redrawn), recipe=one, config=model[1])
+    assert sums.masked == batch.masked.sum()
+    np.testing.assert_allclose(sums.loss, numpy_loss(model[0], jax.device_get(redrawn), one)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["efficient_dlm", "bd3lm", "mdlm", "diffullama", "ar"])
+def test_noise_spares_first_tokens_and_padding_and_keeps_levels_in_range(name):
+    chosen = dataclasses.replace(recipe(name), block_size=4) if recipe(name).streams == 2 else recipe(name)
+    segments = np.tile(SEGMENTS, (40, 1))
+    batch = noised(9, chosen, segments=segments)
+    first = np.concatenate([np.ones((len(segments), 1), bool), segments[:, 1:] != segments[:, :-1]], 1)
+    np.testing.assert_array_equal(batch.targets, ~first & (segments > 0))
+    assert not (batch.masked & ~batch.targets).any()
+    assert (batch.t >= chosen.t_min).all() and (batch.t <= 1).all()
+    if name == "ar":
+        np.testing.assert_array_equal(batch.masked, batch.targets)
+    else:
+        assert abs(batch.masked.sum() / batch.targets.sum() - 0.5) < 0.1
+
+
+def test_a_level_belongs_to_a_sequence_in_one_stream_and_to_a_block_in_two():
+    one = noised(10, RECIPES["one_stream_shifted"]).t
+    assert all(len(set(row)) == 1 for row in one) and len(np.unique(one)) == len(one)
+    two = noised(10, RECIPES["two_streams_same_position"]).t
+    assert [len(set(row)) for row in two] == [3, 3, 3]
+    np.testing.assert_array_equal(two[1, :4], two[1, 0])  # the first document is one block, the second starts anew
+    assert two[1, 4] != two[1, 3]
+
+
+def test_noise_is_a_function_of_its_key():
+    two = RECIPES["two_streams_same_position"]
+    draw = jax.jit(add_noise, static_argnames="recipe")
+    tokens = np.zeros(SEGMENTS.shape, int)
+    first, again, other = (draw(jax.random.key(k), tokens, SEGMENTS, recipe=two) for k in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert (first.t != other.t).any() and (first.masked != other.masked).any()
+
+
+def test_the_weighted_loss_estimates_the_same_number_whatever_the_level(model):
+    """With uniform masks, the mean of (masked / t) at a token is 1 for every t: the NELBO's weights."""
+    batch = noised(11, RECIPES["one_stream_shifted"], segments=np.ones((20_000, 9), int))
+    weights = (batch.masked / batch.t)[:, 1:]
+    for low, high in ((0.05, 0.3), (0.3, 0.7), (0.7, 1.0)):
+        inside = (batch.t[:, 0] > low) & (batch.t[:, 0] <= high)
+        assert abs(weights[inside].mean() - 1) < 0.03
+
+
+def test_the_rule_of_one_stream_opens_with_the_steps():
+    assert annealed_rule(AR, jnp.int32(5), 0) == Causal()
+    assert annealed_rule(recipe("mdlm"), jnp.int32(0), 0) == Bidirectional()
+    annealing = dataclasses.replace(recipe("diffullama"), anneal_steps=10)
+    rules = [annealed_rule(annealing, jnp.int32(step), 3) for step in (0, 4, 9, 50)]
+    assert all(isinstance(rule, Annealed) for rule in rules)
+    np.testing.assert_allclose([rule.probability for rule in rules], [0.1, 0.5, 1, 1])
+    assert len({int(rule.seed) for rule in rules}) == 4  # the open edges are drawn afresh at every step
