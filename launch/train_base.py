@@ -27,6 +27,7 @@ from dlm_jax.opening import open_bundle, open_tokenizer
 
 SHAPE = ModelConfig("llama", vocab_size=2048, width=128, depth=6, heads=4, kv_heads=2, head_dim=32, mlp_width=352,
                     max_length=512, rope=Rope(), norm="rms", norm_eps=1e-5, mlp="swiglu")
+CARD = Card(bos_token_id=0, eos_token_id=1)
 
 
 def train_tokenizer(directory: Path) -> None:
@@ -48,7 +49,7 @@ def make_seed(directory: Path) -> None:
     """The untrained base: tokenizer and random weights as a Hugging Face directory."""
     with new_directory(directory) as partial:
         train_tokenizer(partial)
-        write_hf(partial, Bundle(SHAPE, init(SHAPE, jax.random.key(0)), Card(bos_token_id=0, eos_token_id=1)))
+        write_hf(partial, Bundle(SHAPE, init(SHAPE, jax.random.key(0)), CARD))
 
 
 def main() -> None:
@@ -67,7 +68,7 @@ def main() -> None:
     bundle = open_bundle(arguments.workdir / "run")
     bf16 = jax.tree.map(lambda w: np.asarray(w, "bfloat16"), bundle.params)
     with new_directory(arguments.out) as partial:
-        write_hf(partial, Bundle(bundle.config, bf16, bundle.card))
+        write_hf(partial, Bundle(bundle.config, bf16, CARD))
         open_tokenizer(bundle).save(partial)
 
 

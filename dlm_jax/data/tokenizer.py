@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Tokenizer:
         """
         if not Path(directory).is_dir():
             raise UserError(f"there is no directory {directory}; name one that holds a tokenizer")
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is absent is no news here
         from transformers import AutoTokenizer  # seconds of import, which a command without text need not pay
         try:
             wrapped = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
