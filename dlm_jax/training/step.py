@@ -30,7 +30,7 @@ Step = Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]
 
 def init_state(params: Params, config: Config, model: ModelConfig) -> State:
     """The state before the first step."""
-    params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), params)
+    params = jax.tree.map(lambda w: jnp.array(w, jnp.float32), params)  # a copy: a step donates its state
     return State(jnp.int32(0), params, make_optimizer(config.optimizer, config.train.steps, model).init(params))
 
 
