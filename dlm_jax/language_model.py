@@ -1,6 +1,7 @@
 """The library's front: a model with its tokenizer, and what one does with them in a notebook."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.transformer import forward, unembed
 from dlm_jax.models.weights import Params
 from dlm_jax.opening import open_bundle, open_tokenizer, with_mask
-from dlm_jax.sampling.generate import HOLE, Request, Sample, continuation, generate, selector
+from dlm_jax.sampling.generate import HOLE, Request, Sample, check_length, continuation, generate, selector
 from dlm_jax.sampling.proposal import Proposal
 
 
@@ -44,12 +45,14 @@ class LanguageModel:
         if rule not in RULES:
             raise UserError(f"rule '{rule}' is not one of {', '.join(RULES)}")
         block_size = block_size or self.card.block_size
-        if rule == "block_causal" and not block_size:
-            raise UserError("the rule block_causal needs a block_size, which this model does not name")
-        tokens = jnp.asarray(tokens, jnp.int32)
+        if rule == "block_causal" and (block_size or 0) < 1:
+            raise UserError("the rule block_causal needs a block_size of at least 1; name one")
+        tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.shape[1] > self.config.max_length:
             raise UserError(f"tokens must be [batch, length] with at most {self.config.max_length} a row, not of shape "
                             f"{list(tokens.shape)}")
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
+            raise UserError(f"a token id lies outside the vocabulary of {self.config.vocab_size}")
         rules = {"causal": Causal(), "bidirectional": Bidirectional(), "block_causal": BlockCausal(block_size or 1)}
         return _logits(self.params, tokens, rules[rule], self.config)
 
@@ -61,6 +64,7 @@ class LanguageModel:
         order: 'confidence', 'random' or 'threshold:0.9'; steps: of denoising, for the canvas or for each block. A plain
         autoregressive model is decoded left to right and needs neither.
         """
+        check_length(max_tokens, self.config)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         requests = [continuation(self.encode(text), max_tokens) for text in prompts]
         samples = self._generate(requests, order, steps, seed, Proposal(temperature, top_k, top_p))
@@ -128,9 +132,11 @@ class LanguageModel:
     def _with_holes(self, text: str) -> Request:
         """Splits 'text with [MASK:8] holes' into given and masked places."""
         parts = HOLE.split(text)  # text, width, text, width, ..., text
-        tokens = self.encode(parts[0]) if parts[0] else self.encode("")
+        widths = [int(width) for width in parts[1::2]]
+        check_length(sum(widths), self.config)
+        tokens = self.encode(parts[0])
         masked = [False] * len(tokens)
-        for width, after in zip(map(int, parts[1::2]), parts[2::2]):
+        for width, after in zip(widths, parts[2::2]):
             ids = self._text().encode_inside(after)
             tokens += [0] * width + ids
             masked += [True] * width + [False] * len(ids)
@@ -154,7 +160,7 @@ class LanguageModel:
                 self.tokenizer.save(partial)
 
 
-@jax.jit(static_argnames="config")
+@functools.partial(jax.jit, static_argnames="config")
 def _logits(params: Params, tokens: jax.Array, rule: Any, config: ModelConfig) -> jax.Array:
     return unembed(params, forward(params, tokens, config=config, rule=rule), config)
 

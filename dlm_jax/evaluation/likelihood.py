@@ -10,6 +10,7 @@ from flax import struct
 
 from dlm_jax.attention.rules import Bidirectional, Causal
 from dlm_jax.diffusion.recipes import Recipe
+from dlm_jax.errors import UserError
 from dlm_jax.losses import Sums, add_noise, loss_sums
 from dlm_jax.models.card import Card
 from dlm_jax.models.config import ModelConfig
@@ -51,15 +52,15 @@ def likelihood(params: Params, config: ModelConfig, recipe: Recipe, mask_id: int
     stratified over each batch of one length, and the noise is a function of `seed`, so that two models are compared
     under the same noise.
     """
+    if samples < 1:
+        raise UserError(f"samples must be at least 1, not {samples}")
     key = jax.random.key(seed)
     nats, tokens = 0.0, 0
-    for number, (batch, segments) in enumerate(batches(rows)):
-        for sample in range(samples):
-            sample_key = jax.random.fold_in(jax.random.fold_in(key, number), sample)
-            sums = _sums(params, sample_key, batch, segments, mask_id, recipe=recipe, config=config)
-            nats += float(sums.loss) / samples
+    for number, (batch, segments) in enumerate(batches(list(rows) * samples)):
+        sums = _sums(params, jax.random.fold_in(key, number), batch, segments, mask_id, recipe=recipe, config=config)
+        nats += float(sums.loss)
         tokens += int(sums.tokens)
-    return Likelihood(nats, tokens)
+    return Likelihood(nats / samples, tokens // samples)
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "config"))
@@ -74,14 +75,19 @@ def batches(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.
     """Rows of like length together, padded (segment 0) to a power of two, in few shapes: (tokens, segments) [b, n]."""
     by_length: dict[int, list] = {}
     for row in rows:
-        by_length.setdefault(max(SHORTEST, 1 << (len(row[0]) - 1).bit_length()), []).append(row)
+        by_length.setdefault(max(SHORTEST, power_of_two(len(row[0]))), []).append(row)
     for length, group in sorted(by_length.items()):
-        size = max(1, TOKENS_A_BATCH // length)
+        size = min(max(1, TOKENS_A_BATCH // length), power_of_two(len(group)))
         for start in range(0, len(group), size):
             tokens, segments = np.zeros((2, size, length), np.int32)
             for i, (row, row_segments) in enumerate(group[start:start + size]):
                 tokens[i, :len(row)], segments[i, :len(row)] = row, row_segments
             yield tokens, segments
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << max(n - 1, 0).bit_length()
 
 
 def texts_to_rows(token_lists: Sequence[Sequence[int]]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -6,7 +6,6 @@ the finished ones. A causal model is the case of one token a block, which is rea
 Letters: b sequences, n places, B places of a block, d width, v vocabulary.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -49,20 +48,21 @@ class Trace:
     forwards: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Sampler:
-    """How to sample: what to propose, where to commit, and in how many steps (a block, or the one stream)."""
+    """How to sample: what to propose, where to commit, and in how many steps each sequence fills a block, or the one
+    stream: int [b]. The steps are data, so that another number of them compiles nothing."""
 
-    proposal: Proposal
-    selector: Selector
-    steps: int
+    steps: jax.Array
+    proposal: Proposal = struct.field(pytree_node=False)
+    selector: Selector = struct.field(pytree_node=False)
 
 
 Predict = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "card", "sampler"))
-def run(params: Params, canvas: Canvas, keys: jax.Array, *, config: ModelConfig, card: Card, sampler: Sampler) -> Trace:
+@functools.partial(jax.jit, static_argnames=("config", "card"))
+def run(params: Params, canvas: Canvas, keys: jax.Array, sampler: Sampler, *, config: ModelConfig, card: Card) -> Trace:
     """Fills the canvas. keys: [b], one a sequence. n is a multiple of the block of a block-causal model.
 
     A sequence that has committed the end token in a finished block is not continued into the next ones.
@@ -93,8 +93,7 @@ def decode_blocks(params: Params, trace: Trace, segments: jax.Array, keys: jax.A
     size = card.block_size
     model = functools.partial(forward_cached, params, config=config, rule=BlockCausal(size), segments=segments)
     first = jnp.argmax(jnp.any(trace.masked, 0)) // size
-    last = n - 1 - jnp.argmax(jnp.any(trace.masked, 0)[::-1])
-    hidden, cache = model(trace.tokens, empty_cache(config, b, n), 0)  # prefill: all blocks, those not final again below
+    hidden, cache = model(trace.tokens, empty_cache(config, b, n), 0)  # prefill; blocks with holes are written again
     before = jnp.take(hidden, jnp.maximum(first * size - 1, 0), axis=1)
 
     def block(carry: tuple[jax.Array, Trace, Cache, jax.Array]) -> tuple[jax.Array, Trace, Cache, jax.Array]:
@@ -115,8 +114,7 @@ def decode_blocks(params: Params, trace: Trace, segments: jax.Array, keys: jax.A
         return number + 1, trace, cache, hidden[:, -1]
 
     def unfinished(carry: tuple[jax.Array, Trace, Cache, jax.Array]) -> jax.Array:
-        number, trace = carry[:2]
-        return (number * size <= last) & jnp.any(trace.masked)
+        return jnp.any(carry[1].masked)
 
     start = (first, trace.replace(forwards=jnp.int32(1)), cache, before)
     return jax.lax.while_loop(unfinished, block, start)[1]
@@ -133,7 +131,7 @@ def decode_causally(params: Params, trace: Trace, segments: jax.Array, keys: jax
 
     def token(carry: tuple[jax.Array, Trace, Cache, jax.Array]) -> tuple[jax.Array, Trace, Cache, jax.Array]:
         place, trace, cache, before = carry
-        logits = unembed(params, before[:, None], config)
+        logits = without(unembed(params, before[:, None], config), card.mask_token_id)
         part = slice_trace(trace, place, 1)
         proposed, confidence = sampler.proposal(fold(keys, place), logits)
         part = commit(part, part.masked, proposed, confidence, place - first + 1)
@@ -155,19 +153,23 @@ def denoise(predict: Predict, state: Any, trace: Trace, keys: jax.Array, mask_id
     def step(carry: tuple[jax.Array, Trace, Any]) -> tuple[jax.Array, Trace, Any]:
         number, trace, state = carry
         logits, state = predict(jnp.where(trace.masked, mask_id, trace.tokens), state)
-        logits = logits.at[..., mask_id].set(-jnp.inf)  # a text never holds the mask
         step_keys = fold(keys, number)
-        proposed, confidence = sampler.proposal(fold(step_keys, 0), logits)
-        chosen = sampler.selector(fold(step_keys, 1), confidence, trace.masked, jnp.maximum(sampler.steps - number, 1))
+        proposed, confidence = sampler.proposal(fold(step_keys, 0), without(logits, mask_id))
+        steps_left = jnp.maximum(sampler.steps - number, 1)[:, None]
+        chosen = sampler.selector(fold(step_keys, 1), confidence, trace.masked, steps_left)
         trace = commit(trace, chosen, proposed, confidence, begun + number + 1)
         return number + 1, trace.replace(forwards=trace.forwards + 1), state
 
     def unfinished(carry: tuple[jax.Array, Trace, Any]) -> jax.Array:
-        number, trace, _ = carry
-        return jnp.any(trace.masked) & ((number < sampler.steps) | sampler.selector.patient)
+        return jnp.any(carry[1].masked)
 
     _, trace, state = jax.lax.while_loop(unfinished, step, (jnp.int32(0), trace, state))
     return trace, state
+
+
+def without(logits: jax.Array, token: int | None) -> jax.Array:
+    """Logits [..., v] that never propose `token`: a text does not hold the mask."""
+    return logits if token is None else logits.at[..., token].set(-jnp.inf)
 
 
 def commit(trace: Trace, chosen: jax.Array, tokens: jax.Array, confidence: jax.Array, order: jax.Array) -> Trace:

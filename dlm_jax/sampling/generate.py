@@ -12,7 +12,7 @@ from dlm_jax.errors import UserError
 from dlm_jax.models.card import Card
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import Params
-from dlm_jax.sampling.engine import Canvas, Sampler, run
+from dlm_jax.sampling.engine import Canvas, Sampler, Trace, run
 from dlm_jax.sampling.proposal import Proposal
 from dlm_jax.sampling.selector import Confidence, RandomOrder, Selector, Threshold
 
@@ -74,33 +74,37 @@ def continuation(prompt: Sequence[int], max_tokens: int) -> Request:
 
 def generate(params: Params, config: ModelConfig, card: Card, requests: Sequence[Request], *, proposal: Proposal,
              select: Selector, steps: int | None = None, seed: int = 0) -> list[Sample]:
-    """One sample a request. steps: denoising steps of the stream, or of each block; default: one a token in a block, at
-    most 64 in a stream. Sequence i draws from the key (seed, i), whatever its batch-mates are.
+    """One sample a request. steps: denoising steps of the stream, or of each block; default: one a token, at most 64.
+    Sequence i draws from the key (seed, i), whatever its batch-mates are.
 
     Raises `UserError` for a request the model cannot serve.
     """
     for request in requests:
         _check(request, config, card)
-    holes = max(sum(request.masked) for request in requests)
-    if steps is None:
-        steps = card.block_size or min(holes, DEFAULT_STEPS)
-    if steps < 1:
+    if not requests:
+        return []
+    if steps is not None and steps < 1:
         raise UserError(f"steps must be at least 1, not {steps}")
+    all_steps = [steps or card.block_size or min(sum(request.masked), DEFAULT_STEPS) for request in requests]
+    sampler = Sampler(np.asarray(all_steps, np.int32), proposal, select)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), np.arange(len(requests)))
     if not any(request.stop for request in requests):
         card = dataclasses.replace(card, eos_token_id=None)
-    trace = jax.device_get(run(params, _canvas(requests, card), keys, config=config, card=card,
-                               sampler=Sampler(proposal, select, steps)))
+    trace = jax.device_get(run(params, _canvas(requests, card), keys, sampler, config=config, card=card))
     return [_sample(trace, i, request, card) for i, request in enumerate(requests)]
 
 
+def check_length(tokens: int, config: ModelConfig) -> None:
+    """Raises `UserError` where `tokens` tokens, or more, do not fit the model."""
+    if tokens > config.max_length:
+        raise UserError(f"the text and its holes take at least {tokens} tokens and the model's context is "
+                        f"{config.max_length}; shorten the text or ask for fewer tokens")
+
+
 def _check(request: Request, config: ModelConfig, card: Card) -> None:
-    n = len(request.tokens)
+    check_length(len(request.tokens), config)
     if not any(request.masked):
         raise UserError("there is no hole to fill; mark one with [MASK:n], n tokens wide")
-    if n > config.max_length:
-        raise UserError(f"the text and its holes make {n} tokens and the model's context is {config.max_length}; "
-                        "shorten the text or ask for fewer tokens")
     if card.alignment == "shifted" and request.masked[0]:
         raise UserError("this model predicts a token from the one before it and there is none before the first; put a "
                         "token before the hole")
@@ -122,7 +126,7 @@ def _canvas(requests: Sequence[Request], card: Card) -> Canvas:
     return Canvas(tokens, masked, segments)
 
 
-def _sample(trace, i: int, request: Request, card: Card) -> Sample:
+def _sample(trace: Trace, i: int, request: Request, card: Card) -> Sample:
     end = len(request.tokens)
     tokens, order = trace.tokens[i, :end], trace.order[i, :end]
     if request.stop and card.eos_token_id is not None:

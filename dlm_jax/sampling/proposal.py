@@ -18,7 +18,7 @@ class Proposal:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise UserError(f"temperature must not be negative, not {self.temperature}")
         if self.top_k < 0:
             raise UserError(f"top_k must not be negative, not {self.top_k}")

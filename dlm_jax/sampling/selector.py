@@ -1,6 +1,7 @@
 """Selectors: which of the masked places commit their proposal at a step.
 
-Each is called as selector(keys [b], confidence [b, n], masked [b, n], steps_left) -> bool [b, n], a part of `masked`.
+Each is called as selector(keys [b], confidence [b, n], masked [b, n], steps_left [b, 1]) -> bool [b, n], a part of
+`masked`.
 """
 
 import dataclasses
@@ -13,12 +14,8 @@ from dlm_jax.errors import UserError
 
 
 class Selector(Protocol):
-    """`steps_left` counts this step too; at 1, everything still masked must commit unless `patient`."""
-
-    @property
-    def patient(self) -> bool:
-        """Whether it goes on until nothing is masked, however many steps were asked for."""
-        ...
+    """`steps_left` counts this step too and stays at 1 once the steps are used up. The sampler goes on until nothing is
+    masked, so at 1 something of every sequence must commit."""
 
     def __call__(self, keys: jax.Array, confidence: jax.Array, masked: jax.Array, steps_left: jax.Array) -> jax.Array:
         ...
@@ -31,8 +28,6 @@ class RandomOrder:
     That is (alpha_s - alpha_t) / (1 - alpha_t) on an even grid of the linear schedule (DiffuLLaMA, algorithm 2).
     """
 
-    patient = False
-
     def __call__(self, keys: jax.Array, confidence: jax.Array, masked: jax.Array, steps_left: jax.Array) -> jax.Array:
         u = jax.vmap(lambda key: jax.random.uniform(key, confidence.shape[1:]))(keys)
         return masked & (u < 1.0 / steps_left)
@@ -42,8 +37,6 @@ class RandomOrder:
 class Confidence:
     """The most confident places, as many as finish in the steps that are left (MaskGIT, arXiv 2202.04200)."""
 
-    patient = False
-
     def __call__(self, keys: jax.Array, confidence: jax.Array, masked: jax.Array, steps_left: jax.Array) -> jax.Array:
         count = jnp.sum(masked, -1, keepdims=True)
         quota = -(-count // steps_left)
@@ -52,10 +45,10 @@ class Confidence:
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """Every place whose confidence exceeds tau, and at least the most confident one (Fast-dLLM, arXiv 2505.22618)."""
+    """Every place whose confidence exceeds tau, and at least the most confident one, in as many steps as that takes
+    (Fast-dLLM, arXiv 2505.22618)."""
 
     tau: float
-    patient = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau <= 1:
@@ -66,6 +59,9 @@ class Threshold:
 
 
 def confidence_rank(confidence: jax.Array, masked: jax.Array) -> jax.Array:
-    """0 for the most confident masked place of a sequence, 1 for the next, ...; ties by place: int [b, n]."""
-    order = jnp.argsort(jnp.where(masked, -confidence, jnp.inf), -1)  # stable
+    """0 for the most confident masked place of a sequence, 1 for the next, ...; ties by place: int [b, n].
+
+    Masked places come before all others even where a broken model's confidence is not a number.
+    """
+    order = jnp.argsort(jnp.where(masked, -jnp.nan_to_num(confidence), jnp.inf), -1)  # stable
     return jnp.argsort(order, -1)

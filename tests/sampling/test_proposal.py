@@ -1,0 +1,66 @@
+"""Proposals against numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlm_jax.errors import UserError
+from dlm_jax.sampling.proposal import Proposal, keep_top_k, keep_top_p
+
+V = 6
+LOGITS = np.random.default_rng(0).normal(0, 1.5, V).astype(np.float32)
+
+
+def softmax(x):
+    e = np.exp(x - np.max(x))
+    return e / e.sum()
+
+
+def nucleus(logits, p):
+    """The fewest largest entries whose probabilities reach p, one after the other."""
+    probabilities, kept, total = softmax(logits), [], 0.0
+    for token in np.argsort(-logits):
+        kept.append(token)
+        total += probabilities[token]
+        if total >= p:
+            return np.isin(np.arange(len(logits)), kept)
+    return np.ones(len(logits), bool)
+
+
+@pytest.mark.parametrize("k", range(V + 2))
+def test_top_k_keeps_the_k_largest(k):
+    kept = np.isfinite(keep_top_k(jnp.asarray(LOGITS), k))
+    np.testing.assert_array_equal(kept, LOGITS >= np.sort(LOGITS)[-k if 0 < k < V else 0])
+
+
+@pytest.mark.parametrize("p", (0.01, 0.3, 0.5, 0.8, 0.95, 0.999, 1.0))
+def test_top_p_keeps_the_smallest_set_that_holds_p(p):
+    np.testing.assert_array_equal(np.isfinite(keep_top_p(jnp.asarray(LOGITS), p)), nucleus(LOGITS, p))
+
+
+@pytest.mark.parametrize("temperature,top_k,top_p", ((1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 3, 1.0), (0.7, 0, 0.8),
+                                                     (1.5, 4, 0.9)))
+def test_draws_follow_the_tempered_and_cut_distribution(temperature, top_k, top_p):
+    n = 20_000
+    proposal = Proposal(temperature, top_k, top_p)
+    tokens, confidence = proposal(jax.random.split(jax.random.key(0), 1), jnp.broadcast_to(LOGITS, (1, n, V)))
+    cut = LOGITS / temperature
+    cut = np.where(cut >= np.sort(cut)[-top_k if top_k else 0], cut, -np.inf)
+    cut = np.where(nucleus(cut, top_p), cut, -np.inf)
+    frequency = np.bincount(np.asarray(tokens)[0], minlength=V) / n
+    np.testing.assert_allclose(frequency, softmax(cut), atol=0.015)
+    assert not np.any(frequency[np.isinf(cut)])
+    np.testing.assert_allclose(confidence[0], softmax(LOGITS)[tokens[0]], rtol=1e-5)
+
+
+def test_temperature_zero_takes_the_likeliest():
+    tokens, confidence = Proposal()(jax.random.split(jax.random.key(0), 1), jnp.asarray(LOGITS)[None, None])
+    assert int(tokens[0, 0]) == LOGITS.argmax() and np.isclose(confidence[0, 0], softmax(LOGITS).max())
+
+
+@pytest.mark.parametrize("arguments", ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1},
+                                       {"top_p": 0.0}, {"top_p": 1.1}))
+def test_numbers_that_make_no_distribution_are_refused(arguments):
+    with pytest.raises(UserError):
+        Proposal(**arguments)
