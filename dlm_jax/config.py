@@ -1,11 +1,12 @@
 """Config files -> frozen dataclasses.
 
-A config file is Python with a `get_config()` that returns an `ml_collections.ConfigDict`. Here each of its keys is known,
-typed and explained; an unknown, ill-typed or contradictory one is an error with a sentence.
+A config file is Python with a `get_config()` that returns an `ml_collections.ConfigDict`. Here each of its keys is
+known, typed and explained; an unknown, ill-typed or contradictory one is an error with a sentence.
 """
 
 import dataclasses
 import json
+import math
 import runpy
 import typing
 from collections.abc import Iterable
@@ -116,9 +117,22 @@ class Config:
             "evaluate.samples": self.evaluate.samples, "optimizer.learning_rate": self.optimizer.learning_rate,
             "optimizer.clip": self.optimizer.clip,
         }
+        not_negative = {
+            "data.validation_records": self.data.validation_records, "optimizer.warmup": self.optimizer.warmup,
+            "optimizer.decay": self.optimizer.decay, "optimizer.final": self.optimizer.final,
+            "optimizer.epsilon": self.optimizer.epsilon, "optimizer.weight_decay": self.optimizer.weight_decay,
+        }
         for key, value in positive.items():
             if value <= 0:
                 raise UserError(f"config: {key} must be positive, not {value}")
+        for key, value in not_negative.items():
+            if value < 0:
+                raise UserError(f"config: {key} must not be negative, not {value}")
+        for key, value in {"beta1": self.optimizer.beta1, "beta2": self.optimizer.beta2}.items():
+            if not 0 <= value < 1:
+                raise UserError(f"config: optimizer.{key} must lie in [0, 1), not {value}")
+        if not 0 <= self.train.seed < 2**32:
+            raise UserError(f"config: train.seed must lie between 0 and 2**32 - 1, not {self.train.seed}")
         if self.data.length < 2:
             raise UserError(f"config: data.length must be at least 2, not {self.data.length}")
         if self.train.batch % self.train.accumulate:
@@ -184,14 +198,16 @@ def _value(kind: Any, value: Any, key: str) -> Any:
     if typing.get_origin(kind) is Literal:
         allowed = typing.get_args(kind)
         for choice in allowed:
-            if value == choice or str(value) == str(choice):
+            if str(value) == str(choice):
                 return choice
         raise UserError(f"config: {key} must be one of {', '.join(map(str, allowed))}, not {value!r}")
     try:
         converted = kind(value)
     except (TypeError, ValueError):
         converted = None
-    if converted is None or isinstance(value, bool) or (kind is int and not _is_whole(value)):
+    fits = {int: _is_whole(value), float: isinstance(converted, float) and math.isfinite(converted),
+            str: isinstance(value, str | int | Path)}  # an int: the id of a mask token
+    if converted is None or isinstance(value, bool) or not fits[kind]:
         raise UserError(f"config: {key} must be of type {kind.__name__}, not {value!r}")
     return converted
 

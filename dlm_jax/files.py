@@ -9,6 +9,13 @@ from pathlib import Path
 from dlm_jax.errors import UserError
 
 
+def check_new(out: str | Path) -> None:
+    """Raises `UserError` where `out` exists and is not an empty directory: better before long work than after it."""
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} already exists and is not an empty directory; name a new one or remove it")
+
+
 @contextlib.contextmanager
 def new_directory(out: str | Path) -> Iterator[Path]:
     """A temporary sibling of `out` that becomes `out` when the block ends well, and vanishes when it does not.
@@ -16,8 +23,7 @@ def new_directory(out: str | Path) -> Iterator[Path]:
     Raises `UserError` where `out` exists and is not an empty directory, and for a full disk or an unwritable path.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} already exists and is not an empty directory; name a new one or remove it")
+    check_new(out)
     temporary = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -30,3 +36,14 @@ def new_directory(out: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces the file at `path` by one that holds `text`. Raises `OSError`, and then leaves the old one."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

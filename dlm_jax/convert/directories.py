@@ -1,13 +1,13 @@
 """Checkpoint directories: where they come from and which of their files are read. Nothing is unpickled or run."""
 
-import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import huggingface_hub
 
 from dlm_jax.errors import UserError
+from dlm_jax.files import read_json
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_REVISION = re.compile(r"[0-9a-f]{40}")
@@ -42,19 +42,6 @@ def fetch(source: str | Path) -> Fetched:
                         f"({type(error).__name__}); download it where there is a network, copy it here and name its "
                         "directory") from error
     return Fetched(snapshot, snapshot.name if HUB_REVISION.fullmatch(snapshot.name) else None)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `UserError` where there is none."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}; name a checkpoint directory") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); copy or download it again") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} does not hold a JSON object; copy or download it again")
-    return fields
 
 
 def weight_files(directory: Path) -> list[Path]:

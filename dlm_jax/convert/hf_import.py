@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from dlm_jax.convert.directories import read_json, tokenizer_directory, weight_files
+from dlm_jax.convert.directories import tokenizer_directory, weight_files
 from dlm_jax.convert.families import HEAD, Entry, from_hf, hf_shape, tensor_table
 from dlm_jax.convert.hf_config import Fields, model_config, optional
 from dlm_jax.convert.tensors import Stored, check_names, check_tensor, memory_dtype, read, scan
 from dlm_jax.convert.wild import Source, recognise, settle
 from dlm_jax.errors import UserError
+from dlm_jax.files import read_json
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import Weight, unflatten, weight_table

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dlm_jax.convert.directories import read_json, tokenizer_directory
+from dlm_jax.convert.directories import tokenizer_directory
 from dlm_jax.convert.tensors import Outgoing, check_names, check_tensor, memory_dtype, read, scan, write_sharded
 from dlm_jax.convert.wild import settle
 from dlm_jax.errors import UserError
+from dlm_jax.files import read_json
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import flatten, unflatten, weight_table

@@ -1,8 +1,14 @@
 """Checkpoints of a run, by Orbax: written in the background, the newest whole one restored."""
 
+import contextlib
 import dataclasses
+import errno
 import json
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -10,11 +16,13 @@ import orbax.checkpoint as ocp
 from dlm_jax.config import CheckpointEvery
 from dlm_jax.convert.directories import read_json
 from dlm_jax.errors import UserError
+from dlm_jax.files import write_text
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.card import Card
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import map_table
 from dlm_jax.training.step import State
+from dlm_jax.training.workdir import checkpoint_steps
 
 MODEL_FILE = "model.json"
 
@@ -23,49 +31,78 @@ class Checkpoints:
     """The checkpoints of a work directory: `checkpoints/<step>` with parameters and optimizer apart."""
 
     def __init__(self, workdir: Path, settings: CheckpointEvery) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=settings.keep)
-        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
-        self._every = settings.every
+        options = ocp.CheckpointManagerOptions(max_to_keep=settings.keep, cleanup_tmp_directories=True)
+        self._directory = (workdir / "checkpoints").absolute()
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def restore(self, fresh: State) -> State:
-        """The newest state on disk, or `fresh` (whose shapes it must have) where there is none."""
+        """The newest state on disk, or `fresh` (whose shapes it must have) where there is none.
+
+        Raises `UserError` where the newest one is damaged.
+        """
         newest = self._manager.latest_step()
         if newest is None:
             return fresh
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh)
-        parts = self._manager.restore(newest, args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(abstract.params),
-            rest=ocp.args.StandardRestore({"step": abstract.step, "optimizer": abstract.optimizer})))
+        rest = {"step": abstract.step, "optimizer": abstract.optimizer}
+        parts = _restore(self._manager, self._directory / str(newest), params=abstract.params, rest=rest)
         return State(parts["rest"]["step"], parts["params"], parts["rest"]["optimizer"])
 
-    def save(self, step: int, state: State, last: bool) -> None:
-        """Writes `state` in the background at every so many steps, and at the last."""
-        if (step % self._every == 0 or last) and step not in self._manager.all_steps():
+    def save(self, step: int, state: State) -> None:
+        """Writes `state` in the background, once the one before is on disk. Raises `OSError` where that one failed."""
+        with _disk_errors(self._directory):
             self._manager.save(step, args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
                 rest=ocp.args.StandardSave({"step": state.step, "optimizer": state.optimizer})))
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until everything is on disk. Raises `OSError` where it cannot be."""
+        with _disk_errors(self._directory):
+            self._manager.wait_until_finished()
         self._manager.close()
 
 
 def write_model_file(workdir: Path, config: ModelConfig, card: Card) -> None:
     """What the parameters of this work directory are, beside them."""
     fields = {"model": dataclasses.asdict(config), **dataclasses.asdict(card)}
-    (workdir / MODEL_FILE).write_text(json.dumps(fields, indent=2) + "\n")
+    write_text(workdir / MODEL_FILE, json.dumps(fields, indent=2) + "\n")
 
 
 def read_work_directory(workdir: Path) -> Bundle:
-    """The model of the newest checkpoint. Raises `UserError` where there is none yet."""
+    """The model of the newest checkpoint. Raises `UserError` where there is none yet, or where it is damaged."""
     fields = read_json(workdir / MODEL_FILE)
+    steps = checkpoint_steps(workdir)
+    if not steps:
+        raise UserError(f"{workdir} has no checkpoint yet; let the run reach its first one")
     config, card = ModelConfig.from_dict(fields.pop("model")), Card.from_dict(fields)
-    with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
-        newest = manager.latest_step()
-        if newest is None:
-            raise UserError(f"{workdir} has no checkpoint yet; let the run reach its first one")
-        abstract = map_table(config, lambda _, w: jax.ShapeDtypeStruct(w.shape, "float32"))
-        params = manager.restore(newest, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)))["params"]
+    abstract = map_table(config, lambda _, w: jax.ShapeDtypeStruct(w.shape, "float32"))
+    directory = (workdir / "checkpoints").absolute()
+    with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        params = _restore(manager, directory / str(steps[-1]), params=abstract)["params"]
     tokenizer = workdir / "tokenizer"
     return Bundle(config, params, card, tokenizer if tokenizer.is_dir() else None)
+
+
+def _restore(manager: ocp.CheckpointManager, directory: Path, **parts: Any) -> Any:
+    """The named parts of the checkpoint `directory`; Orbax has an exception of another type for each kind of damage."""
+    try:
+        return manager.restore(int(directory.name), args=ocp.args.Composite(
+            **{name: ocp.args.StandardRestore(abstract) for name, abstract in parts.items()}))
+    except (jax.errors.JaxRuntimeError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"the checkpoint {directory} is damaged ({type(error).__name__}); remove it to use the one "
+                        "before it") from error
+
+
+@contextlib.contextmanager
+def _disk_errors(directory: Path) -> Iterator[None]:
+    """TensorStore reports a full disk as a `ValueError`; here it is the `OSError` that it is everywhere else."""
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        number = int(code[1]) if code else errno.ENOSPC
+        raise OSError(number, os.strerror(number), str(directory)) from None

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from dlm_jax.convert.directories import read_json
 from dlm_jax.convert.hf_import import read_hf
 from dlm_jax.convert.wild import recognise
 from dlm_jax.errors import UserError
+from dlm_jax.files import read_json
 from dlm_jax.models.card import Card
 
 

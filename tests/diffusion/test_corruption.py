@@ -6,8 +6,8 @@ import pytest
 
 from dlm_jax.diffusion.corruption import block_lengths, position_dependent, predictable, uniform
 
-# Marginal mask probability at index 0, B/4-1, B/2-1, 3B/4-1, B-1 of a block of B tokens, t uniform in (1e-3, 1); from an
-# independent simulation of 100,000 blocks, rounded to 0.001.
+# Marginal mask probability at index 0, B/4-1, B/2-1, 3B/4-1, B-1 of a block of B tokens, t uniform in (1e-3, 1); from
+# an independent simulation of 100,000 blocks, rounded to 0.001.
 MARGINALS = {
     (16, 0.25): (0.373, 0.414, 0.481, 0.562, 0.656),
     (16, 0.10): (0.268, 0.327, 0.446, 0.624, 0.834),

@@ -1,0 +1,171 @@
+"""Config files: every key is known, typed and consistent, or refused by name."""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from dlm_jax.config import Config, build, load_config, to_json
+from dlm_jax.diffusion.recipes import recipe
+from dlm_jax.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+FIELDS = {
+    "recipe": dataclasses.asdict(recipe("efficient_dlm")),
+    "model": {"base": "bundled"},
+    "data": {"train": "a", "validation": "b", "length": 128},
+    "optimizer": {"learning_rate": 1e-3},
+    "train": {"steps": 100, "batch": 16},
+    "checkpoint": {"every": 10},
+    "log": {"every": 1},
+    "evaluate": {"every": 50},
+}
+
+
+def with_changes(changes: dict) -> dict:
+    """FIELDS with changes such as {'train.steps': 3}."""
+    fields = copy.deepcopy(FIELDS)
+    for key, value in changes.items():
+        group, name = key.split(".")
+        fields.setdefault(group, {})[name] = value
+    return fields
+
+
+def file_of(tmp_path: Path, body: str) -> Path:
+    path = tmp_path / "config.py"
+    path.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return {body}\n")
+    return path
+
+
+@pytest.fixture
+def config_file(tmp_path) -> Path:
+    return file_of(tmp_path, f"ConfigDict({FIELDS!r})")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_in_the_repository_loads_and_survives_json(path):
+    config = load_config(path)
+    assert build(Config, json.loads(to_json(config))) == config
+
+
+def test_defaults_are_filled_in_and_survive_json():
+    config = build(Config, FIELDS)
+    assert (config.model.mask, config.optimizer.schedule, config.checkpoint.keep) == ("new", "cosine", 2)
+    assert build(Config, json.loads(to_json(config))) == config
+
+
+@pytest.mark.parametrize("group", FIELDS)
+def test_an_unknown_key_is_refused_in_every_group(group):
+    with pytest.raises(UserError, match=rf"no key '{group}\.colour'; the keys here are .*\w"):
+        build(Config, with_changes({f"{group}.colour": 1}))
+
+
+def test_an_unknown_group_is_refused():
+    with pytest.raises(UserError, match="no key 'trian'"):
+        build(Config, with_changes({"trian.steps": 1}))
+
+
+@pytest.mark.parametrize("key", ["recipe.name", "recipe.streams", "model.base", "data.train", "data.length",
+                                 "optimizer.learning_rate", "train.steps", "train.batch", "log.every"])
+def test_a_missing_key_is_refused(key):
+    group, name = key.split(".")
+    fields = copy.deepcopy(FIELDS)
+    del fields[group][name]
+    with pytest.raises(UserError, match=f"the key '{key}' is missing"):
+        build(Config, fields)
+
+
+@pytest.mark.parametrize("group", FIELDS)
+def test_a_missing_group_is_refused(group):
+    with pytest.raises(UserError, match=f"the key '{group}' is missing"):
+        build(Config, {name: value for name, value in FIELDS.items() if name != group})
+
+
+@pytest.mark.parametrize("key, value", [
+    ("train.steps", 1.5), ("train.steps", "many"), ("train.steps", True), ("train.steps", None), ("train.steps", "1e3"),
+    ("train.batch", [16]), ("train.seed", "0x1"), ("optimizer.learning_rate", "fast"), ("optimizer.clip", None),
+    ("optimizer.learning_rate", float("nan")), ("optimizer.clip", "inf"), ("optimizer.beta1", False),
+    ("data.train", None), ("data.train", ["a", "b"]), ("data.validation", {}), ("model.base", True),
+    ("recipe.half_life", "long"), ("recipe.block_size", 2.0)])
+def test_an_ill_typed_value_is_refused(key, value):
+    with pytest.raises(UserError, match=rf"config: {key} must be of type \w+, not "):
+        build(Config, with_changes({key: value}))
+
+
+@pytest.mark.parametrize("key, value", [
+    ("model.init", "warm"), ("model.dtype", "float16"), ("model.remat", "all"), ("optimizer.schedule", "linear"),
+    ("recipe.streams", 3), ("recipe.streams", True), ("recipe.alignment", "left"), ("recipe.corruption", None)])
+def test_a_value_outside_its_choices_is_refused_with_the_choices(key, value):
+    with pytest.raises(UserError, match=f"config: {key} must be one of .*, not {value!r}"):
+        build(Config, with_changes({key: value}))
+
+
+@pytest.mark.parametrize("group", FIELDS)
+def test_a_value_in_the_place_of_a_group_is_refused(group):
+    with pytest.raises(UserError, match=f"config: {group}. must be a group of keys, not 3"):
+        build(Config, copy.deepcopy(FIELDS) | {group: 3})
+
+
+@pytest.mark.parametrize("named, changes", [
+    *((key, {key: 0}) for key in ("train.steps", "train.batch", "train.accumulate", "checkpoint.every",
+                                  "checkpoint.keep", "log.every", "evaluate.every", "evaluate.samples",
+                                  "optimizer.learning_rate", "optimizer.clip")),
+    *((key, {key: -1}) for key in ("optimizer.warmup", "optimizer.weight_decay", "optimizer.final", "optimizer.epsilon",
+                                   "optimizer.beta1", "data.validation_records", "train.seed")),
+    ("optimizer.decay", {"optimizer.schedule": "wsd", "optimizer.decay": -1}),
+    ("optimizer.beta2", {"optimizer.beta2": 1}),
+    ("train.seed", {"train.seed": 2**32}),
+    ("data.length", {"data.length": 1}),
+    ("train.accumulate", {"train.accumulate": 3}),
+    ("optimizer.decay", {"optimizer.decay": 10}),
+    ("optimizer.warmup", {"optimizer.warmup": 101}),
+    ("optimizer.decay", {"optimizer.schedule": "wsd", "optimizer.warmup": 60, "optimizer.decay": 60}),
+    ("block_size", {"recipe.block_size": 0}),
+    ("anneal_steps", {"recipe.anneal_steps": 5}),
+    ("half_life", {"recipe.half_life": 0}),
+])
+def test_values_that_contradict_are_refused_by_name(named, changes):
+    with pytest.raises(UserError, match=named):
+        build(Config, with_changes(changes))
+
+
+def test_overrides_are_read_as_the_type_of_their_key(config_file):
+    config = load_config(config_file, [
+        "train.steps=7", "optimizer.learning_rate=3e-4", "model.base=a=b", "model.mask=811", "recipe.streams=2",
+        "optimizer.schedule=constant", "evaluate.samples=4"])
+    assert (config.train.steps, config.optimizer.learning_rate, config.model.base) == (7, 3e-4, "a=b")
+    assert (config.model.mask, config.recipe.streams, config.optimizer.schedule) == ("811", 2, "constant")
+    assert config.evaluate.samples == 4
+    assert load_config(config_file) == build(Config, FIELDS)
+
+
+@pytest.mark.parametrize("override, words", [
+    ("train.steps", "not of the form"), ("steps=3", "not of the form"), ("a.b.c=3", "not of the form"),
+    ("train=3", "not of the form"), ("train.colour=3", "no key 'train.colour'"), ("colour.x=3", "no key 'colour'"),
+    ("train.steps=", "train.steps must be of type int"), ("train.steps=-5", "train.steps must be positive"),
+    ("model.remat=some", "model.remat must be one of none, dots, full")])
+def test_an_override_that_does_not_fit_is_refused(config_file, override, words):
+    with pytest.raises(UserError, match=words):
+        load_config(config_file, [override])
+
+
+@pytest.mark.parametrize("body, words", [
+    ("{}", "must return an ml_collections.ConfigDict, not dict"), ("1 / 0", "ZeroDivisionError"),
+    ("unknown", "NameError"), ("ConfigDict()", "the key 'recipe' is missing")])
+def test_a_file_that_gives_no_config_is_refused(tmp_path, body, words):
+    with pytest.raises(UserError, match=words):
+        load_config(file_of(tmp_path, body))
+
+
+def test_a_file_that_is_not_there_or_has_no_config_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no config file .*absent\.py"):
+        load_config(tmp_path / "absent.py")
+    path = tmp_path / "empty.py"
+    path.write_text("")
+    with pytest.raises(UserError, match=r"not a config file with a working get_config\(\)"):
+        load_config(path)
+    path.write_text("def get_config(:\n")
+    with pytest.raises(UserError, match="SyntaxError"):
+        load_config(path)
