@@ -1,10 +1,12 @@
 """Writing that leaves the whole thing or nothing."""
 
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dlm_jax.errors import UserError
 
@@ -32,7 +34,8 @@ def new_directory(out: str | Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         temporary.replace(out)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; free space or name a writable place") from error
+        raise UserError(f"cannot write {out}: {error.strerror or error}; free space or name a writable "
+                        "place") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -47,3 +50,22 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def describe(error: OSError) -> str:
+    """The cause and the file, without the error's number."""
+    place = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{place}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `UserError` where there is none."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}; name a checkpoint directory") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); copy or download it again") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} does not hold a JSON object; copy or download it again")
+    return fields

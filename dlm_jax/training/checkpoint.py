@@ -14,9 +14,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from dlm_jax.config import CheckpointEvery
-from dlm_jax.convert.directories import read_json
 from dlm_jax.errors import UserError
-from dlm_jax.files import write_text
+from dlm_jax.files import read_json, write_text
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.card import Card
 from dlm_jax.models.config import ModelConfig
