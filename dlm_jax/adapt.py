@@ -1,43 +1,33 @@
 """One run from its config: open the base, give it a mask token, open the data, train."""
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 from dlm_jax.config import Config
 from dlm_jax.data.source import open_source
-from dlm_jax.errors import UserError
 from dlm_jax.opening import open_bundle, open_tokenizer, with_mask
 from dlm_jax.training.loop import Outcome, adapted_card, train
+from dlm_jax.training.workdir import claimed
 
 
 def adapt(config: Config, workdir: str | Path) -> Outcome:
     """Trains what `config` describes in `workdir`, or goes on with the run that is there.
 
-    A run that fails before its first step leaves no new directory behind. Raises `UserError` for everything in the
-    config, the model or the data that does not fit together.
+    A run that fails before its first step leaves nothing behind. Raises `UserError` for everything in the config, the
+    model or the data that does not fit together, and for a work directory that holds something else.
     """
     workdir = Path(workdir)
-    fresh = not workdir.exists()
-    try:
-        return _adapt(config, workdir)
-    except UserError:
-        if fresh and not (workdir / "checkpoints").exists():
-            shutil.rmtree(workdir, ignore_errors=True)
-        raise
-
-
-def _adapt(config: Config, workdir: Path) -> Outcome:
-    bundle = open_bundle(config.model.base)
-    tokenizer = open_tokenizer(bundle)
-    if config.recipe.corruption != "none":
-        bundle, tokenizer = with_mask(bundle, tokenizer, config.model.mask)
-    training = open_source(config.data.train, "train", tokenizer, config.data.length, workdir / "data" / "train")
-    validation = open_source(config.data.validation, "validation", tokenizer, config.data.length,
-                             workdir / "data" / "validation")
-    if tokenizer is not None:
-        (workdir / "tokenizer").mkdir(parents=True, exist_ok=True)
-        tokenizer.save(workdir / "tokenizer")
-    base = Path(config.model.base)
-    card = adapted_card(bundle.card, config.recipe, base.resolve().name if base.is_dir() else config.model.base)
-    return train(config, dataclasses.replace(bundle, card=card), training, validation, workdir)
+    with claimed(workdir, config):
+        bundle = open_bundle(config.model.base)
+        tokenizer = open_tokenizer(bundle)
+        if config.recipe.corruption != "none":
+            bundle, tokenizer = with_mask(bundle, tokenizer, config.model.mask)
+        training = open_source(config.data.train, "train", tokenizer, config.data.length, workdir / "data" / "train")
+        validation = open_source(config.data.validation, "validation", tokenizer, config.data.length,
+                                 workdir / "data" / "validation")
+        if tokenizer is not None:
+            (workdir / "tokenizer").mkdir(exist_ok=True)
+            tokenizer.save(workdir / "tokenizer")
+        base = Path(config.model.base)
+        card = adapted_card(bundle.card, config.recipe, base.resolve().name if base.is_dir() else config.model.base)
+        return train(config, dataclasses.replace(bundle, card=card), training, validation, workdir)

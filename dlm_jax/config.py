@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import runpy
+import traceback
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -157,12 +158,17 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         tree = runpy.run_path(str(path))["get_config"]()
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"{path} is not a config file with a working get_config(): "
-                        f"{type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        place = f"line {lines[-1]}, " if lines else ""
+        raise UserError(f"{path} is not a config file with a working get_config() ({place}{type(error).__name__}: "
+                        f"{error}); mend it after the example of configs/tiny.py") from error
     if not isinstance(tree, ConfigDict):
         raise UserError(f"get_config() of {path} must return an ml_collections.ConfigDict, not {type(tree).__name__}")
-    fields = tree.to_dict()
+    try:
+        fields = tree.to_dict()
+    except Exception as error:  # a placeholder that was never given a value
+        raise UserError(f"the config of {path} is not complete: {error}") from error
     for override in overrides:
         _override(fields, override)
     return build(Config, fields)
@@ -213,7 +219,7 @@ def _value(kind: Any, value: Any, key: str) -> Any:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) or (isinstance(value, str) and value.strip().lstrip("+-").isdigit())
+    return isinstance(value, int) or (isinstance(value, str) and value.strip().lstrip("+-").isdecimal())
 
 
 def to_json(config: Config) -> str:

@@ -8,6 +8,7 @@ from dlm_jax.convert.directories import fetch
 from dlm_jax.convert.hf_import import read_hf
 from dlm_jax.diffusion.recipes import recipe
 from dlm_jax.errors import UserError
+from dlm_jax.files import check_new
 from dlm_jax.language_model import LanguageModel
 from dlm_jax.models.weights import parameter_count
 from dlm_jax.opening import open_tokenizer, with_mask
@@ -20,6 +21,7 @@ def import_model(source: str, out: Path, mask: str | None = None, made_by: str |
     mask: gives the model a mask token ('new', a token or an id). made_by: the recipe that made it a diffusion model,
     where its own files do not say so (DiffuLLaMA's look like a plain LLaMA). Returns what was read.
     """
+    check_new(out)
     fetched = fetch(source)
     changes: dict[str, Any] = {"base_model": source if fetched.revision else fetched.directory.resolve().name,
                                "base_revision": fetched.revision}

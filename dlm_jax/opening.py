@@ -20,7 +20,7 @@ def open_bundle(source: str | Path) -> Bundle:
     path = BUNDLED_DIRECTORY if str(source) == BUNDLED else Path(source)
     if (path / "dlm.json").is_file():
         return read_native(path)
-    if (path / "model.json").is_file():
+    if (path / "model.json").is_file() and (path / "checkpoints").is_dir():
         from dlm_jax.training.checkpoint import read_work_directory  # Orbax is slow to import
         return read_work_directory(path)
     fetched = fetch(path if path.is_dir() else str(source))
@@ -50,7 +50,7 @@ def with_mask(bundle: Bundle, tokenizer: Tokenizer | None, mask: str) -> tuple[B
             return bundle, tokenizer
         bundle = add_mask_row(bundle, None if tokenizer is None else tokenizer.size)
         return bundle, tokenizer and tokenizer.with_mask(id=bundle.card.mask_token_id)
-    if mask.isdigit():
+    if mask.isdecimal():
         return reuse_mask_row(bundle, int(mask)), tokenizer
     if tokenizer is None:
         raise UserError(f"the mask token '{mask}' is a text and the model has no tokenizer; name its id or 'new'")

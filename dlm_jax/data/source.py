@@ -24,6 +24,9 @@ def open_source(source: str, split: Literal["train", "validation"], tokenizer: T
         if tokenizer is not None:
             check_tokenizer(dataset, tokenizer)
         return dataset
+    if source != STDLIB and not path.is_file():
+        raise UserError(f"data.{split}: there is no {source}; name a directory made by `dlm prepare`, a text file, or "
+                        f"'{STDLIB}'")
     if tokenizer is None:
         raise UserError(f"{source} is text and the model has no tokenizer; name a directory made by `dlm prepare`")
     if not made.exists():

@@ -1,10 +1,15 @@
 """What a run leaves to be read: one JSON object a line, and the same for TensorBoard."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from dlm_jax.files import write_text
 
 
 class JsonLines:
@@ -15,25 +20,47 @@ class JsonLines:
 
     def __init__(self, path: Path, restored: int) -> None:
         kept = []
-        for line in path.read_text().splitlines() if path.exists() else []:
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
             try:
                 if json.loads(line)["step"] <= restored:
                     kept.append(line + "\n")
-            except ValueError:
+            except (ValueError, TypeError, KeyError):
                 break
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.replace(path)
-        self._file = path.open("a")
+        write_text(path, "".join(kept))
+        self._file = path.open("ab", buffering=0)  # a full disk shows at the write, and nothing waits to be flushed
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends one record and hands it to the operating system."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Hands one record to the operating system."""
+        line = json.dumps(record).encode() + b"\n"
+        while line:
+            line = line[self._file.write(line):]
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+class Board:
+    """TensorBoard's event file. Written by this thread: a full disk would go unseen in that of a `SummaryWriter`."""
+
+    def __init__(self, directory: Path, restored: int) -> None:
+        directory.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(directory / "events"), f".from{restored}")
+        if restored:  # TensorBoard then forgets the steps that this run makes again
+            self._write(step=restored + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def scalars(self, group: str, step: int, values: dict[str, float]) -> None:
+        """Records the values as `group/name`."""
+        self._write(step=step, summary=Summary(value=[
+            Summary.Value(tag=f"{group}/{name}", simple_value=value) for name, value in values.items()]))
+
+    def _write(self, **fields: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), **fields))
+        self._events.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._events.close()
 
 
 class RunLog:
@@ -42,21 +69,17 @@ class RunLog:
     def __init__(self, workdir: Path, restored: int) -> None:
         self._training = JsonLines(workdir / "metrics.jsonl", restored)
         self._validation = JsonLines(workdir / "validation.jsonl", restored if restored else -1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=restored + 1)
+        self._board = Board(workdir / "tensorboard", restored)
 
     def training(self, step: int, metrics: dict[str, float]) -> None:
         """Records the training metrics of a step."""
         self._training.write({"step": step, **metrics})
-        self._scalars("train", step, metrics)
+        self._board.scalars("train", step, metrics)
 
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         """Records what validation found after a step."""
         self._validation.write({"step": step, **metrics})
-        self._scalars("validation", step, metrics)
-
-    def _scalars(self, group: str, step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._board.add_scalar(f"{group}/{name}", value, step)
+        self._board.scalars("validation", step, metrics)
 
     def close(self) -> None:
         """Closes all three."""

@@ -22,7 +22,8 @@ class Progress:
                         TextColumn("{task.fields[figures]}"), TimeRemainingColumn(), console=self._console,
                         disable=not self._console.is_terminal)
         self._task = self._bar.add_task(config.recipe.name, total=config.train.steps, completed=start, figures="")
-        self._mark, self._since, self._number = time.perf_counter(), start, start
+        self._since = self._number = start
+        self._mark = time.perf_counter()
         self._nelbo = ""
 
     def __enter__(self) -> "Progress":
@@ -31,6 +32,14 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def begin(self) -> None:
+        """The first step is next: the clock starts."""
+        self._mark = time.perf_counter()
 
     def advance(self, number: int) -> None:
         """Step `number` was handed to the device."""
@@ -56,9 +65,9 @@ class Progress:
         figures = f"loss {values['loss']:.3f}{self._nelbo}  {values['tokens_per_second']:,.0f} tokens/s"
         self._bar.update(self._task, figures=figures)
         if not self._console.is_terminal:
-            self._console.print(f"step {number}/{self._steps}  {figures}", highlight=False)
+            self.say(f"step {number}/{self._steps}  {figures}")
 
     def validated(self, number: int, nelbo: float) -> None:
         """Shows what validation found after step `number`."""
         self._nelbo = f"  validation {nelbo:.3f}"
-        self._console.print(f"step {number}/{self._steps}  validation {nelbo:.4f} nats/token", highlight=False)
+        self.say(f"step {number}/{self._steps}  validation {nelbo:.4f} nats/token")
