@@ -1,7 +1,7 @@
 """The command line: `dlm demo | import | export | prepare | train | sample | infill | eval`. Parse, call, print.
 
-Results go to stdout and progress to stderr; with --json the last line of stdout is one JSON object. Exit codes: 0, 2 for
-what the user can mend, told in one sentence, and 130 after Ctrl-C.
+Results go to stdout and progress to stderr; with --json the last line of stdout is one JSON object. Exit codes: 0, 2
+for what the user can mend, told in one sentence, and 130 after Ctrl-C.
 """
 
 import argparse
@@ -29,15 +29,16 @@ class Parser(argparse.ArgumentParser):
 def make_parser() -> Parser:
     """All commands and their flags."""
     parser = Parser(prog="dlm", description="Convert autoregressive language models into diffusion language models.")
-    commands = parser.add_subparsers(title="commands", dest="command", required=True, parser_class=Parser)
+    subparsers = parser.add_subparsers(title="commands", dest="command", required=True, parser_class=Parser)
 
     def command(name: str, run: Callable[[Arguments], dict[str, Any]], help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        sub = subparsers.add_parser(name, help=help, description=help, allow_abbrev=False)
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="end stdout with one JSON object")
         return sub
 
-    sub = command("demo", commands.run_demo, "adapt the bundled model, fill a hole in code, export to PyTorch (5 minutes)")
+    sub = command("demo", commands.run_demo,
+                  "adapt the bundled model, fill a hole in code, export to PyTorch (5 minutes)")
     sub.add_argument("--out", required=True, help="new directory for the run and the export")
 
     sub = command("import", commands.run_import, "read a Hugging Face checkpoint into a native model directory")
@@ -91,7 +92,8 @@ def add_sampling_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--order", default="confidence", help=ORDER_HELP)
     sub.add_argument("--temperature", type=float, default=0.0, metavar="X",
                      help="of the draw; 0, the default, takes the likeliest token")
-    sub.add_argument("--top-k", type=whole(0), default=0, metavar="N", help="draw among the N likeliest (default 0: all)")
+    sub.add_argument("--top-k", type=whole(0), default=0, metavar="N",
+                     help="draw among the N likeliest (default 0: all)")
     sub.add_argument("--top-p", type=float, default=1.0, metavar="P",
                      help="draw among the likeliest that hold this share of the probability (default 1: all)")
     sub.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the draw (default 0)")

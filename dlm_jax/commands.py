@@ -1,4 +1,4 @@
-"""What each `dlm` command does: one function from its parsed flags to what it found. Imports wait until they are needed."""
+"""What each `dlm` command does: a function from its flags to what it found. Imports wait until they are needed."""
 
 import argparse
 import dataclasses
@@ -43,7 +43,8 @@ def run_prepare(a: Arguments) -> dict[str, Any]:
         raise UserError(f"{a.model} has no tokenizer files; name a model that has")
     with counter("prepared") as count:
         description = prepare(documents, tokenizer, a.length, a.out, count)
-    return {"out": str(a.out), **{key: description[key] for key in ("records", "length", "tokens", "documents", "bytes")}}
+    told = ("records", "length", "tokens", "documents", "bytes")
+    return {"out": str(a.out), **{key: description[key] for key in told}}
 
 
 def run_train(a: Arguments) -> dict[str, Any]:

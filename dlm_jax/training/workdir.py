@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dlm_jax.config import Config, build, to_json
-from dlm_jax.convert.directories import read_json
 from dlm_jax.errors import UserError
-from dlm_jax.files import describe, write_text
+from dlm_jax.files import describe, read_json, write_text
 
 # Groups that a restarted run may change, and train.steps: how long it goes on and what it says, not what it computes.
 FREE_GROUPS = ("checkpoint", "log", "evaluate")
