@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from dlm_jax import commands
 from dlm_jax.errors import UserError
 
 Arguments = argparse.Namespace
