@@ -19,10 +19,11 @@ from dlm_jax.adapt import adapt
 from dlm_jax.config import load_config
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-OBJECTIVES = {"one stream, shifted (DiffuLLaMA)": "tiny_stories.py", "two streams, block 16 (BD3-LM)": "tiny_stories_blocks.py"}
+OBJECTIVES = {"one stream, shifted (DiffuLLaMA)": "tiny_stories.py",
+              "two streams, block 16 (BD3-LM)": "tiny_stories_blocks.py"}
 COLOURS = ("#3465a4", "#c17d11")
 
 

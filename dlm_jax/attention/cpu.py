@@ -1,7 +1,7 @@
 """Dense attention for CPUs: the reference's mathematics in the shapes that a CPU multiplies fast.
 
-One sequence at a time, so that its scores stay in cache; the backward pass makes the probabilities again from q and k, so
-that nothing of size Q x K is kept between the passes (as FlashAttention does, arXiv 2205.14135, by whole sequences).
+One sequence at a time, so that its scores stay in cache; the backward pass makes the probabilities again from q and k,
+so that nothing of size Q x K is kept between the passes (as FlashAttention does, arXiv 2205.14135, by whole sequences).
 
 Letters: g key-value heads, m = (query heads of one key-value head) x (queries), n keys, d head_dim.
 """
