@@ -44,3 +44,64 @@ def random_model() -> Callable[..., tuple[ModelConfig, Params]]:
             0, 0.3, w.shape).astype(np.float32))
 
     return make
+
+
+WORDS = "the of cat dog sat ran on under a mat hill and then it was all quiet again".split()
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of 60 little documents."""
+    random = np.random.default_rng(0)
+    documents = [" ".join(random.choice(WORDS, 25)) + ".\n" for _ in range(60)]
+    file = tmp_path_factory.mktemp("texts") / "texts.txt"
+    file.write_text("<|endoftext|>\n".join(documents))
+    return file
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory, random_model: Callable, texts: Path) -> Path:
+    """A Hugging Face directory: a random tiny LLaMA of context 64 with a byte-level tokenizer made for `texts`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from dlm_jax.convert.hf_export import write_hf
+    from dlm_jax.models.bundle import Bundle
+    from dlm_jax.models.card import Card
+    directory = tmp_path_factory.mktemp("base")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train([str(texts)], trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "</s>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}')
+    config, params = random_model("llama", vocab_size=tokenizer.get_vocab_size())
+    write_hf(directory, Bundle(config, params, Card(bos_token_id=0, eos_token_id=1)))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, base: Path, texts: Path) -> Path:
+    """`texts` as records of 16 tokens of the tokenizer of `base`."""
+    from dlm_jax.data.prepare import prepare
+    from dlm_jax.data.text import read_documents
+    from dlm_jax.data.tokenizer import Tokenizer
+    directory = tmp_path_factory.mktemp("prepared") / "records"
+    prepare(read_documents([texts]), Tokenizer.load(base), 16, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_run(base: Path, prepared: Path) -> list[str]:
+    """What overrides `configs/tiny.py` to a run of 30 steps from `base` that takes seconds."""
+    return [f"model.base={base}", f"data.train={prepared}", f"data.validation={prepared}", "data.validation_records=8",
+            "train.steps=30", "train.batch=4", "optimizer.warmup=2", "recipe.anneal_steps=8", "log.every=1",
+            "checkpoint.every=5", "evaluate.every=15", "evaluate.samples=1"]
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Path:
+    """The config file that `tiny_run` overrides."""
+    return Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
