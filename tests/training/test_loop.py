@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from dlm_jax.adapt import adapt
 from dlm_jax.config import load_config
@@ -39,6 +41,21 @@ def records(workdir: Path, name: str = "metrics.jsonl") -> dict[int, float]:
 def same_weights(a: Path, b: Path) -> bool:
     a, b = (flatten(read_work_directory(workdir).params) for workdir in (a, b))
     return all(np.array_equal(a[path], b[path]) for path in a)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """All runs here are of one program: the processes share what is compiled."""
+    directory, before = str(tmp_path_factory.mktemp("compiled")), jax.config.jax_persistent_cache_min_compile_time_secs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", directory)
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        jax.config.update("jax_compilation_cache_dir", directory)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,132 @@
+"""Every kind of model can be named, and nothing is lost on the way from one kind to another."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dlm_jax.convert.hf_import import read_hf
+from dlm_jax.models.weights import flatten
+from dlm_jax.opening import open_bundle
+
+
+def same(a, b) -> bool:
+    a, b = flatten(a.params), flatten(b.params)
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+def told(result) -> dict:
+    """The JSON object in the last line of stdout."""
+    assert result.code == 0, result.err
+    return json.loads(result.out.splitlines()[-1])
+
+
+def test_import_and_export_give_back_the_same_bits_and_tokenizer(dlm, base, tmp_path):
+    description = told(dlm("import", base, "--out", tmp_path / "native", "--json"))
+    assert description == {"out": str(tmp_path / "native"), "family": "llama", "mask_token_id": None, "rule": "causal",
+                           "parameters": description["parameters"], "alignment": "shifted", "block_size": None}
+    assert told(dlm("export", tmp_path / "native", "--out", tmp_path / "hf", "--json")) == {"out": str(tmp_path / "hf")}
+    original, native, exported = (open_bundle(path) for path in (base, tmp_path / "native", tmp_path / "hf"))
+    assert same(original, native) and same(original, exported)
+    assert original.card.bos_token_id == exported.card.bos_token_id == 0
+    a, b = (json.loads((path / "tokenizer.json").read_text())["model"] for path in (base, tmp_path / "hf"))
+    assert a == b
+
+
+def test_import_adds_a_mask_row_at_the_mean(dlm, base, tmp_path):
+    before = read_hf(base)
+    v = before.config.vocab_size
+    assert told(dlm("import", base, "--out", tmp_path / "m", "--mask", "new", "--json"))["mask_token_id"] == v
+    after = open_bundle(tmp_path / "m")
+    assert after.config.vocab_size == v + 1
+    table, old = after.params["embed"]["tokens"], before.params["embed"]["tokens"]
+    np.testing.assert_array_equal(table[:v], old)
+    np.testing.assert_allclose(table[v], old.mean(0), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(after.params["head"]["weight"][:, v], before.params["head"]["weight"].mean(1), rtol=1e-5,
+                               atol=1e-7)
+
+
+@pytest.mark.parametrize("mask, expected", [("17", 17), ("</s>", 1)])
+def test_import_reuses_a_row_as_the_mask(dlm, base, tmp_path, mask, expected):
+    assert told(dlm("import", base, "--out", tmp_path / "m", "--mask", mask, "--json"))["mask_token_id"] == expected
+    assert same(open_bundle(tmp_path / "m"), open_bundle(base))
+
+
+def test_import_takes_the_word_of_its_user_for_what_made_the_model(dlm, base, tmp_path):
+    description = told(dlm("import", base, "--out", tmp_path / "m", "--recipe", "diffullama", "--mask", "17", "--json"))
+    assert (description["rule"], description["alignment"]) == ("bidirectional", "shifted")
+    card = open_bundle(tmp_path / "m").card
+    assert (card.recipe, card.mask_token_id, card.base_model) == ("diffullama", 17, base.name)
+
+
+def test_import_stores_in_the_type_that_is_asked_for(dlm, base, tmp_path):
+    dlm("import", base, "--out", tmp_path / "m", "--dtype", "bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(open_bundle(tmp_path / "m").params)} == {"bfloat16"}
+
+
+def test_export_of_a_run_reads_back_as_the_diffusion_model_it_is(dlm, workdir, base, tmp_path):
+    told(dlm("export", workdir, "--out", tmp_path / "hf", "--json"))
+    ours, exported = open_bundle(workdir), open_bundle(tmp_path / "hf")
+    assert same(ours, exported) and ours.card == exported.card
+    assert (ours.card.rule, ours.card.recipe, ours.card.base_model) == ("bidirectional", "diffullama", base.name)
+    told(dlm("import", tmp_path / "hf", "--out", tmp_path / "native", "--json"))
+    assert same(ours, open_bundle(tmp_path / "native"))
+
+
+def test_a_work_directory_is_only_read(dlm, workdir):
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    assert dlm("sample", workdir, "--max-tokens", 4).code == 0
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+
+
+def test_the_three_kinds_of_directory_say_the_same(dlm, workdir, texts, tmp_path):
+    dlm("export", workdir, "--out", tmp_path / "hf")
+    dlm("import", tmp_path / "hf", "--out", tmp_path / "native")
+    models = (workdir, tmp_path / "hf", tmp_path / "native")
+    samples = [told(dlm("sample", m, "--prompt", "the cat", "--max-tokens", 8, "--json")) for m in models]
+    holes = [told(dlm("infill", m, "the [MASK:4] mat", "--json")) for m in models]
+    bounds = [told(dlm("eval", m, "--task", "nelbo", "--text", texts, "--limit", 3, "--json")) for m in models]
+    for results in (samples, holes, bounds):
+        for result in results:
+            result.pop("seconds", None)
+        assert results[0] == results[1] == results[2]
+    assert samples[0]["text"].startswith("the cat") and samples[0]["new_tokens"] <= 8
+    assert holes[0]["text"].startswith("the ") and holes[0]["text"].endswith(" mat")
+    assert (bounds[0]["task"], bounds[0]["texts"]) == ("nelbo", 3) and bounds[0]["nats_per_token"] > 0
+
+
+def test_the_nll_of_an_autoregressive_model(dlm, base, texts):
+    result = told(dlm("eval", base, "--task", "ar_nll", "--text", texts, "--limit", 2, "--json"))
+    assert 0 < result["nats_per_token"] < 50 and result["texts"] == 2 and result["tokens"] > 10
+
+
+def test_the_bound_of_an_autoregressive_model_says_what_stands_in_for_its_mask(dlm, base, texts):
+    result = dlm("eval", base, "--task", "nelbo", "--text", texts, "--limit", 2)
+    assert "no mask token" in result.err and result.out.startswith("task: nelbo\nnats_per_token: ")
+
+
+def test_the_bundled_model_answers_to_its_name(dlm):
+    result = dlm("sample", "bundled", "--prompt", "import ", "--max-tokens", 4)
+    if "there is no directory" in result.err:
+        pytest.skip("this checkout has no bundled model")
+    assert result.code == 0 and result.out.startswith("import ")
+
+
+def test_a_directory_that_only_has_a_file_called_model_json_is_no_run(dlm, base, tmp_path):
+    copy = shutil.copytree(base, tmp_path / "copy")
+    (copy / "model.json").write_text("{}")
+    assert dlm("sample", copy, "--prompt", "the", "--max-tokens", 2).code == 0
+
+
+def test_prepare_describes_what_it_wrote(dlm, base, texts, tmp_path):
+    result = told(dlm("prepare", "--text", texts, "--model", base, "--length", 16, "--out", tmp_path / "d", "--json"))
+    assert result["documents"] == 60 and result["length"] == 16 and result["records"] * 16 >= result["tokens"]
+
+
+def test_train_ends_with_its_outcome(dlm, tiny_config, workdir, tiny_run):
+    short = ["train.steps=2", "recipe.anneal_steps=0", "optimizer.warmup=0"]
+    result = told(dlm("train", "--config", tiny_config, "--workdir", workdir, "--json",
+                      *(f"--config.{o}" for o in [*tiny_run, *short])))
+    assert result.keys() == {"workdir", "steps", "nelbo_before", "nelbo_after", "seconds"} and result["steps"] == 2

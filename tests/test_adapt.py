@@ -1,0 +1,60 @@
+"""From a config to a trained model: where the weights come from, what the run keeps, what the card says."""
+
+import jax
+import numpy as np
+import pytest
+
+from dlm_jax.adapt import adapt
+from dlm_jax.config import load_config
+from dlm_jax.data.dataset import Dataset
+from dlm_jax.language_model import load
+from dlm_jax.models.weights import flatten
+from dlm_jax.opening import open_bundle, open_tokenizer, with_mask
+
+
+@pytest.fixture
+def run(tiny_config, tiny_run, tmp_path):
+    """Runs two steps under these overrides; returns the outcome and the work directory."""
+    def start(*overrides: str):
+        short = ["train.steps=2", "recipe.anneal_steps=0", "optimizer.warmup=0"]
+        return adapt(load_config(tiny_config, [*tiny_run, *short, *overrides]), tmp_path / "run"), tmp_path / "run"
+
+    return start
+
+
+def test_a_run_starts_from_the_weights_of_its_base(run, base):
+    _, workdir = run("optimizer.learning_rate=1e-12", "optimizer.weight_decay=0")
+    model = open_bundle(base)
+    expected, _ = with_mask(model, open_tokenizer(model), "new")
+    found = flatten(open_bundle(workdir).params)
+    for path, weight in flatten(expected.params).items():
+        np.testing.assert_allclose(found[path], weight, atol=1e-9)
+
+
+def test_a_run_from_scratch_does_not(run, base):
+    outcome, workdir = run("model.init=scratch")
+    assert outcome.nelbo_before == pytest.approx(np.log(open_bundle(workdir).config.vocab_size), rel=0.02)
+
+
+def test_text_is_prepared_once_in_the_work_directory_at_the_length_of_the_config(run, texts):
+    _, workdir = run(f"data.train={texts}", f"data.validation={texts}", "data.length=12")
+    file = workdir / "data" / "train" / "records-00000.array_record"
+    before = file.stat().st_mtime_ns
+    assert Dataset.open(workdir / "data" / "train").length == 12
+    run(f"data.train={texts}", f"data.validation={texts}", "data.length=12")
+    assert file.stat().st_mtime_ns == before
+
+
+def test_autoregressive_training_needs_no_mask_and_leaves_a_causal_model(run, texts):
+    outcome, workdir = run("recipe.name=ar", "recipe.corruption=none")
+    lm = load(workdir)
+    assert (lm.card.rule, lm.card.mask_token_id) == ("causal", None)
+    assert lm.tokenizer.mask_id is None and outcome.nelbo_before > 0
+
+
+def test_the_work_directory_is_a_model_with_its_tokenizer(run, base):
+    _, workdir = run()
+    lm = load(workdir)
+    assert lm.card.base_model == base.name and lm.card.recipe == "diffullama"
+    assert lm.tokenizer.mask_id == lm.card.mask_token_id == open_bundle(base).config.vocab_size
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(lm.params))
