@@ -119,14 +119,14 @@ def test_a_hole_inside_a_text_sees_the_rest_of_its_block_and_what_is_before(toy)
     expected, left = text.copy(), masked.copy()
     for start in (4, 12):
         fill(model, expected, left, BlockCausal(4), slice(start, min(start + 4, 14)))
-    [sample] = model.filled([Request(text.tolist(), masked.tolist(), stop=False)])
+    sample = model.filled([Request(text.tolist(), masked.tolist(), stop=False)] * 3)[0]
     assert sample.tokens == expected.tolist()
     assert sample.forwards == 1 + (2 + 1) + 1 + (1 + 1)  # the block between is encoded again, as its past has changed
 
 
 def test_threshold_one_commits_a_token_a_pass_and_threshold_zero_a_block_a_pass(toy, prompts):
     model = toy("block_causal", "same_position", 4)
-    slow, fast = ([model.continued(prompts[1:2], 10, order=f"threshold:{tau}", steps=1)][0][0] for tau in (1.0, 0))
+    slow, fast = (model.continued(prompts[1:2], 10, order=f"threshold:{tau}", steps=1)[0] for tau in (1.0, 0))
     # 6 + 10 tokens: 2, 4 and 4 places to fill
     assert slow.forwards == 1 + (2 + 1) + (4 + 1) + (4 + 1) and sorted(slow.order) == [0] * 6 + list(range(1, 11))
     assert fast.forwards == 1 + (1 + 1) * 3 and fast.order[6:] == [1] * 2 + [2] * 4 + [3] * 4
@@ -163,10 +163,10 @@ def test_the_mask_is_never_emitted_and_given_tokens_never_change(toy, prompts, r
 
 def test_an_adapted_model_read_left_to_right_does_not_emit_its_mask(toy):
     plain = toy("causal")
-    [sample] = plain.continued([[1, 2]], 6)
-    mask = sample.tokens[3]
+    mask = plain.continued([[1, 2]] * 3, 6)[0].tokens[2]
     model = dataclasses.replace(plain, card=dataclasses.replace(plain.card, mask_token_id=mask))
-    assert mask not in model.continued([[mask + 1, mask - 1]], 20)[0].tokens
+    prompt = [1, 2] if mask > 2 else [3, 4]
+    assert mask not in model.continued([prompt] * 3, 20)[0].tokens
 
 
 @pytest.mark.parametrize("order", ("confidence", "threshold:0.3"))

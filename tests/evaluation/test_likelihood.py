@@ -1,0 +1,113 @@
+"""The bounds against expectations that are enumerated: every mask, its weight integrated over the level by hand."""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from dlm_jax.attention.rules import Bidirectional, BlockCausal, Causal
+from dlm_jax.errors import UserError
+from dlm_jax.evaluation.likelihood import AR, batches, denoising_recipe, likelihood, texts_to_rows
+from dlm_jax.models.card import Card
+from dlm_jax.models.transformer import forward, unembed
+
+MASK = 30
+T_MIN = 0.1  # small levels are rare and weigh much: without them fewer samples do
+TEXT = [4, 7, 21, 11]  # the first is given
+WAYS = (("shifted", None), ("same_position", None), ("shifted", 2), ("same_position", 3))
+
+
+@pytest.fixture(scope="module")
+def model(random_model):
+    return random_model("qwen2", tied_head=False)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def log_probabilities(params, tokens, segments, rule, config):
+    hidden = forward(params, tokens, config=config, rule=rule, segments=segments)
+    return jax.nn.log_softmax(unembed(params, hidden, config), -1)
+
+
+def losses(model, tokens, rule, shifted):
+    """-log p of each token of TEXT where the model reads `tokens`: [n]."""
+    config, params = model
+    padded = np.pad([tokens, np.ones_like(tokens)], ((0, 0), (0, len(TEXT) - len(tokens))))
+    log_p = np.array(log_probabilities(params, padded[:1], padded[1:], rule, config)[0])[:len(tokens)]
+    if shifted:
+        log_p = np.concatenate([np.zeros_like(log_p[:1]), log_p[:-1]])
+    return -log_p[np.arange(len(tokens)), TEXT[:len(tokens)]]
+
+
+def weight(k, n, t_min):
+    """What a set of k masked places of n weighs: t^k (1-t)^(n-k), its probability, times 1/t, over t in (t_min, 1]."""
+    t = t_min + (1 - t_min) * (np.arange(100_000) + 0.5) / 100_000
+    return np.mean(t ** (k - 1) * (1 - t) ** (n - k))
+
+
+def enumerated(model, shifted, block):
+    """The bound, exactly: the sum over blocks, each read with what is before it in the clear, of all its masks."""
+    size, rule = block or len(TEXT), BlockCausal(block) if block else Bidirectional()
+    total = 0.0
+    for start in range(0, len(TEXT), size):
+        places = range(max(start, 1), min(start + size, len(TEXT)))
+        for k in range(1, len(places) + 1):
+            for masked in itertools.combinations(places, k):
+                noisy = [MASK if place in masked else token for place, token in enumerate(TEXT[:start + size])]
+                total += weight(k, len(places), T_MIN) * losses(model, noisy, rule, shifted)[list(masked)].sum()
+    return total
+
+
+def test_over_all_levels_the_weight_is_a_beta_function():
+    for n in range(1, 5):
+        for k in range(1, n + 1):
+            beta = math.factorial(k - 1) * math.factorial(n - k) / math.factorial(n)
+            assert weight(k, n, 0) == pytest.approx(beta, rel=1e-6)
+
+
+@pytest.mark.parametrize("alignment,block", WAYS)
+def test_the_sampled_bound_is_the_enumerated_one_on_average(model, alignment, block):
+    config, params = model
+    card = Card(alignment, "block_causal" if block else "bidirectional", block, MASK)
+    recipe = dataclasses.replace(denoising_recipe(card), t_min=T_MIN)
+    found = likelihood(params, config, recipe, MASK, texts_to_rows([TEXT]), samples=4096)
+    assert found.tokens == 3
+    assert found.nats == pytest.approx(enumerated(model, alignment == "shifted", block), rel=0.03)
+
+
+def test_the_autoregressive_likelihood_is_the_sum_over_the_tokens(model):
+    config, params = model
+    found = likelihood(params, config, AR, None, texts_to_rows([TEXT, TEXT[:3]]))
+    each = losses(model, TEXT, Causal(), True)
+    assert found.tokens == 5
+    assert found.nats == pytest.approx(each[1:].sum() + each[1:3].sum(), rel=1e-5)
+    assert found.per_token == pytest.approx(found.nats / 5)
+
+
+def test_the_noise_is_a_function_of_the_seed(model):
+    config, params = model
+    first, again, other = (likelihood(params, config, denoising_recipe(Card()), MASK, texts_to_rows([TEXT]), 2, seed)
+                           for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_every_row_is_in_one_batch_in_few_shapes():
+    random = np.random.default_rng(0)
+    rows = texts_to_rows([random.integers(1, 30, random.integers(1, 200)) for _ in range(300)])
+    found, shapes = [], set()
+    for tokens, segments in batches(rows):
+        shapes.add(tokens.shape)
+        found += [tuple(row[kept > 0]) for row, kept in zip(tokens, segments) if kept.any()]
+    assert sorted(found) == sorted(tuple(row) for row, _ in rows)
+    assert len(shapes) == 4 and all(b * n <= 4096 for b, n in shapes)
+
+
+def test_nothing_to_predict_is_no_loss_and_no_samples_are_refused(model):
+    config, params = model
+    assert likelihood(params, config, AR, None, texts_to_rows([[3]])).per_token == 0
+    assert likelihood(params, config, AR, None, []).tokens == 0
+    with pytest.raises(UserError, match="samples"):
+        likelihood(params, config, AR, None, texts_to_rows([TEXT]), samples=0)
