@@ -1,6 +1,7 @@
 """The yardstick of `train_step.py`: the same LLaMA and the same two objectives in plain PyTorch, written independently.
 
-Straight eager code as a PyTorch user would write it: fused SDPA, fused RMSNorm, fused AdamW, logits of the masked rows only.
+Straight eager code as a PyTorch user would write it: fused SDPA, fused RMSNorm, fused AdamW, logits of the masked rows
+only.
 """
 
 import math
@@ -71,22 +72,29 @@ def block_diffusion_mask(length: int, block: int) -> torch.Tensor:
 
 
 class Trainer:
-    """AdamW with clipping on the masked-diffusion loss, weight 1/t, divided by all tokens that count."""
+    """AdamW with clipping on the masked-diffusion loss, weight 1/t, divided by all tokens that count.
 
-    def __init__(self, model: Llama, mask_id: int, block: int, learning_rate: float) -> None:
-        self.model, self.mask_id, self.block = model, mask_id, block
-        self.optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.95), weight_decay=0.1,
-                                           fused=True)
+    block = 0 is the one-stream shifted objective, else two streams; cuts: parts of a batch, run one after the other.
+    """
+
+    def __init__(self, model: Llama, mask_id: int, block: int, learning_rate: float, cuts: int = 1) -> None:
+        self.model, self.mask_id, self.block, self.cuts = model, mask_id, block, cuts
+        self.optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.95),
+                                           weight_decay=0.1, fused=True)
         self.masks: dict[int, torch.Tensor] = {}
 
-    def step(self, tokens: torch.Tensor) -> float:
-        """One optimizer step; returns the loss. block = 0 is the one-stream shifted objective."""
-        b, n = tokens.shape
+    def noise(self, b: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which tokens are masked, and the level of each: [b, n]."""
         blocks = n // self.block if self.block else 1
         t = (torch.randperm(b * blocks) + torch.rand(())).view(b, blocks) / (b * blocks)
         t = (1e-3 + (1 - 1e-3) * t).repeat_interleave(n // blocks, 1)
         masked = torch.rand(b, n) < t
         masked[:, 0] = False
+        return masked, t
+
+    def loss_sum(self, tokens: torch.Tensor, masked: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the masked tokens, weighted with 1/t and added up."""
+        n = tokens.shape[1]
         noisy = torch.where(masked, self.mask_id, tokens)
         positions = torch.arange(n)
         if self.block:
@@ -95,11 +103,19 @@ class Trainer:
         else:
             hidden = self.model(noisy, positions, None)[:, :-1][masked[:, 1:]]
         losses = F.cross_entropy(hidden @ self.model.embed.weight.T, tokens[masked], reduction="none")
-        loss = (losses / t[masked]).sum() / (b * (n - 1))
+        return (losses / t[masked]).sum()
+
+    def step(self, tokens: torch.Tensor) -> float:
+        """One optimizer step; returns the loss."""
+        b, n = tokens.shape
+        parts = zip(*(x.chunk(self.cuts) for x in (tokens, *self.noise(b, n))))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        value = 0.0
+        for part in parts:
+            loss = self.loss_sum(*part) / (b * (n - 1))
+            loss.backward()
+            value += loss.item()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        value = loss.item()
         assert math.isfinite(value)
         return value
