@@ -88,7 +88,8 @@ class LanguageModel:
         """
         model = self if self.card.mask_token_id is not None else self.with_mask()
         recipe = denoising_recipe(self.card)
-        return likelihood(model.params, model.config, recipe, model.card.mask_token_id, self._rows(texts), samples, seed)
+        return likelihood(model.params, model.config, recipe, model.card.mask_token_id, self._rows(texts), samples,
+                          seed)
 
     def ar_nll(self, texts: str | Sequence[str]) -> Likelihood:
         """-log p(texts) left to right under the causal rule, the output at n-1 predicting token n. Texts are cut at the
@@ -121,8 +122,8 @@ class LanguageModel:
 
     def _text(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise UserError("this model has no tokenizer files, so it cannot read or write text; copy its tokenizer.json "
-                            "and tokenizer_config.json beside it")
+            raise UserError("this model has no tokenizer files, so it cannot read or write text; copy its "
+                            "tokenizer.json and tokenizer_config.json beside it")
         return self.tokenizer
 
     def _rows(self, texts: str | Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -38,8 +38,8 @@ class Noised:
 class Sums:
     """Sums over a batch, to be added over batches and divided once.
 
-    loss: weighted cross-entropy; tokens: targets; masked_loss: unweighted cross-entropy of the masked; masked: how many.
-    loss / tokens is the negative evidence lower bound (NELBO) in nats a token, where the weights are 1/t and the
+    loss: weighted cross-entropy; tokens: targets; masked_loss: unweighted cross-entropy of the masked; masked: how
+    many. loss / tokens is the negative evidence lower bound (NELBO) in nats a token, where the weights are 1/t and the
     corruption is uniform; for plain autoregressive training it is the negative log-likelihood.
     """
 
@@ -79,7 +79,8 @@ def annealed_rule(recipe: Recipe, step: jax.Array, seed: int) -> Rule:
         return Causal()
     if recipe.anneal_steps == 0:
         return Bidirectional()
-    return Annealed(annealing_probability(step, recipe.anneal_steps), hash32(step.astype(jnp.uint32)) ^ jnp.uint32(seed))
+    seed_of_step = hash32(step.astype(jnp.uint32)) ^ jnp.uint32(seed)
+    return Annealed(annealing_probability(step, recipe.anneal_steps), seed_of_step)
 
 
 def predictors(params: Params, batch: Noised, rule: Rule, mask_id: int | None, recipe: Recipe, config: ModelConfig,

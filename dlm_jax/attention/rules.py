@@ -137,8 +137,8 @@ def dense_mask(rule: Rule, keys: int, segments: jax.Array | None = None, queries
                first: jax.Array | int = 0) -> jax.Array:
     """The mask of `rule` with documents kept apart: bool [batch or 1, Q, K].
 
-    `segments` [batch, keys] are document numbers; 0 is padding, which nobody sees and which sees nobody. The queries are
-    the keys' own tokens `first .. first + queries` (all of them unless told otherwise).
+    `segments` [batch, keys] are document numbers; 0 is padding, which nobody sees and which sees nobody. The queries
+    are the keys' own tokens `first .. first + queries` (all of them unless told otherwise).
     """
     queries = keys if queries is None else queries
     index = jnp.arange(keys, dtype=jnp.int32)

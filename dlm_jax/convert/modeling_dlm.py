@@ -198,7 +198,7 @@ class DLMModel(PreTrainedModel):
     """The model and its sampler. `forward` gives raw outputs: in a `shifted` model those at n-1 are for token n."""
 
     config_class = DLMConfig
-    _no_split_modules = ["GPT2Block", "LlamaBlock"]  # noqa: RUF012, the type that transformers declares
+    _no_split_modules = ["GPT2Block", "LlamaBlock"]
 
     def __init__(self, config: DLMConfig):
         super().__init__(config)

@@ -7,10 +7,11 @@ import numpy as np
 
 def pack(documents: Iterable[Sequence[int]], length: int, bos_id: int | None,
          eos_id: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Documents as [bos?] ids [eos?], one after the other, cut every `length` tokens: (tokens, segments), int32 [length].
+    """Documents as [bos?] ids [eos?], one after the other, cut every `length` tokens: (tokens, segments), int32
+    [length].
 
-    `segments` numbers the documents inside a record from 1. A document may go on in the next record, where it is counted
-    anew. Only the last record is padded: token 0, segment 0.
+    `segments` numbers the documents inside a record from 1. A document may go on in the next record, where it is
+    counted anew. Only the last record is padded: token 0, segment 0.
     """
     before, after = [[] if token is None else [token] for token in (bos_id, eos_id)]
     tokens, segments = np.zeros((2, length), np.int32)

@@ -18,9 +18,9 @@ NOT_OURS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idl
 def read_documents(paths: Sequence[str | Path]) -> Iterator[str]:
     """The documents of the files, in order; those that are empty or only white space are left out.
 
-    By suffix: `.jsonl` and `.jsonl.gz` hold one object with a field `text` a line, `.parquet` a column `text`; `.txt` is
-    cut at lines that are exactly `<|endoftext|>`; any other file is one document. All text is UTF-8. Lines and rows are
-    streamed, so memory does not grow with a file of many documents.
+    By suffix: `.jsonl` and `.jsonl.gz` hold one object with a field `text` a line, `.parquet` a column `text`; `.txt`
+    is cut at lines that are exactly `<|endoftext|>`; any other file is one document. All text is UTF-8. Lines and rows
+    are streamed, so memory does not grow with a file of many documents.
 
     Raises `UserError`, naming file and line or row: at once for a missing file, while reading for all else, and at the
     end where no file holds any text.

@@ -1,7 +1,7 @@
 """Corruption: which tokens of a text are masked. Pure functions of an explicit key.
 
-The corruption mask is kept beside the tokens and never read back from them, so a genuine occurrence of the mask id in the
-data is an ordinary token.
+The corruption mask is kept beside the tokens and never read back from them, so a genuine occurrence of the mask id in
+the data is an ordinary token.
 """
 
 import math

@@ -40,7 +40,7 @@ def denoising_recipe(card: Card) -> Recipe:
     A plain autoregressive model is read the way adaptation starts from it: one stream, shifted, everything visible.
     """
     if card.rule == "block_causal":
-        return Recipe("nelbo", streams=2, alignment=card.alignment, block_size=card.block_size)
+        return Recipe("nelbo", streams=2, alignment=card.alignment, block_size=card.block_size or 0)
     return Recipe("nelbo", streams=1, alignment=card.alignment)
 
 

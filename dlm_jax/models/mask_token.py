@@ -11,8 +11,8 @@ from dlm_jax.models.bundle import Bundle
 def add_mask_row(bundle: Bundle, known_ids: int | None = None) -> Bundle:
     """The bundle with a new mask token whose rows are the mean of the known tokens' rows.
 
-    known_ids: how many ids have a text. Where the table has spare rows beyond them (a padded vocabulary), the first spare
-    row becomes the mask; otherwise the vocabulary grows by one. None: all rows are known.
+    known_ids: how many ids have a text. Where the table has spare rows beyond them (a padded vocabulary), the first
+    spare row becomes the mask; otherwise the vocabulary grows by one. None: all rows are known.
     """
     vocab = bundle.config.vocab_size
     known = vocab if known_ids is None else known_ids

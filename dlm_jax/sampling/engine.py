@@ -6,6 +6,7 @@ the finished ones. A causal model is the case of one token a block, which is rea
 Letters: b sequences, n places, B places of a block, d width, v vocabulary.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,7 @@ from dlm_jax.sampling.selector import Selector
 
 @struct.dataclass
 class Canvas:
-    """tokens: int [b, n]; masked: bool [b, n], the places the sampler fills; segments: int [b, n], 1, and 0 for padding."""
+    """tokens: int [b, n]; masked: bool [b, n], the places the sampler fills; segments: int [b, n], 1, 0 for padding."""
 
     tokens: jax.Array
     masked: jax.Array
@@ -37,8 +38,9 @@ class Canvas:
 class Trace:
     """What happened on the canvas; every array is [b, n] but the count.
 
-    order: int, the step at which a place was committed, from 1; 0 for given places. confidence: fp32, the probability of
-    a committed token when it was committed. forwards: how many forward passes were made, re-encoding and prefill included.
+    order: int, the step at which a place was committed, from 1; 0 for given places. confidence: fp32, the probability
+    of a committed token when it was committed. forwards: how many forward passes were made, re-encoding and prefill
+    included.
     """
 
     tokens: jax.Array
@@ -90,7 +92,7 @@ def decode_blocks(params: Params, trace: Trace, segments: jax.Array, keys: jax.A
                   card: Card, sampler: Sampler) -> Trace:
     """Block by block: denoise against the cache of the finished blocks, then write the finished block into it."""
     b, n = trace.tokens.shape
-    size = card.block_size
+    size = card.block_size or 1
     model = functools.partial(forward_cached, params, config=config, rule=BlockCausal(size), segments=segments)
     first = jnp.argmax(jnp.any(trace.masked, 0)) // size
     hidden, cache = model(trace.tokens, empty_cache(config, b, n), 0)  # prefill; blocks with holes are written again
@@ -109,14 +111,14 @@ def decode_blocks(params: Params, trace: Trace, segments: jax.Array, keys: jax.A
         part, cache = denoise(predict, cache, part, fold(keys, number), card.mask_token_id, sampler,
                               jnp.max(trace.order))
         hidden, cache = model(part.tokens, cache, start)
-        part = part.replace(forwards=part.forwards + 1)
+        part = dataclasses.replace(part, forwards=part.forwards + 1)
         trace = stop_at_end(put_back(trace, part, start), start + size, card.eos_token_id)
         return number + 1, trace, cache, hidden[:, -1]
 
     def unfinished(carry: tuple[jax.Array, Trace, Cache, jax.Array]) -> jax.Array:
         return jnp.any(carry[1].masked)
 
-    start = (first, trace.replace(forwards=jnp.int32(1)), cache, before)
+    start = (first, dataclasses.replace(trace, forwards=jnp.int32(1)), cache, before)
     return jax.lax.while_loop(unfinished, block, start)[1]
 
 
@@ -136,19 +138,20 @@ def decode_causally(params: Params, trace: Trace, segments: jax.Array, keys: jax
         proposed, confidence = sampler.proposal(fold(keys, place), logits)
         part = commit(part, part.masked, proposed, confidence, place - first + 1)
         hidden, cache = model(part.tokens, cache, place)
-        trace = put_back(trace, part.replace(forwards=trace.forwards + 1), place)
+        trace = put_back(trace, dataclasses.replace(part, forwards=trace.forwards + 1), place)
         return place + 1, stop_at_end(trace, place + 1, card.eos_token_id), cache, hidden[:, -1]
 
     def unfinished(carry: tuple[jax.Array, Trace, Cache, jax.Array]) -> jax.Array:
         return jnp.any(carry[1].masked)
 
-    return jax.lax.while_loop(unfinished, token, (first, trace.replace(forwards=jnp.int32(1)), cache, before))[1]
+    return jax.lax.while_loop(unfinished, token, (first, dataclasses.replace(trace, forwards=jnp.int32(1)), cache, before))[1]
 
 
 def denoise(predict: Predict, state: Any, trace: Trace, keys: jax.Array, mask_id: int | None,
             sampler: Sampler, begun: jax.Array) -> tuple[Trace, Any]:
     """Steps until nothing is masked: predict every place, propose, commit what the selector takes. `begun` steps were
     made before."""
+    assert mask_id is not None, "a model that denoises has a mask token"
 
     def step(carry: tuple[jax.Array, Trace, Any]) -> tuple[jax.Array, Trace, Any]:
         number, trace, state = carry
@@ -158,7 +161,7 @@ def denoise(predict: Predict, state: Any, trace: Trace, keys: jax.Array, mask_id
         steps_left = jnp.maximum(sampler.steps - number, 1)[:, None]
         chosen = sampler.selector(fold(step_keys, 1), confidence, trace.masked, steps_left)
         trace = commit(trace, chosen, proposed, confidence, begun + number + 1)
-        return number + 1, trace.replace(forwards=trace.forwards + 1), state
+        return number + 1, dataclasses.replace(trace, forwards=trace.forwards + 1), state
 
     def unfinished(carry: tuple[jax.Array, Trace, Any]) -> jax.Array:
         return jnp.any(carry[1].masked)
@@ -174,9 +177,9 @@ def without(logits: jax.Array, token: int | None) -> jax.Array:
 
 def commit(trace: Trace, chosen: jax.Array, tokens: jax.Array, confidence: jax.Array, order: jax.Array) -> Trace:
     """Writes `tokens` at the chosen places."""
-    return trace.replace(tokens=jnp.where(chosen, tokens, trace.tokens), masked=trace.masked & ~chosen,
-                         order=jnp.where(chosen, order, trace.order),
-                         confidence=jnp.where(chosen, confidence, trace.confidence))
+    return dataclasses.replace(trace, tokens=jnp.where(chosen, tokens, trace.tokens), masked=trace.masked & ~chosen,
+                               order=jnp.where(chosen, order, trace.order),
+                               confidence=jnp.where(chosen, confidence, trace.confidence))
 
 
 def stop_at_end(trace: Trace, end: jax.Array, eos_id: int | None) -> Trace:
@@ -184,7 +187,7 @@ def stop_at_end(trace: Trace, end: jax.Array, eos_id: int | None) -> Trace:
     if eos_id is None:
         return trace
     ended = jnp.any((trace.tokens == eos_id) & (trace.order > 0), -1, keepdims=True)
-    return trace.replace(masked=trace.masked & ~(ended & (jnp.arange(trace.masked.shape[1]) >= end)))
+    return dataclasses.replace(trace, masked=trace.masked & ~(ended & (jnp.arange(trace.masked.shape[1]) >= end)))
 
 
 def slice_trace(trace: Trace, start: jax.Array, size: int) -> Trace:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dlm_jax.errors import UserError
@@ -32,7 +33,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A finished sequence, one entry a token; after a committed end token nothing is kept where the request stops there.
+    """A finished sequence, one entry a token; after a committed end token nothing is kept where the request stops.
 
     order: the step at which a token was committed, from 1; 0 for given ones. confidence: the model's probability of a
     token when it was committed, 0 for given ones. forwards: passes of the model for the whole batch, prefill and
@@ -59,7 +60,7 @@ def selector(name: str) -> Selector:
             return Threshold(float(value))
         except ValueError:
             raise UserError(f"'{name}' needs a number, such as threshold:0.9") from None
-    choices = {"confidence": Confidence(), "random": RandomOrder()}
+    choices: dict[str, Selector] = {"confidence": Confidence(), "random": RandomOrder()}
     if name not in choices:
         raise UserError(f"'{name}' is not an order of filling; choose confidence, random or threshold:0.9")
     return choices[name]
@@ -86,7 +87,7 @@ def generate(params: Params, config: ModelConfig, card: Card, requests: Sequence
     if steps is not None and steps < 1:
         raise UserError(f"steps must be at least 1, not {steps}")
     all_steps = [steps or card.block_size or min(sum(request.masked), DEFAULT_STEPS) for request in requests]
-    sampler = Sampler(np.asarray(all_steps, np.int32), proposal, select)
+    sampler = Sampler(jnp.asarray(all_steps, jnp.int32), proposal, select)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), np.arange(len(requests)))
     if not any(request.stop for request in requests):
         card = dataclasses.replace(card, eos_token_id=None)
@@ -108,6 +109,8 @@ def _check(request: Request, config: ModelConfig, card: Card) -> None:
     if card.alignment == "shifted" and request.masked[0]:
         raise UserError("this model predicts a token from the one before it and there is none before the first; put a "
                         "token before the hole")
+    if card.is_diffusion and card.mask_token_id is None:
+        raise UserError("the model's card names no mask token; name it when the model is imported, with --mask")
     given = [token for token, hole in zip(request.tokens, request.masked) if not hole]
     if card.mask_token_id is not None and card.mask_token_id in given:
         raise UserError("the text holds the mask token itself; mark holes with [MASK:n]")
@@ -123,7 +126,7 @@ def _canvas(requests: Sequence[Request], card: Card) -> Canvas:
     for i, request in enumerate(requests):
         length = len(request.tokens)
         tokens[i, :length], masked[i, :length], segments[i, :length] = request.tokens, request.masked, 1
-    return Canvas(tokens, masked, segments)
+    return Canvas(jnp.asarray(tokens), jnp.asarray(masked), jnp.asarray(segments))
 
 
 def _sample(trace: Trace, i: int, request: Request, card: Card) -> Sample:

@@ -25,8 +25,10 @@ def frame(pieces: Sequence[str], order: Sequence[int], step: int) -> Text:
     for piece, committed in zip(map(printable, pieces), order):
         if committed > step:
             text.append(hidden(piece), style="grey42")
+        elif committed == 0:
+            text.append(piece, style="dim")
         else:
-            text.append(piece, style="dim" if committed == 0 else "bold black on green" if committed == step else "green")
+            text.append(piece, style="bold black on green" if committed == step else "green")
     return text
 
 
@@ -42,11 +44,13 @@ def play(pieces: Sequence[str], order: Sequence[int], console: Console, seconds:
     if not console.is_terminal:
         console.print(frame(pieces, order, last + 1), soft_wrap=True)
         return
+    width = min(console.width, WIDEST)
     with Live(console=console, auto_refresh=False) as live:
         for step, text in enumerate(frames(pieces, order)):
             done = step > last
-            live.update(Panel(text, title=caption(order, min(step, last)), title_align="left", padding=(0, 1),
-                              border_style="green" if done else "grey42", width=min(console.width, WIDEST)), refresh=True)
+            panel = Panel(text, title=caption(order, min(step, last)), title_align="left", padding=(0, 1), width=width,
+                          border_style="green" if done else "grey42")
+            live.update(panel, refresh=True)
             if not done:
                 time.sleep(min(seconds / (last + 1), SLOWEST))
 

@@ -10,7 +10,6 @@ import pytest
 
 from dlm_jax.cli import main
 
-
 TWO_STEPS = ["train.steps=2", "recipe.anneal_steps=0", "optimizer.warmup=0"]  # as in the fixture `workdir`
 
 

@@ -151,7 +151,8 @@ def test_confidence_finishes_in_exactly_the_steps_asked_for(toy, prompts, new, s
     assert sample.forwards == forwards and set(sample.order) == set(range(forwards + 1))
 
 
-@pytest.mark.parametrize("rule,block,order", (("bidirectional", None, "random"), ("bidirectional", None, "threshold:0.5"),
+@pytest.mark.parametrize("rule,block,order", (("bidirectional", None, "random"),
+                                              ("bidirectional", None, "threshold:0.5"),
                                               ("block_causal", 4, "confidence")))
 def test_the_mask_is_never_emitted_and_given_tokens_never_change(toy, prompts, rule, block, order):
     model = toy(rule, "same_position", block)

@@ -1,5 +1,7 @@
 """Requests into samples: keys, batches, the end token, and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -53,7 +55,8 @@ def test_blocks_go_on_for_the_sequences_that_have_not_ended(toy, prompts):
     stopped = toy("block_causal", "shifted", 4, eos=end).continued(prompts, 18)
     for a, b, prompt in zip(stopped, free, prompts, strict=True):
         assert a.tokens == b.tokens[:len(a.tokens)]
-        assert len(a.tokens) == (b.tokens.index(end, len(prompt)) + 1 if end in b.tokens[len(prompt):] else len(b.tokens))
+        ends = end in b.tokens[len(prompt):]
+        assert len(a.tokens) == (b.tokens.index(end, len(prompt)) + 1 if ends else len(b.tokens))
 
 
 def test_an_end_token_that_was_given_stops_nothing(toy):
@@ -92,6 +95,12 @@ REFUSED = {
 def test_a_request_that_cannot_be_served_is_refused_with_its_cause(toy, said):
     with pytest.raises(UserError, match=said):
         toy("bidirectional").filled([REFUSED[said]])
+
+
+def test_a_diffusion_model_without_a_mask_token_is_refused(toy):
+    model = toy("bidirectional")
+    with pytest.raises(UserError, match="names no mask"):
+        dataclasses.replace(model, card=dataclasses.replace(model.card, mask_token_id=None)).continued([[1]], 2)
 
 
 def test_a_hole_at_the_very_start_needs_the_same_position(toy):

@@ -31,7 +31,7 @@ def nucleus(logits, p):
 @pytest.mark.parametrize("k", range(V + 2))
 def test_top_k_keeps_the_k_largest(k):
     kept = np.isfinite(keep_top_k(jnp.asarray(LOGITS), k))
-    np.testing.assert_array_equal(kept, LOGITS >= np.sort(LOGITS)[-k if 0 < k < V else 0])
+    np.testing.assert_array_equal(kept, np.argsort(np.argsort(-LOGITS)) < (k or V))
 
 
 @pytest.mark.parametrize("p", (0.01, 0.3, 0.5, 0.8, 0.95, 0.999, 1.0))
