@@ -77,7 +77,8 @@ def make_parser() -> Parser:
 
     sub = command("eval", commands.run_eval, "likelihood of texts, in nats a token")
     sub.add_argument("model", help=MODEL_HELP)
-    sub.add_argument("--task", required=True, choices=["nelbo", "ar_nll"])
+    sub.add_argument("--task", required=True, choices=["nelbo", "ar_nll"],
+                     help="nelbo: the diffusion model's bound; ar_nll: exact, left to right")
     sub.add_argument("--text", required=True, nargs="+", help="text, JSONL (field 'text') or parquet files")
     sub.add_argument("--limit", type=whole(1), metavar="N", help="read only so many documents")
     sub.add_argument("--samples", type=whole(1), default=4, metavar="N",
@@ -174,7 +175,7 @@ def show(result: dict[str, Any], a: Arguments) -> None:
     elif a.command not in ("sample", "infill", "demo"):
         for key, value in result.items():
             if value is not None:
-                print(f"{key}: {value}")
+                print(f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """What each `dlm` command does: a function from its flags to what it found. Imports wait until they are needed."""
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +108,13 @@ def show_sample(lm: Any, sample: Any, seconds: float, a: Arguments) -> dict[str,
             "seconds": seconds}
 
 
-def counter(verb: str) -> Any:
-    """A context whose value, called with the bytes done, shows them on a terminal's stderr."""
+@contextlib.contextmanager
+def counter(verb: str) -> Iterator[Callable[[int], None]]:
+    """A function that, called with the bytes done, shows them on a terminal's stderr."""
     from rich.console import Console
-    from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    class Counter(Progress):
-        def __enter__(self) -> Callable[[int], None]:
-            super().__enter__()
-            task = self.add_task(verb, total=None)
-            return lambda done: self.update(task, completed=done)
-
+    from rich.progress import FileSizeColumn, Progress, TextColumn, TransferSpeedColumn
     console = Console(stderr=True)
-    return Counter(TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn(), console=console,
-                   disable=not console.is_terminal)
+    with Progress(TextColumn("{task.description}"), FileSizeColumn(), TransferSpeedColumn(), console=console,
+                  disable=not console.is_terminal) as bar:
+        task = bar.add_task(verb, total=None)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,11 +1,13 @@
 """What all tests share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from dlm_jax.models.config import ModelConfig, Rope
 from dlm_jax.models.weights import Params, map_table
@@ -105,3 +107,24 @@ def tiny_run(base: Path, prepared: Path) -> list[str]:
 def tiny_config() -> Path:
     """The config file that `tiny_run` overrides."""
     return Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where processes share what they compile."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def compiled_once(compiled: Path) -> Iterator[None]:
+    """In a module that runs the same little program many times, here and in processes, it is compiled once."""
+    settings = {"jax_compilation_cache_dir": str(compiled), "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -45,7 +45,8 @@ def refused(dlm) -> Callable[..., str]:
 def process() -> Callable[..., Result]:
     """Runs `dlm` in a process of its own."""
     def run(*arguments: object) -> Result:
-        done = subprocess.run([sys.executable, "-m", "dlm_jax.cli", *map(str, arguments)], capture_output=True, text=True)
+        command = [sys.executable, "-m", "dlm_jax.cli", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True)
         return Result(done.returncode, done.stdout, done.stderr)
 
     return run

@@ -10,6 +10,7 @@ import pytest
 
 from dlm_jax.cli import main
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 TWO_STEPS = ["train.steps=2", "recipe.anneal_steps=0", "optimizer.warmup=0"]  # as in the fixture `workdir`
 
 

@@ -11,6 +11,8 @@ from dlm_jax.convert.hf_import import read_hf
 from dlm_jax.models.weights import flatten
 from dlm_jax.opening import open_bundle
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def same(a, b) -> bool:
     a, b = flatten(a.params), flatten(b.params)

@@ -9,6 +9,8 @@ import pytest
 
 from dlm_jax.cli import main
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 def test_a_sample_is_all_there_is_on_stdout_and_stderr_is_empty(process, workdir):
     result = process("sample", workdir, "--prompt", "the cat", "--max-tokens", 4)

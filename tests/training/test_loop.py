@@ -9,10 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from dlm_jax.adapt import adapt
 from dlm_jax.config import load_config
@@ -21,6 +19,7 @@ from dlm_jax.models.weights import flatten
 from dlm_jax.training.checkpoint import Checkpoints, read_work_directory
 from dlm_jax.training.metrics import RunLog
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 PATIENCE = 120
 
 
@@ -41,21 +40,6 @@ def records(workdir: Path, name: str = "metrics.jsonl") -> dict[int, float]:
 def same_weights(a: Path, b: Path) -> bool:
     a, b = (flatten(read_work_directory(workdir).params) for workdir in (a, b))
     return all(np.array_equal(a[path], b[path]) for path in a)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """All runs here are of one program: the processes share what is compiled."""
-    directory, before = str(tmp_path_factory.mktemp("compiled")), jax.config.jax_persistent_cache_min_compile_time_secs
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", directory)
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        jax.config.update("jax_compilation_cache_dir", directory)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +73,7 @@ def test_tensorboard_holds_the_same_numbers(unbroken):
     while place < len(data):  # length (8 bytes) and its sum (4), event, sum (4)
         size = int.from_bytes(data[place:place + 8], "little")
         event = Event.FromString(data[place + 12:place + 12 + size])
-        found |= {event.step: v.simple_value for v in event.summary.value if v.tag == "train/loss"}
+        found |= {event.step: value.simple_value for value in event.summary.value if value.tag == "train/loss"}
         place += size + 16
     assert found == {step: pytest.approx(line["loss"]) for step, line in records(unbroken).items()}
 
@@ -129,7 +113,8 @@ def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
     end = time.monotonic() + PATIENCE
     log = workdir / "metrics.jsonl"
     while not (log.exists() and log.read_bytes().count(b"\n") >= step):
-        assert process.poll() is None and time.monotonic() < end
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
         time.sleep(0.002)
 
 
@@ -175,11 +160,13 @@ def test_a_run_may_be_made_longer_and_log_otherwise(tiny_config, tiny_run, finis
     assert list(records(finished, "validation.jsonl")) == [0, 15, 30, 35, 36]
 
 
-@pytest.mark.parametrize("change", ["train.batch=2", "train.seed=1", "optimizer.learning_rate=0.1", "model.init=scratch",
-                                    "recipe.anneal_steps=3", "data.validation_records=4", "recipe.t_min=0.1"])
+@pytest.mark.parametrize("change", ["train.batch=2", "train.seed=1", "optimizer.learning_rate=0.1",
+                                    "model.init=scratch", "recipe.anneal_steps=3", "data.validation_records=4",
+                                    "recipe.t_min=0.1"])
 def test_a_run_may_not_become_another(tiny_config, tiny_run, finished, change):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=rf"holds a run with {change.split('=')[0]} = .*; choose another work directory"):
+    key = change.split("=")[0]
+    with pytest.raises(UserError, match=rf"holds a run with {key} = .*; choose another work directory"):
         adapt(load_config(tiny_config, [*tiny_run, change]), finished)
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
