@@ -199,7 +199,7 @@ def build(cls: type, fields: Any, where: str = "") -> Any:
 
 
 def _value(kind: Any, value: Any, key: str) -> Any:
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return build(kind, value, f"{key}.")
     if typing.get_origin(kind) is Literal:
         allowed = typing.get_args(kind)

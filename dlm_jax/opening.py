@@ -48,8 +48,9 @@ def with_mask(bundle: Bundle, tokenizer: Tokenizer | None, mask: str) -> tuple[B
     if mask == "new":
         if bundle.card.mask_token_id is not None:
             return bundle, tokenizer
-        bundle = add_mask_row(bundle, None if tokenizer is None else tokenizer.size)
-        return bundle, tokenizer and tokenizer.with_mask(id=bundle.card.mask_token_id)
+        if tokenizer is None:
+            return add_mask_row(bundle), None
+        return add_mask_row(bundle, tokenizer.size), tokenizer.with_mask(id=tokenizer.size)
     if mask.isdecimal():
         return reuse_mask_row(bundle, int(mask)), tokenizer
     if tokenizer is None:

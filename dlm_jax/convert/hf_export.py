@@ -1,6 +1,7 @@
 """Bundles into Hugging Face directories that PyTorch users load as usual."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ def outgoing(bundle: Bundle) -> Iterator[Outgoing]:
     for entry in tensor_table(bundle.config):
         for i in range(bundle.config.depth if entry.stacked else 1):
             yield Outgoing(entry.name.format(i=i), hf_shape(entry, weights), dtype,
-                           lambda entry=entry, i=i: make(entry, i))
+                           functools.partial(make, entry, i))
 
 
 def config_fields(bundle: Bundle, dtype: np.dtype) -> Fields:

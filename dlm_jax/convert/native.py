@@ -1,6 +1,7 @@
 """The native model directory: `dlm.json` beside safetensors files that hold the weights under their own paths."""
 
 import dataclasses
+import functools
 import json
 import re
 from pathlib import Path
@@ -24,7 +25,7 @@ SHARD = re.compile(r"params-\d{5}-of-(\d{5})\.safetensors")
 def write_native(directory: Path, bundle: Bundle) -> None:
     """Writes `bundle` into the existing `directory`, one leaf in memory at a time."""
     leaves = flatten(bundle.params)
-    tensors = [Outgoing(path, w.shape, np.dtype(leaves[path].dtype), lambda path=path: np.asarray(leaves[path]))
+    tensors = [Outgoing(path, w.shape, np.dtype(leaves[path].dtype), functools.partial(np.asarray, leaves[path]))
                for path, w in weight_table(bundle.config).items()]
     write_sharded(directory, tensors, "params", SHARD_BYTES)
     fields = {"format": FORMAT, "model": dataclasses.asdict(bundle.config), **dataclasses.asdict(bundle.card)}

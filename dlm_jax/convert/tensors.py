@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -54,7 +55,7 @@ def scan(files: Iterable[Path]) -> dict[str, Stored]:
     return found
 
 
-def opened(file: Path):
+def opened(file: Path) -> Any:
     """`safe_open` whose failures are sentences."""
     try:
         return safe_open(file, framework="numpy")
@@ -110,7 +111,7 @@ def write_sharded(directory: Path, tensors: Iterable[Outgoing], stem: str, shard
         if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > shard_bytes:
             shards.append([])
         shards[-1].append(tensor)
-    placed = {}
+    placed: dict[str, str] = {}
     for i, shard in enumerate(shards, start=1):
         file = f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors"
         write_file(directory / file, shard)

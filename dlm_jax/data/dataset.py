@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,8 @@ class Dataset:
             _check(directory / shard.name, shard.records)
         return dataset
 
-    def batches(self, batch: int, seed: int, first_step: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches(self, batch: int, seed: int,
+                first_step: int = 0) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
         """Batches `first_step`, `first_step + 1`, ... without end: (tokens, segments), int32 [batch, length].
 
         Batch number n depends on `seed` and n alone. Each run through the dataset visits every record once, in a new

@@ -25,11 +25,11 @@ def read_documents(paths: Sequence[str | Path]) -> Iterator[str]:
     Raises `UserError`, naming file and line or row: at once for a missing file, while reading for all else, and at the
     end where no file holds any text.
     """
-    paths = [Path(path) for path in paths]
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"there is no file {path}; name files of text, JSON lines or Parquet")
-    return _non_empty(paths)
+    files = [Path(path) for path in paths]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"there is no file {file}; name files of text, JSON lines or Parquet")
+    return _non_empty(files)
 
 
 def _non_empty(paths: list[Path]) -> Iterator[str]:

@@ -56,7 +56,7 @@ class Recipe:
         }
 
     @property
-    def rule(self) -> str:
+    def rule(self) -> Literal["causal", "bidirectional", "block_causal"]:
         """The rule under which the trained model denoises (a `Card.rule`)."""
         if self.corruption == "none":
             return "causal"

@@ -1,6 +1,7 @@
 """Giving a model its mask token: a new row of the embedding (and of an untied head), or one that is there."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def reuse_mask_row(bundle: Bundle, mask_id: int) -> Bundle:
     return dataclasses.replace(bundle, card=dataclasses.replace(bundle.card, mask_token_id=mask_id))
 
 
-def _with_mean_row(table, known: int) -> np.ndarray:
+def _with_mean_row(table: Any, known: int) -> np.ndarray:
     """`table` [v, d] whose row `known` is the mean of the rows before it, in the table's dtype."""
     table = np.asarray(table)
     mean = table[:known].astype(np.float32).mean(0).astype(table.dtype)

@@ -144,7 +144,8 @@ def decode_causally(params: Params, trace: Trace, segments: jax.Array, keys: jax
     def unfinished(carry: tuple[jax.Array, Trace, Cache, jax.Array]) -> jax.Array:
         return jnp.any(carry[1].masked)
 
-    return jax.lax.while_loop(unfinished, token, (first, dataclasses.replace(trace, forwards=jnp.int32(1)), cache, before))[1]
+    start = (first, dataclasses.replace(trace, forwards=jnp.int32(1)), cache, before)
+    return jax.lax.while_loop(unfinished, token, start)[1]
 
 
 def denoise(predict: Predict, state: Any, trace: Trace, keys: jax.Array, mask_id: int | None,
