@@ -19,13 +19,11 @@ from dlm_jax.training.loop import Outcome
 
 CONFIG = Path(__file__).parent / "assets" / "tiny.py"
 
-# From Python's own library, with a hole.
-CODE = '''def makedirs(name, mode=0o777, exist_ok=False):
-    head, tail = path.split(name)
-    if not tail:
-        [MASK:12]
-    if head and tail and not path.exists(head):
-        makedirs(head, exist_ok=exist_ok)
+# What stands in the hole must fit the condition before it and the lines after it.
+CODE = '''    def write(self, data):
+        if not isinstance(data,[MASK:10]
+        self.buffer.append(data)
+        return len(data)
 '''
 
 
@@ -51,10 +49,11 @@ def demo(out: Path) -> dict[str, Any]:
         play(lm.tokenizer.pieces(sample.tokens), sample.order, console)
     console.rule("4  It goes back to PyTorch")
     lm.export(out / "export")
-    console.print(check_export(lm, out / "export"))
+    console.print(check_export(lm, out / "export"), soft_wrap=True)
     console.print(table(adapted, scratch))
     seconds = time.perf_counter() - start
-    console.print(f"{seconds:.0f} seconds. Now try:  dlm infill {out / 'adapted'} 'for i in [MASK:6]:' --watch")
+    console.print(f"{seconds:.0f} seconds. Now try:", soft_wrap=True)
+    console.print(f"  dlm infill {out / 'adapted'} 'for i in [MASK:6]:' --watch", markup=False, soft_wrap=True)
     return {"nelbo_before": adapted.nelbo_before, "nelbo_after": adapted.nelbo_after,
             "nelbo_scratch": scratch.nelbo_after, "seconds": seconds, "export": str(out / "export")}
 
@@ -66,7 +65,7 @@ def from_scratch(config: Config) -> Config:
 
 def table(adapted: Outcome, scratch: Outcome) -> Table:
     """The three bounds, side by side."""
-    result = Table(title="Upper bound on -log p of held-out code (NELBO), nats a token; lower is better")
+    result = Table(title="NELBO of held-out code, nats a token")
     for column in ("before adaptation", f"adapted, {adapted.steps} steps", f"from scratch, {scratch.steps} steps"):
         result.add_column(column, justify="right")
     result.add_row(*(f"{x:.3f}" for x in (adapted.nelbo_before, adapted.nelbo_after, scratch.nelbo_after)))
@@ -78,7 +77,8 @@ def check_export(lm: LanguageModel, directory: Path) -> str:
     if importlib.util.find_spec("torch") is None:
         return f"written to {directory}; install torch to load it with transformers.AutoModel"
     import torch
-    from transformers import AutoModel
+    from transformers import AutoModel, utils
+    utils.logging.disable_progress_bar()
     model = AutoModel.from_pretrained(str(directory), trust_remote_code=True)
     tokens = np.arange(2, 66)[None]
     with torch.no_grad():

@@ -26,7 +26,7 @@ def test_the_demo_adapts_better_than_from_scratch_fills_the_hole_and_exports(tmp
     assert result["nelbo_after"] < result["nelbo_scratch"] < result["nelbo_before"] + 1
     assert result["nelbo_after"] < result["nelbo_before"]
     filled = load(result["export"]).infill(demo.CODE).text
-    before, after = demo.CODE.split("[MASK:12]")
+    before, after = demo.CODE.split("[MASK:10]")
     assert filled.startswith(before) and filled.endswith(after)
 
 
