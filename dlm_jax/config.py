@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from dlm_jax.diffusion.recipes import Recipe
+from dlm_jax.diffusion.recipes import RECIPES, Recipe
 from dlm_jax.errors import UserError
 
 
@@ -134,6 +134,7 @@ class Config:
                 raise UserError(f"config: optimizer.{key} must lie in [0, 1), not {value}")
         if not 0 <= self.train.seed < 2**32:
             raise UserError(f"config: train.seed must lie between 0 and 2**32 - 1, not {self.train.seed}")
+        self._check_recipe_name()
         if self.data.length < 2:
             raise UserError(f"config: data.length must be at least 2, not {self.data.length}")
         if self.train.batch % self.train.accumulate:
@@ -144,6 +145,15 @@ class Config:
         if self.optimizer.warmup + self.optimizer.decay > self.train.steps:
             raise UserError(f"config: optimizer.warmup {self.optimizer.warmup} and optimizer.decay "
                             f"{self.optimizer.decay} do not fit into train.steps {self.train.steps}")
+
+    def _check_recipe_name(self) -> None:
+        """A name alone changes nothing, and must not claim what the other keys do not say."""
+        known = RECIPES.get(self.recipe.name, self.recipe)
+        for key in ("streams", "alignment", "corruption"):
+            ours, named = getattr(self.recipe, key), getattr(known, key)
+            if ours != named:
+                raise UserError(f"config: recipe.name is '{known.name}', whose {key} is {named!r}, and recipe.{key} is "
+                                f"{ours!r}; change both or give the recipe another name")
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:

@@ -131,6 +131,12 @@ def test_values_that_contradict_are_refused_by_name(named, changes):
         build(Config, with_changes(changes))
 
 
+def test_a_recipe_name_does_not_claim_what_the_other_keys_deny():
+    with pytest.raises(UserError, match="recipe.name is 'mdlm', whose streams is 1, and recipe.streams is 2"):
+        build(Config, with_changes({"recipe.name": "mdlm"}))
+    assert build(Config, with_changes({"recipe.name": "my own"})).recipe.streams == 2
+
+
 def test_overrides_are_read_as_the_type_of_their_key(config_file):
     config = load_config(config_file, [
         "train.steps=7", "optimizer.learning_rate=3e-4", "model.base=a=b", "model.mask=811", "recipe.streams=2",

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -44,7 +43,9 @@ class Checkpoints:
             return fresh
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh)
         rest = {"step": abstract.step, "optimizer": abstract.optimizer}
-        parts = _restore(self._manager, self._directory / str(newest), params=abstract.params, rest=rest)
+        with _damage(self._directory / str(newest)):
+            parts = self._manager.restore(newest, args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(abstract.params), rest=ocp.args.StandardRestore(rest)))
         return State(parts["rest"]["step"], parts["params"], parts["rest"]["optimizer"])
 
     def save(self, step: int, state: State) -> None:
@@ -75,18 +76,19 @@ def read_work_directory(workdir: Path) -> Bundle:
         raise UserError(f"{workdir} has no checkpoint yet; let the run reach its first one")
     config, card = ModelConfig.from_dict(fields.pop("model")), Card.from_dict(fields)
     abstract = map_table(config, lambda _, w: jax.ShapeDtypeStruct(w.shape, "float32"))
-    directory = (workdir / "checkpoints").absolute()
-    with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        params = _restore(manager, directory / str(steps[-1]), params=abstract)["params"]
+    directory = (workdir / "checkpoints" / str(steps[-1])).absolute()
+    with _damage(directory), ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(directory / "params", abstract)
     tokenizer = workdir / "tokenizer"
     return Bundle(config, params, card, tokenizer if tokenizer.is_dir() else None)
 
 
-def _restore(manager: ocp.CheckpointManager, directory: Path, **parts: Any) -> Any:
-    """The named parts of the checkpoint `directory`; Orbax has an exception of another type for each kind of damage."""
+@contextlib.contextmanager
+def _damage(directory: Path) -> Iterator[None]:
+    """What goes wrong while the checkpoint `directory` is read, as one sentence; Orbax has an exception of another type
+    for each kind of damage."""
     try:
-        return manager.restore(int(directory.name), args=ocp.args.Composite(
-            **{name: ocp.args.StandardRestore(abstract) for name, abstract in parts.items()}))
+        yield
     except (jax.errors.JaxRuntimeError, MemoryError):
         raise
     except Exception as error:
