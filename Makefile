@@ -17,9 +17,9 @@ setup: .venv/.ready
 
 .venv/.ready: setup.py
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --upgrade pip
-	.venv/bin/python -m pip install --quiet "$(TORCH)"
-	.venv/bin/python -m pip install --quiet -e ".[test,torch]"
+	.venv/bin/python -m pip install -qq --upgrade pip
+	.venv/bin/python -m pip install -qq "$(TORCH)"
+	.venv/bin/python -m pip install -qq -e ".[test,torch]"
 	touch $@
 
 demo: setup
@@ -35,8 +35,8 @@ test: lint
 
 .venv-compat/.ready: setup.py
 	$(PYTHON312) -m venv .venv-compat
-	.venv-compat/bin/python -m pip install --quiet --upgrade pip
-	.venv-compat/bin/python -m pip install --quiet -e ".[test]"
+	.venv-compat/bin/python -m pip install -qq --upgrade pip
+	.venv-compat/bin/python -m pip install -qq -e ".[test]"
 	touch $@
 
 compat: .venv-compat/.ready
