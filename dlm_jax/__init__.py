@@ -2,7 +2,7 @@
 
     import dlm_jax
     lm = dlm_jax.load("path or hub id")
-    print(lm.sample("Once upon a time").text)
+    print(lm.sample("Once upon a time"))
 """
 
 from typing import TYPE_CHECKING, Any

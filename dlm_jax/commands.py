@@ -87,7 +87,7 @@ def run_eval(a: Arguments) -> dict[str, Any]:
         result = lm.nelbo(texts, samples=a.samples, seed=a.seed)
     if not result.tokens:
         raise UserError("no text has a token to predict; name longer texts")
-    return {"task": a.task, "nats_per_token": result.per_token, "tokens": result.tokens, "texts": len(texts)}
+    return {"task": a.task, "nats_per_token": result, "tokens": result.tokens, "texts": len(texts)}
 
 
 def sampling(a: Arguments) -> dict[str, Any]:

@@ -6,32 +6,36 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from dlm_jax.attention.rules import Bidirectional, Causal
-from dlm_jax.diffusion.recipes import Recipe
+from dlm_jax.diffusion.recipes import RECIPES, Recipe
 from dlm_jax.errors import UserError
 from dlm_jax.losses import Sums, add_noise, loss_sums
 from dlm_jax.models.card import Card
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import Params
 
-AR = Recipe("ar", streams=1, alignment="shifted", corruption="none")
+AR = RECIPES["ar"]
 TOKENS_A_BATCH = 4096
 SHORTEST = 32
 
 
-@struct.dataclass
-class Likelihood:
-    """nats: sum of -log p (or of its upper bound) over `tokens` predicted tokens."""
+class Likelihood(float):
+    """-log p of texts, or its upper bound, in nats a token: a number that knows over how many `tokens` it is the mean.
+    """
 
-    nats: float
     tokens: int
 
+    def __new__(cls, nats: float, tokens: int) -> "Likelihood":
+        """`nats` is the sum over the predicted tokens."""
+        mean = super().__new__(cls, nats / max(tokens, 1))
+        mean.tokens = tokens
+        return mean
+
     @property
-    def per_token(self) -> float:
-        """nats a token."""
-        return self.nats / max(self.tokens, 1)
+    def nats(self) -> float:
+        """The sum over the tokens."""
+        return float(self) * self.tokens
 
 
 def denoising_recipe(card: Card) -> Recipe:

@@ -46,6 +46,9 @@ class Sample:
     forwards: int
     text: str = ""
 
+    def __str__(self) -> str:
+        return self.text
+
     @property
     def new_tokens(self) -> int:
         """How many tokens the sampler wrote."""

@@ -84,7 +84,7 @@ def test_the_autoregressive_likelihood_is_the_sum_over_the_tokens(model):
     each = losses(model, TEXT, Causal(), True)
     assert found.tokens == 5
     assert found.nats == pytest.approx(each[1:].sum() + each[1:3].sum(), rel=1e-5)
-    assert found.per_token == pytest.approx(found.nats / 5)
+    assert found == pytest.approx(found.nats / 5)
 
 
 def test_the_noise_is_a_function_of_the_seed(model):
@@ -107,7 +107,7 @@ def test_every_row_is_in_one_batch_in_few_shapes():
 
 def test_nothing_to_predict_is_no_loss_and_no_samples_are_refused(model):
     config, params = model
-    assert likelihood(params, config, AR, None, texts_to_rows([[3]])).per_token == 0
+    assert likelihood(params, config, AR, None, texts_to_rows([[3]])) == 0
     assert likelihood(params, config, AR, None, []).tokens == 0
     with pytest.raises(UserError, match="samples"):
         likelihood(params, config, AR, None, texts_to_rows([TEXT]), samples=0)
