@@ -111,14 +111,8 @@ class LanguageModel:
 
     def encode(self, text: str) -> list[int]:
         """Start token and ids of a text. A model without a start token borrows its end token."""
-        start = self.start_id
+        start = self.card.start_id
         return [*([] if start is None else [start]), *self._text().encode(text)]
-
-    @property
-    def start_id(self) -> int | None:
-        """The token that a text starts with: bos, else eos, else None."""
-        ids = (self.card.bos_token_id, self.card.eos_token_id)
-        return next((i for i in ids if i is not None), None)
 
     def _text(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -172,5 +166,8 @@ def load(source: str | Path) -> LanguageModel:
     Raises `UserError` with the cause where there is none, or where it is not whole.
     """
     bundle = open_bundle(source)
-    params = jax.tree.map(jnp.asarray, bundle.params)
-    return LanguageModel(bundle.config, params, bundle.card, open_tokenizer(bundle))
+    card, tokenizer = bundle.card, open_tokenizer(bundle)
+    if tokenizer is not None:  # a model that does not name its start and end has those of its tokenizer
+        bos_id = tokenizer.bos_id if card.start_id is None else card.bos_token_id
+        card = dataclasses.replace(card, bos_token_id=bos_id, eos_token_id=tokenizer.eos_id)
+    return LanguageModel(bundle.config, jax.tree.map(jnp.asarray, bundle.params), card, tokenizer)

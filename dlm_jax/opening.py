@@ -32,10 +32,10 @@ def open_bundle(source: str | Path) -> Bundle:
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer | None:
-    """The tokenizer that lies beside the model, None where there is none."""
+    """The tokenizer that lies beside the model, with the model's own start and end tokens; None where there is none."""
     if bundle.tokenizer_dir is None:
         return None
-    tokenizer = Tokenizer.load(bundle.tokenizer_dir)
+    tokenizer = Tokenizer.load(bundle.tokenizer_dir, bundle.card.start_id, bundle.card.eos_token_id)
     mask_id = bundle.card.mask_token_id
     if mask_id is not None and tokenizer.mask_id is None and mask_id == tokenizer.size:
         return tokenizer.with_mask(id=mask_id)

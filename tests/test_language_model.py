@@ -14,7 +14,6 @@ from dlm_jax.language_model import LanguageModel
 from dlm_jax.models.card import Card
 from dlm_jax.models.transformer import forward, unembed
 from dlm_jax.models.weights import flatten
-from dlm_jax.opening import BUNDLED_DIRECTORY
 
 RULES = {"causal": Causal(), "bidirectional": Bidirectional(), "block_causal": BlockCausal(3)}
 
@@ -181,7 +180,6 @@ def test_a_source_that_is_none_is_refused(tmp_path):
         dlm_jax.load(tmp_path / "nowhere")
 
 
-@pytest.mark.skipif(not BUNDLED_DIRECTORY.is_dir(), reason="the base is not in this checkout")
 def test_the_bundled_model_writes_something():
     model = dlm_jax.load("bundled")
     assert model.sample("def ", max_tokens=4).new_tokens > 0

@@ -1,6 +1,8 @@
 """Names of models, and mask tokens given to them."""
 
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -83,3 +85,15 @@ def test_the_tokenizer_learns_the_mask_of_its_model(base):
     masked, tokenizer = with_mask(model, open_tokenizer(model), "new")
     assert tokenizer.mask_id == masked.card.mask_token_id == model.config.vocab_size
     assert open_tokenizer(masked).mask_id == masked.card.mask_token_id  # though its files do not know it yet
+
+
+def test_text_starts_and_ends_with_the_tokens_that_the_model_names(base, tmp_path):
+    """Qwen's configuration names a start token and its tokenizer does not; GPT-2 has one token for both ends."""
+    shutil.copytree(base, tmp_path / "m")
+    fields = json.loads((base / "config.json").read_text())
+    for ids, expected in (({"bos_token_id": 7, "eos_token_id": 8}, (7, 8)),
+                          ({"bos_token_id": None, "eos_token_id": 8}, (8, 8))):
+        (tmp_path / "m" / "config.json").write_text(json.dumps(fields | ids))
+        tokenizer = open_tokenizer(open_bundle(tmp_path / "m"))
+        assert (tokenizer.bos_id, tokenizer.eos_id) == expected
+        assert tokenizer.with_mask(id=tokenizer.size).bos_id == expected[0]

@@ -14,11 +14,14 @@ MAX_PENDING = 4  # a UTF-8 character has at most four bytes, so at most four tok
 
 
 class Tokenizer:
-    """A fast (Rust) tokenizer. Text is never given a start or an end token here: whoever needs one adds it."""
+    """A fast (Rust) tokenizer. Text is never given a start or an end token here: whoever needs one adds `bos_id`, the
+    token that a text starts with, or `eos_id`, the one that ends it; None where there is none."""
 
-    def __init__(self, wrapped: Any) -> None:
+    def __init__(self, wrapped: Any, bos_id: int | None = None, eos_id: int | None = None) -> None:
         """`wrapped` is a fast `transformers` tokenizer; `load` is the usual way in."""
         self._wrapped = wrapped
+        self.bos_id: int | None = wrapped.bos_token_id if bos_id is None else bos_id
+        self.eos_id: int | None = wrapped.eos_token_id if eos_id is None else eos_id
         self._backend = wrapped.backend_tokenizer
         self._backend.no_truncation()  # a directory may ask for either, and neither is text
         self._backend.no_padding()
@@ -26,8 +29,9 @@ class Tokenizer:
         self._hidden = {token for token, content in added if content.special and token != self.mask_id}
 
     @classmethod
-    def load(cls, directory: str | Path) -> "Tokenizer":
-        """The tokenizer of a Hugging Face directory. Neither the network nor code that lies there is used.
+    def load(cls, directory: str | Path, bos_id: int | None = None, eos_id: int | None = None) -> "Tokenizer":
+        """The tokenizer of a Hugging Face directory. Neither the network nor code that lies there is used. `bos_id` and
+        `eos_id` are those of the model, where it names them; a tokenizer's own may be others, or none.
 
         Raises `UserError` where there is no directory, or none of its files make a fast tokenizer.
         """
@@ -37,21 +41,11 @@ class Tokenizer:
         from transformers import AutoTokenizer  # seconds of import, which a command without text need not pay
         try:
             wrapped = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-            return cls(wrapped)
+            return cls(wrapped, bos_id, eos_id)
         except Exception as error:  # the Rust side raises bare exceptions, and a slow tokenizer has no backend
             cause = str(error).strip().split("\n")[0] or type(error).__name__
             raise UserError(f"cannot read a tokenizer from {directory} ({cause}); "
                             "copy the original tokenizer.json and tokenizer_config.json there") from error
-
-    @property
-    def bos_id(self) -> int | None:
-        """The token that a text starts with."""
-        return self._wrapped.bos_token_id
-
-    @property
-    def eos_id(self) -> int | None:
-        """The token that ends a text."""
-        return self._wrapped.eos_token_id
 
     @property
     def mask_id(self) -> int | None:
@@ -110,7 +104,7 @@ class Tokenizer:
         if wrapped.mask_token_id != id:
             raise UserError(f"the mask token {token} would get the id {wrapped.mask_token_id} and the model expects "
                             f"{id}; use the tokenizer that belongs to the model, or another mask token")
-        return Tokenizer(wrapped)
+        return Tokenizer(wrapped, self.bos_id, self.eos_id)
 
     def save(self, directory: str | Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json` into `directory`."""

@@ -32,6 +32,9 @@ class Likelihood(float):
         mean.tokens = tokens
         return mean
 
+    def __reduce__(self) -> tuple[type, tuple[float, int]]:  # for copy and pickle
+        return Likelihood, (self.nats, self.tokens)
+
     @property
     def nats(self) -> float:
         """The sum over the tokens."""

@@ -46,6 +46,11 @@ class Card:
         """Whether the model was made to denoise; a plain autoregressive model was not."""
         return self.rule != "causal"
 
+    @property
+    def start_id(self) -> int | None:
+        """The token that a text starts with: bos, or eos where a family (GPT-2) has one token for both."""
+        return self.eos_token_id if self.bos_token_id is None else self.bos_token_id
+
     @classmethod
     def from_dict(cls, fields: dict) -> "Card":
         """The inverse of `dataclasses.asdict`."""

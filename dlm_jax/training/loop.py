@@ -141,7 +141,7 @@ def _validator(config: Config, bundle: Bundle, dataset: Dataset) -> Callable[[Pa
     samples = 1 if exact else config.evaluate.samples
 
     def validate(params: Params) -> float:
-        return likelihood(params, bundle.config, recipe, bundle.card.mask_token_id, rows, samples)
+        return float(likelihood(params, bundle.config, recipe, bundle.card.mask_token_id, rows, samples))
 
     return validate
 

@@ -1,8 +1,10 @@
 """The bounds against expectations that are enumerated: every mask, its weight integrated over the level by hand."""
 
+import copy
 import dataclasses
 import functools
 import itertools
+import json
 import math
 
 import jax
@@ -11,7 +13,7 @@ import pytest
 
 from dlm_jax.attention.rules import Bidirectional, BlockCausal, Causal
 from dlm_jax.errors import UserError
-from dlm_jax.evaluation.likelihood import AR, batches, denoising_recipe, likelihood, texts_to_rows
+from dlm_jax.evaluation.likelihood import AR, Likelihood, batches, denoising_recipe, likelihood, texts_to_rows
 from dlm_jax.models.card import Card
 from dlm_jax.models.transformer import forward, unembed
 
@@ -111,3 +113,9 @@ def test_nothing_to_predict_is_no_loss_and_no_samples_are_refused(model):
     assert likelihood(params, config, AR, None, []).tokens == 0
     with pytest.raises(UserError, match="samples"):
         likelihood(params, config, AR, None, texts_to_rows([TEXT]), samples=0)
+
+
+def test_a_likelihood_is_a_number_that_can_be_copied():
+    whole = Likelihood(6.0, 4)
+    again = copy.deepcopy(whole)
+    assert (again, again.tokens, again.nats) == (1.5, 4, 6.0) and json.dumps(again) == "1.5"
