@@ -6,6 +6,7 @@ setup(
     name="dlm-jax",
     version="0.1.0",
     description="Convert autoregressive language models into diffusion language models, in JAX",
+    license="Apache-2.0",
     packages=find_packages(include=["dlm_jax", "dlm_jax.*"]),
     package_data={"dlm_jax": ["assets/*.py", "assets/base/*"]},
     python_requires=">=3.11",

@@ -8,6 +8,7 @@ two CPU cores, and exports it in bfloat16 as a Hugging Face directory. Interrupt
 
 import argparse
 import json
+import platform
 from pathlib import Path
 
 import jax
@@ -22,12 +23,18 @@ from dlm_jax.files import new_directory
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.card import Card
 from dlm_jax.models.config import ModelConfig, Rope
-from dlm_jax.models.weights import init
+from dlm_jax.models.weights import init, parameter_count
 from dlm_jax.opening import open_bundle, open_tokenizer
 
 SHAPE = ModelConfig("llama", vocab_size=2048, width=128, depth=6, heads=4, kv_heads=2, head_dim=32, mlp_width=352,
                     max_length=512, rope=Rope(), norm="rms", norm_eps=1e-5, mlp="swiglu")
 CARD = Card(bos_token_id=0, eos_token_id=1)
+PROVENANCE = """# The base that dlm-jax carries
+
+A LLaMA of {parameters:,} parameters, trained left to right on the sources of Python {python}'s standard library
+(licensed by the Python Software Foundation) for {steps} steps of 4,096 tokens, by `launch/train_base.py`. On the 5 % of
+the files that it did not read it has {nll:.2f} nats a token. It is a toy for demonstrations and tests.
+"""
 
 
 def train_tokenizer(directory: Path) -> None:
@@ -64,12 +71,15 @@ def main() -> None:
         make_seed(seed)
     config = load_config(Path(__file__).parent.parent / "configs" / "base.py",
                          [f"model.base={seed}", f"train.steps={arguments.steps}"])
-    print(adapt(config, arguments.workdir / "run"))
+    outcome = adapt(config, arguments.workdir / "run")
     bundle = open_bundle(arguments.workdir / "run")
     bf16 = jax.tree.map(lambda w: np.asarray(w, "bfloat16"), bundle.params)
     with new_directory(arguments.out) as partial:
         write_hf(partial, Bundle(bundle.config, bf16, CARD))
         open_tokenizer(bundle).save(partial)
+        (partial / "README.md").write_text(PROVENANCE.format(
+            parameters=parameter_count(SHAPE), python=platform.python_version(), steps=outcome.steps,
+            nll=outcome.nelbo_after))
 
 
 if __name__ == "__main__":
