@@ -23,7 +23,7 @@ def adapt(config: Config, workdir: str | Path) -> Outcome:
         if config.recipe.corruption != "none":
             bundle, tokenizer = with_mask(bundle, tokenizer, config.model.mask)
         training = open_source(config.data.train, "train", tokenizer, config.data.length, workdir / "data" / "train")
-        validation = open_source(config.data.validation, "validation", tokenizer, config.data.length,
+        validation = open_source(config.data.validation, "validation", tokenizer, training.length,
                                  workdir / "data" / "validation")
         if tokenizer is not None:
             (workdir / "tokenizer").mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from dlm_jax import commands
+from dlm_jax import __version__, commands
 from dlm_jax.errors import UserError
 
 Arguments = argparse.Namespace
@@ -30,6 +30,7 @@ class Parser(argparse.ArgumentParser):
 def make_parser() -> Parser:
     """All commands and their flags."""
     parser = Parser(prog="dlm", description="Convert autoregressive language models into diffusion language models.")
+    parser.add_argument("--version", action="version", version=f"dlm-jax {__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True, parser_class=Parser)
 
     def command(name: str, run: Callable[[Arguments], dict[str, Any]], help: str) -> argparse.ArgumentParser:

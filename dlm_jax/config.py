@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from dlm_jax.diffusion.recipes import RECIPES, Recipe
+from dlm_jax.diffusion.recipes import RECIPES, Recipe, recipe
 from dlm_jax.errors import UserError
 
 
@@ -39,8 +39,9 @@ class ModelChoice:
 @dataclasses.dataclass(frozen=True)
 class Data:
     """train, validation: a directory made by `dlm prepare`, a text file, or 'python-stdlib' for the sources of the
-    running Python's standard library. length: tokens of a record that is made here from text; validation_records: how
-    many records the validation loss reads (0: all)."""
+    running Python's standard library. length: tokens of a record where `train` is text; a prepared directory has its
+    own, and text for validation is cut like the training records. validation_records: how many records the validation
+    loss reads (0: all)."""
 
     train: str
     validation: str
@@ -142,7 +143,7 @@ class Config:
                             f"{self.train.accumulate} equal parts")
         if self.optimizer.schedule != "wsd" and self.optimizer.decay:
             raise UserError(f"config: optimizer.decay is for the schedule 'wsd', not '{self.optimizer.schedule}'")
-        if self.optimizer.warmup + self.optimizer.decay > self.train.steps:
+        if self.optimizer.decay and self.optimizer.warmup + self.optimizer.decay > self.train.steps:
             raise UserError(f"config: optimizer.warmup {self.optimizer.warmup} and optimizer.decay "
                             f"{self.optimizer.decay} do not fit into train.steps {self.train.steps}")
 
@@ -185,8 +186,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def _override(fields: dict, override: str) -> None:
-    """Sets one 'a.b=value'; the key must exist in the schema, which `build` checks."""
+    """Sets one 'a.b=value', or the whole of a named recipe by 'recipe=NAME'; `build` checks the keys."""
     key, equals, value = override.partition("=")
+    if key == "recipe":
+        fields[key] = dataclasses.asdict(recipe(value))
+        return
     parts = key.split(".")
     if not equals or len(parts) != 2 or not isinstance(fields.get(parts[0], {}), dict):
         raise UserError(f"'{override}' is not of the form group.key=value, such as train.steps=100")

@@ -72,7 +72,10 @@ class LanguageModel:
 
     def infill(self, text: str | Sequence[str], *, steps: int | None = None, order: str = "confidence",
                temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> Any:
-        """Fills holes marked [MASK:n], n tokens wide: a `Sample`, or a list of them for several texts."""
+        """Fills holes marked [MASK:n], n tokens wide: a `Sample`, or a list of them for several texts.
+
+        A block-causal model sees what stands left of a hole and in the hole's own block, and nothing after that.
+        """
         if not self.card.is_diffusion:
             raise UserError("a plain autoregressive model cannot fill a hole; adapt it first with `dlm train`")
         texts = [text] if isinstance(text, str) else list(text)
@@ -122,7 +125,10 @@ class LanguageModel:
 
     def _rows(self, texts: str | Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         texts = [texts] if isinstance(texts, str) else texts
-        return texts_to_rows([self.encode(text)[:self.config.max_length] for text in texts])
+        rows = texts_to_rows([self.encode(text)[:self.config.max_length] for text in texts])
+        if not any(len(tokens) > 1 for tokens, _ in rows):
+            raise UserError("no text has a token to predict; name longer texts")
+        return rows
 
     def _with_holes(self, text: str) -> Request:
         """Splits 'text with [MASK:8] holes' into given and masked places."""

@@ -120,7 +120,6 @@ def test_a_value_in_the_place_of_a_group_is_refused(group):
     ("data.length", {"data.length": 1}),
     ("train.accumulate", {"train.accumulate": 3}),
     ("optimizer.decay", {"optimizer.decay": 10}),
-    ("optimizer.warmup", {"optimizer.warmup": 101}),
     ("optimizer.decay", {"optimizer.schedule": "wsd", "optimizer.warmup": 60, "optimizer.decay": 60}),
     ("block_size", {"recipe.block_size": 0}),
     ("anneal_steps", {"recipe.anneal_steps": 5}),
@@ -135,6 +134,13 @@ def test_a_recipe_name_does_not_claim_what_the_other_keys_deny():
     with pytest.raises(UserError, match="recipe.name is 'mdlm', whose streams is 1, and recipe.streams is 2"):
         build(Config, with_changes({"recipe.name": "mdlm"}))
     assert build(Config, with_changes({"recipe.name": "my own"})).recipe.streams == 2
+
+
+def test_a_recipe_is_named_as_a_whole_and_changed_after(config_file):
+    config = load_config(config_file, ["recipe=bd3lm", "recipe.block_size=8"])
+    assert config.recipe == dataclasses.replace(recipe("bd3lm"), block_size=8)
+    with pytest.raises(UserError, match="no recipe 'bd4lm'"):
+        load_config(config_file, ["recipe=bd4lm"])
 
 
 def test_overrides_are_read_as_the_type_of_their_key(config_file):

@@ -67,10 +67,20 @@ def test_a_model_with_a_mask_keeps_it(bundle):
 def test_an_existing_id_or_token_becomes_the_mask_and_no_weight_changes(base):
     model = open_bundle(base)
     tokenizer = open_tokenizer(model)
-    by_token, _ = with_mask(model, tokenizer, "</s>")
-    by_id, _ = with_mask(model, tokenizer, "1")
-    assert by_token.card == by_id.card == dataclasses.replace(model.card, mask_token_id=1)
+    known = next(i for i in range(2, 30) if tokenizer.encode(tokenizer.decode([i])) == [i])
+    by_token, _ = with_mask(model, tokenizer, tokenizer.decode([known]))
+    by_id, _ = with_mask(model, tokenizer, str(known))
+    assert by_token.card == by_id.card == dataclasses.replace(model.card, mask_token_id=known)
     assert by_token.params is model.params
+
+
+def test_a_mask_that_has_another_duty_or_replaces_one_is_refused(base):
+    model = open_bundle(base)
+    tokenizer = open_tokenizer(model)
+    with pytest.raises(UserError, match="starts or ends a text"):
+        with_mask(model, tokenizer, "</s>")
+    with pytest.raises(UserError, match="mask token is 17 already"):
+        with_mask(reuse_mask_row(model, 17), tokenizer, "18")
 
 
 @pytest.mark.parametrize("mask, words", [("31", "not in the vocabulary of 31"), ("word", "the model has no tokenizer"),

@@ -7,7 +7,7 @@ HOW_DIFFUSION = """\
 from transformers import AutoModel, AutoTokenizer
 
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
 print(tokenizer.decode(model.generate(ids, max_new_tokens=64, temperature=0.8, top_p=0.95, seed=0)[0]))
 """

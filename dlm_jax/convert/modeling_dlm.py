@@ -251,26 +251,38 @@ class DLMModel(PreTrainedModel):
         steps: forward passes over all new tokens; by default one for each token. temperature 0 takes the likeliest
         token. What follows a row's first end-of-text token is more of it, cut off where all rows have ended.
         """
-        check_prompt(input_ids, self.config.alignment)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+        input_ids, added = self._with_start(input_ids)
         first = input_ids.shape[1]
         tokens = F.pad(input_ids, (0, max_new_tokens), value=self.config.mask_token_id)
         canvas = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) >= first
         eos = self.config.eos_token_id if stop_at_eos else None
         sampler = Sampler(temperature, top_p, top_k, seed, tokens.device)
         tokens = self._denoise(tokens, canvas, steps, sampler, eos)
-        return tokens if eos is None else end_at(tokens, first, eos)
+        return (tokens if eos is None else end_at(tokens, first, eos))[:, added:]
 
     @torch.no_grad()
     def infill(self, input_ids: Tensor, steps: int | None = None, temperature: float = 0.0, top_p: float = 1.0,
                top_k: int = 0, seed: int | None = None) -> Tensor:
         """`input_ids` [b, n] with every mask token replaced. The arguments are those of `generate`."""
+        input_ids, added = self._with_start(input_ids)
         canvas = input_ids == self.config.mask_token_id
-        check_prompt(input_ids, self.config.alignment)
         if self.config.alignment == "shifted" and bool(canvas[:, 0].any()):
             raise ValueError("nothing predicts the first token of this model; put a start token before the mask")
-        return self._denoise(input_ids, canvas, steps, Sampler(temperature, top_p, top_k, seed, input_ids.device), None)
+        sampler = Sampler(temperature, top_p, top_k, seed, input_ids.device)
+        return self._denoise(input_ids, canvas, steps, sampler, None)[:, added:]
+
+    def _with_start(self, input_ids: Tensor) -> tuple[Tensor, int]:
+        """`input_ids` [b, n] with the token that texts started with in training, unless all rows begin with it; and how
+        many tokens were added."""
+        if input_ids.ndim != 2 or input_ids.is_floating_point():
+            raise ValueError(f"input_ids must be whole numbers [batch, tokens], not {list(input_ids.shape)}")
+        start = self.config.eos_token_id if self.config.bos_token_id is None else self.config.bos_token_id
+        added = int(start is not None and not (input_ids.shape[1] and bool((input_ids[:, 0] == start).all())))
+        if self.config.alignment == "shifted" and input_ids.shape[1] + added == 0:
+            raise ValueError("nothing predicts the first token of this model; begin with a start token")
+        return F.pad(input_ids, (added, 0), value=start or 0), added
 
     def _denoise(self, tokens: Tensor, canvas: Tensor, steps: int | None, sampler: "Sampler",
                  eos: int | None) -> Tensor:
@@ -348,14 +360,6 @@ def visibility(rule: str, n: int, block_size: int | None, device: torch.device) 
         raise ValueError("the rule block_causal needs a block_size")
     index = torch.arange(n, device=device) // block_size
     return (index[:, None] >= index[None, :])[None, None]
-
-
-def check_prompt(input_ids: Tensor, alignment: str) -> None:
-    """Raises `ValueError` for tokens of another shape than [b, n], and for none where the first is needed."""
-    if input_ids.ndim != 2 or input_ids.is_floating_point():
-        raise ValueError(f"input_ids must be whole numbers [batch, tokens], not {list(input_ids.shape)}")
-    if alignment == "shifted" and input_ids.shape[1] == 0:
-        raise ValueError("nothing predicts the first token of this model; begin with a start token")
 
 
 def end_at(tokens: Tensor, first: int, eos: int) -> Tensor:

@@ -38,7 +38,9 @@ class Tokenizer:
         if not Path(directory).is_dir():
             raise UserError(f"there is no directory {directory}; name one that holds a tokenizer")
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is absent is no news here
-        from transformers import AutoTokenizer  # seconds of import, which a command without text need not pay
+        from transformers import AutoTokenizer, utils  # seconds of import, which a command without text need not pay
+        verbosity = utils.logging.get_verbosity()
+        utils.logging.set_verbosity_error()  # it wonders at the model type of an export, which is none of its own
         try:
             wrapped = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
             return cls(wrapped, bos_id, eos_id)
@@ -46,6 +48,8 @@ class Tokenizer:
             cause = str(error).strip().split("\n")[0] or type(error).__name__
             raise UserError(f"cannot read a tokenizer from {directory} ({cause}); "
                             "copy the original tokenizer.json and tokenizer_config.json there") from error
+        finally:
+            utils.logging.set_verbosity(verbosity)
 
     @property
     def mask_id(self) -> int | None:

@@ -34,7 +34,14 @@ def reuse_mask_row(bundle: Bundle, mask_id: int) -> Bundle:
     if not 0 <= mask_id < bundle.config.vocab_size:
         raise UserError(f"the mask token id {mask_id} is not in the vocabulary of {bundle.config.vocab_size}; name one "
                         "that is, or 'new'")
-    return dataclasses.replace(bundle, card=dataclasses.replace(bundle.card, mask_token_id=mask_id))
+    card = bundle.card
+    if mask_id in (card.bos_token_id, card.eos_token_id):
+        raise UserError(f"the id {mask_id} starts or ends a text and cannot be its mask token too; name another, or "
+                        "'new'")
+    if card.mask_token_id not in (None, mask_id):
+        raise UserError(f"the model's mask token is {card.mask_token_id} already and cannot become {mask_id}; leave "
+                        "the mask out, or say 'new' to keep it")
+    return dataclasses.replace(bundle, card=dataclasses.replace(card, mask_token_id=mask_id))
 
 
 def _with_mean_row(table: Any, known: int) -> np.ndarray:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from dlm_jax.errors import UserError
 
+COLDEST, HOTTEST = 1e-4, 1e4  # beyond them the quotient leaves fp32, and a banned token its ban
+
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
@@ -18,8 +20,8 @@ class Proposal:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise UserError(f"temperature must not be negative, not {self.temperature}")
+        if self.temperature != 0 and not COLDEST <= self.temperature <= HOTTEST:
+            raise UserError(f"temperature must be 0 or lie in [{COLDEST}, {HOTTEST}], not {self.temperature}")
         if self.top_k < 0:
             raise UserError(f"top_k must not be negative, not {self.top_k}")
         if not 0 < self.top_p <= 1:

@@ -10,7 +10,7 @@ from dlm_jax.models.weights import map_table
 def learning_rate(o: Optimizer, steps: int) -> optax.Schedule:
     """Step -> learning rate: linear warm-up, then constant, cosine, or stable and a linear decay (WSD)."""
     warmup = optax.linear_schedule(0.0, o.learning_rate, o.warmup + 1)  # the first step is not lost to a rate of 0
-    rest = steps - o.warmup
+    rest = max(steps - o.warmup, 1)  # a short run may end while it warms up
     if o.schedule == "constant":
         body = optax.constant_schedule(o.learning_rate)
     elif o.schedule == "cosine":

@@ -56,7 +56,7 @@ def test_a_wrong_call_is_explained(refused, arguments, words):
     (["--order", "alphabetical"], "'alphabetical' is not an order"),
     (["--order", "threshold:high"], "needs a number"),
     (["--order", "threshold:2"], r"must lie in [0, 1]"),
-    (["--temperature", "-1"], "temperature must not be negative"),
+    (["--temperature", "-1"], "temperature must be 0 or lie in"),
     (["--temperature", "nan"], "temperature"),
     (["--top-p", "0"], "top_p must lie in (0, 1]"),
 ])

@@ -1,5 +1,6 @@
 """The PyTorch sampler that an export carries."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +13,11 @@ from dlm_jax.models.card import Card
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-MASK, EOS = 95, 2
-CARDS = {"shifted_bidirectional": Card("shifted", "bidirectional", None, MASK, 1, EOS),
-         "shifted_blocks": Card("shifted", "block_causal", 4, MASK, 1, EOS),
-         "same_bidirectional": Card("same_position", "bidirectional", None, MASK, 1, EOS),
-         "same_blocks": Card("same_position", "block_causal", 4, MASK, 1, EOS)}
+MASK, BOS, EOS = 95, 1, 2
+CARDS = {"shifted_bidirectional": Card("shifted", "bidirectional", None, MASK, BOS, EOS),
+         "shifted_blocks": Card("shifted", "block_causal", 4, MASK, BOS, EOS),
+         "same_bidirectional": Card("same_position", "bidirectional", None, MASK, BOS, EOS),
+         "same_blocks": Card("same_position", "block_causal", 4, MASK, BOS, EOS)}
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +58,18 @@ def test_infilling_changes_only_the_masks(card, loaded, tokens):
 @pytest.mark.parametrize("card", CARDS)
 def test_one_hole_is_filled_with_the_likeliest_token(card, loaded, tokens):
     model, holes = loaded(card), torch.tensor(tokens)
-    holes[:, 7] = MASK
+    holes[:, 0], holes[:, 7] = BOS, MASK
     logits = model(holes).logits[:, 7 - (CARDS[card].alignment == "shifted")].detach()
     logits[:, MASK] = -torch.inf
     assert torch.equal(model.infill(holes)[:, 7], logits.argmax(-1))
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_text_stands_behind_its_start_token_as_in_training(card, loaded, prompt):
+    model = loaded(card)
+    started = torch.cat([torch.full((2, 1), BOS), prompt], 1)
+    assert torch.equal(model.generate(prompt, 7), model.generate(started, 7)[:, 1:])
+    assert torch.equal(model.infill(torch.full((1, 4), MASK)), model.infill(torch.tensor([[BOS] + [MASK] * 4]))[:, 1:])
 
 
 def test_a_seed_reproduces_and_another_differs(loaded, prompt):
@@ -107,7 +116,7 @@ def test_right_padding_is_not_seen(loaded, prompt):
 
 
 @pytest.mark.parametrize(("arguments", "culprit"), [
-    ({"max_new_tokens": 0}, "max_new_tokens"), ({"max_new_tokens": 100}, "106 tokens"), ({"steps": 0}, "steps"),
+    ({"max_new_tokens": 0}, "max_new_tokens"), ({"max_new_tokens": 100}, "107 tokens"), ({"steps": 0}, "steps"),
     ({"temperature": -1.0}, "temperature -1.0"), ({"top_p": 0.0}, "top_p 0.0"), ({"top_k": -1}, "top_k -1")])
 def test_misuse_of_generate_is_refused(arguments, culprit, loaded, prompt):
     with pytest.raises(ValueError, match=culprit):
@@ -116,10 +125,12 @@ def test_misuse_of_generate_is_refused(arguments, culprit, loaded, prompt):
 
 def test_what_nothing_can_predict_is_refused(loaded, prompt):
     model = loaded("shifted_bidirectional")
+    without = copy.deepcopy(model)
+    without.config.bos_token_id = without.config.eos_token_id = None
     with pytest.raises(ValueError, match="start token"):
-        model.generate(prompt[:, :0], 4)
+        without.generate(prompt[:, :0], 4)
     with pytest.raises(ValueError, match="first token"):
-        model.infill(torch.full((1, 4), MASK))
+        without.infill(torch.full((1, 4), MASK))
     with pytest.raises(ValueError, match=r"\[batch, tokens\]"):
         model.generate(prompt[0], 4)
     assert loaded("same_bidirectional").generate(prompt[:, :0], 4, stop_at_eos=False).shape == (2, 4)
