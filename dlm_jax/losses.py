@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dlm_jax.attention.rules import Annealed, Bidirectional, BlockDiffusion, Causal, Rule, document_positions, hash32
+from dlm_jax.attention.plan import document_positions
+from dlm_jax.attention.rules import Annealed, Bidirectional, BlockDiffusion, Causal, Rule, hash32
 from dlm_jax.diffusion import corruption
 from dlm_jax.diffusion.objective import cross_entropy_sums, shift, shift_two_streams
 from dlm_jax.diffusion.recipes import Recipe

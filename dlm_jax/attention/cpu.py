@@ -1,76 +1,129 @@
-"""Dense attention for CPUs: the reference's mathematics in the shapes that a CPU multiplies fast.
+"""Attention for CPUs: the reference's mathematics in the shapes that a CPU multiplies fast.
 
-One sequence at a time, so that its scores stay in cache; the backward pass makes the probabilities again from q and k,
-so that nothing of size Q x K is kept between the passes (as FlashAttention does, arXiv 2205.14135, by whole sequences).
+One sequence at a time, so that its scores stay in cache, and a run of queries at a time against the keys that they can
+see at all; the backward pass makes the probabilities again from q and k, so that nothing of size Q x K is kept between
+the passes (as FlashAttention does, arXiv 2205.14135).
 
-Letters: g key-value heads, m = (query heads of one key-value head) x (queries), n keys, d head_dim.
+Letters: g key-value heads, r query heads of one key-value head, n queries, m keys, d head_dim.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from dlm_jax.attention.plan import Plan
+from dlm_jax.attention.tiles import Runs, reach
 
 NEVER = -1e30
+QUERIES = 64  # a run of queries: shorter wastes less of the diagonal, longer multiplies faster
 
 
-def attend_cpu(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """As `attend_dense`: q [b, Q, heads, d], k and v [b, K, kv_heads, d], mask bool [b or 1, Q, K]."""
-    b, queries, h, d = q.shape
+def attend_cpu(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
+    """As `attend_dense`, under a plan: q [b, n, heads, d], k and v [b, m, kv_heads, d]."""
+    b, n, h, d = q.shape
     g = k.shape[2]
-    q = q.reshape(b, queries, g, h // g, d).transpose(0, 2, 3, 1, 4).reshape(b, g, -1, d) * d**-0.5
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    out = _attend(q, k, v, jnp.tile(mask, (1, h // g, 1)))
-    return out.reshape(b, g, h // g, queries, d).transpose(0, 3, 1, 2, 4).reshape(b, queries, h, d)
+    q = q.reshape(b, n, g, h // g, d).transpose(0, 2, 3, 1, 4) * d**-0.5
+    out = _attend(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), plan)
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, n, h, d)
 
 
-def probabilities(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over the visible keys in fp32, [g, m, n] from q [g, m, d], k [g, n, d], mask [m, n]; 0 where none is."""
-    scores = jnp.einsum("gmd,gnd->gmn", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+def by_sequence(function: Callable, *arrays: jax.Array, plan: Plan) -> Any:
+    """`function(*arrays of one sequence, its plan)` for each sequence of the batch; a plan of batch 1 serves all."""
+    if plan.lo.shape[0] == 1:
+        alone = jax.tree.map(lambda x: x[0], plan)
+        return jax.lax.map(lambda x: function(*x, alone), arrays)
+    return jax.lax.map(lambda x: function(*x), (*arrays, plan))
+
+
+def parts(plan: Plan, queries: int, keys: int) -> Iterator[tuple[slice, Runs]]:
+    """Runs of queries, each with the runs of keys that it can see; neighbours that see the same are one."""
+    runs = [((0, keys),)] if plan.rule is None else reach(plan.rule, keys, QUERIES)
+    size = queries if plan.rule is None else QUERIES
+    start = 0
+    for i, seen in enumerate(runs):
+        if i + 1 == len(runs) or runs[i + 1] != seen:
+            yield slice(start, min((i + 1) * size, queries)), seen
+            start = (i + 1) * size
+
+
+def pick(x: jax.Array, runs: Runs) -> jax.Array:
+    """The keys of some runs: [g, m, d] -> [g, fewer, d]."""
+    return jnp.concatenate([x[:, lo:hi] for lo, hi in runs], 1) if len(runs) > 1 else x[:, runs[0][0]:runs[0][1]]
+
+
+def probabilities(q: jax.Array, k: jax.Array, plan: Plan, runs: Runs) -> jax.Array:
+    """Softmax over the visible keys of some runs, in fp32: [g, r, n, m] from q [g, r, n, d], k [g, m, d]; 0 where none
+    is visible."""
+    mask = plan.visible(np.concatenate([np.arange(lo, hi, dtype=np.int32) for lo, hi in runs]))
+    scores = jnp.einsum("grnd,gmd->grnm", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
     scores = jnp.where(mask, scores, NEVER)
     weights = jnp.where(mask, jnp.exp(scores - jnp.max(scores, -1, keepdims=True)), 0.0)
     return weights / jnp.maximum(jnp.sum(weights, -1, keepdims=True), 1e-30)
 
 
-def by_sequence(function: Callable, *arrays: jax.Array, mask: jax.Array) -> Any:
-    """`function(*arrays of one sequence, its mask)` for each sequence of the batch; a mask of batch 1 serves all."""
-    if mask.shape[0] == 1:
-        return jax.lax.map(lambda x: function(*x, mask[0]), arrays)
-    return jax.lax.map(lambda x: function(*x), (*arrays, mask))
-
-
 @jax.custom_vjp
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    def one(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-        return jnp.einsum("gmn,gnd->gmd", probabilities(q, k, mask).astype(v.dtype), v)
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
+    def one(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
+        out = []
+        for rows, runs in parts(static, q.shape[2], k.shape[1]):
+            p = probabilities(q[:, :, rows], pick(k, runs), plan.queries(rows.start, rows.stop), runs)
+            out.append(jnp.einsum("grnm,gmd->grnd", p.astype(v.dtype), pick(v, runs)))
+        return jnp.concatenate(out, 2)
 
-    return by_sequence(one, q, k, v, mask=mask)
+    static = plan
+    return by_sequence(one, q, k, v, plan=plan)
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> tuple[jax.Array, tuple]:
-    out = _attend(q, k, v, mask)
-    return out, (q, k, v, mask, out)
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> tuple[jax.Array, tuple]:
+    out = _attend(q, k, v, plan)
+    return out, (q, k, v, plan, out)
 
 
 def _backward(residuals: tuple, d_out: jax.Array) -> tuple:
-    q, k, v, mask, out = residuals
+    q, k, v, plan, out = residuals
+    static = plan
 
     def one(q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, d_out: jax.Array,
-            mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        p = probabilities(q, k, mask)
-        wide = p.dtype
-        dp = jnp.einsum("gmd,gnd->gmn", d_out, v, preferred_element_type=wide)
-        ds = (p * (dp - jnp.sum(d_out.astype(wide) * out, -1, keepdims=True))).astype(q.dtype)
-        dq = jnp.einsum("gmn,gnd->gmd", ds, k)
-        # The sums over queries come out transposed, and are turned outside the loop: asked for in [n, d], XLA's CPU
-        # compiler turns the large operand instead (8 times slower).
-        dk = jnp.einsum("gdm,gmn->gdn", jnp.swapaxes(q, 1, 2), ds)
-        dv = jnp.einsum("gdm,gmn->gdn", jnp.swapaxes(d_out, 1, 2), p.astype(d_out.dtype))
-        return dq, dk, dv
+            plan: Plan) -> tuple[jax.Array, jax.Array, jax.Array]:
+        dq, dk, dv = [], jnp.zeros_like(jnp.swapaxes(k, 1, 2)), jnp.zeros_like(jnp.swapaxes(v, 1, 2))
+        for rows, runs in parts(static, q.shape[2], k.shape[1]):
+            dq_part, dk_part, dv_part = _backward_part(
+                q[:, :, rows], pick(k, runs), pick(v, runs), out[:, :, rows], d_out[:, :, rows],
+                plan.queries(rows.start, rows.stop), runs)
+            dq.append(dq_part)
+            taken = 0
+            for lo, hi in runs:
+                dk = dk.at[:, :, lo:hi].add(dk_part[:, :, taken:taken + hi - lo])
+                dv = dv.at[:, :, lo:hi].add(dv_part[:, :, taken:taken + hi - lo])
+                taken += hi - lo
+        return jnp.concatenate(dq, 2), dk, dv
 
-    dq, dk, dv = by_sequence(one, q, k, v, out, d_out, mask=mask)
+    dq, dk, dv = by_sequence(one, q, k, v, out, d_out, plan=plan)
     return dq, jnp.swapaxes(dk, 2, 3), jnp.swapaxes(dv, 2, 3), None
+
+
+def _backward_part(q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, d_out: jax.Array, plan: Plan,
+                   runs: Runs) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients of some queries: dq [g, r, n, d], and what they add to dk and dv, transposed: [g, d, m].
+
+    The sums over queries come out transposed, and are turned outside the loop: asked for in [m, d], XLA's CPU compiler
+    turns the large operand instead (8 times slower).
+    """
+    p = probabilities(q, k, plan, runs)
+    dp = jnp.einsum("grnd,gmd->grnm", d_out, v, preferred_element_type=p.dtype)
+    ds = (p * (dp - jnp.sum(d_out.astype(p.dtype) * out, -1, keepdims=True))).astype(q.dtype)
+    dq = jnp.einsum("grnm,gmd->grnd", ds, k)
+    d_keys = [jnp.einsum("gdn,gnm->gdm", jnp.swapaxes(flat(x), 1, 2), flat(y))
+              for x, y in ((q, ds), (d_out, p.astype(d_out.dtype)))]
+    return dq, d_keys[0], d_keys[1]
+
+
+def flat(x: jax.Array) -> jax.Array:
+    """The query heads of a key-value head one after the other: [g, r, n, d] -> [g, r n, d]."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 _attend.defvjp(_forward, _backward)

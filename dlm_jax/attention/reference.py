@@ -3,6 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from dlm_jax.attention.plan import Plan
+
+
+def attend_reference(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
+    """`attend_dense` under the mask of a plan."""
+    return attend_dense(q, k, v, plan.visible(jnp.arange(k.shape[1], dtype=jnp.int32)))
+
 
 def attend_dense(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
     """softmax(q kᵀ / sqrt(head_dim)) v over the visible keys, softmax in fp32; a row that sees nothing gives zero.

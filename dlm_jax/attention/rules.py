@@ -1,33 +1,48 @@
-"""Mask rules: who sees whom, as pure predicates over sites.
+"""Mask rules: which run of keys a query sees.
 
-A site is a place in the stream: its index, and its position inside its document. Blocks are counted from the start of a
-document, so a packed document is masked exactly as it would be alone.
+Every rule is said by intervals: of each region of the keys (the text; with two streams the noisy half and the clean
+half), a query sees one run [lo, hi). From that follow the mask, the count of visible pairs, and which tiles a kernel
+may skip. Blocks are counted from the start of a document, so a packed document is masked exactly as it would be alone.
 """
 
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+Interval = tuple[Any, Any]  # first key seen and one past the last, int arrays of the shape of the rows
+
 
 @struct.dataclass
-class Site:
-    """Integer arrays that broadcast against each other: queries [..., Q, 1], keys [..., 1, K]."""
+class Rows:
+    """Queries, by their places in the stream: int arrays [..., Q], of numpy (a static rule) or of JAX.
 
-    index: jax.Array
-    position: jax.Array
+    index: of the token; start, end: the first token of its document in its half of the stream, and one past the last.
+    """
+
+    index: Any
+    start: Any
+    end: Any
+
+    def block(self, size: int) -> Interval:
+        """The block of `size` tokens that the row is in."""
+        begin = self.start + (self.index - self.start) // size * size
+        return begin, self.index.__array_namespace__().minimum(begin + size, self.end)
 
 
 class Rule(Protocol):
     """What every mask rule offers."""
 
-    def visible(self, q: Site, k: Site) -> jax.Array:
-        """Whether query `q` sees key `k`, both of one document: bool [..., Q, K]."""
+    def __hash__(self) -> int:
         ...
 
-    def local(self, index: jax.Array) -> jax.Array:
-        """Index inside the stream's half (the index itself where there is one stream)."""
+    def half(self, length: int) -> int:
+        """Tokens in one stream, where the whole input has `length`."""
+        ...
+
+    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
+        """The keys that each row sees of its own document, one interval a region."""
         ...
 
 
@@ -35,56 +50,69 @@ class Rule(Protocol):
 class OneStream:
     """Base of the rules whose stream is the text itself."""
 
-    def local(self, index: jax.Array) -> jax.Array:
-        return index
+    def half(self, length: int) -> int:
+        return length
 
 
 @struct.dataclass
 class Causal(OneStream):
     """A token sees itself and the past."""
 
-    def visible(self, q: Site, k: Site) -> jax.Array:
-        return k.index <= q.index
+    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
+        return ((rows.start, rows.index + 1),)
 
 
 @struct.dataclass
 class Bidirectional(OneStream):
     """A token sees its whole document."""
 
-    def visible(self, q: Site, k: Site) -> jax.Array:
-        return jnp.broadcast_to(True, jnp.broadcast_shapes(q.index.shape, k.index.shape))
+    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
+        return ((rows.start, rows.end),)
 
 
 @struct.dataclass
 class BlockCausal(OneStream):
-    """A token sees its own block and all earlier blocks."""
+    """A token sees its own block and all earlier blocks. Annealing by growing blocks is this rule with other sizes."""
 
     block: int = struct.field(pytree_node=False)
 
-    def visible(self, q: Site, k: Site) -> jax.Array:
-        return k.position // self.block <= q.position // self.block
+    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
+        return ((rows.start, rows.block(self.block)[1]),)
+
+
+@struct.dataclass
+class LookAhead(OneStream):
+    """A token sees the past and the next `ahead` tokens: annealing by a horizon that grows, int32 scalar."""
+
+    ahead: jax.Array
+
+    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
+        return ((rows.start, jnp.minimum(rows.index + 1 + self.ahead, rows.end)),)
 
 
 @struct.dataclass
 class BlockDiffusion:
     """Two streams [noisy || clean] of `length` tokens each (BD3-LM, arXiv 2503.09573; Efficient-DLM, 2512.14067).
 
-    A noisy token sees the noisy tokens of its own block and the clean tokens of earlier blocks; a clean token sees the
-    clean tokens of its own and earlier blocks; nothing clean sees anything noisy.
+    A noisy token sees the noisy tokens of its own block and the clean tokens of earlier blocks; nothing clean sees
+    anything noisy. A clean token sees the clean tokens of its own and earlier blocks (`block_causal`), or of itself and
+    the past only (`token_causal`, so that the clean half is the AR model).
     """
 
     length: int = struct.field(pytree_node=False)
     block: int = struct.field(pytree_node=False)
+    clean_half: Literal["block_causal", "token_causal"] = struct.field(pytree_node=False, default="block_causal")
 
-    def local(self, index: jax.Array) -> jax.Array:
-        return index % self.length
+    def half(self, length: int) -> int:
+        return self.length
 
-    def visible(self, q: Site, k: Site) -> jax.Array:
-        q_clean, k_clean = q.index >= self.length, k.index >= self.length
-        q_block, k_block = q.position // self.block, k.position // self.block
-        from_noisy = jnp.where(k_clean, k_block < q_block, k_block == q_block)
-        from_clean = k_clean & (k_block <= q_block)
-        return jnp.where(q_clean, from_clean, from_noisy)
+    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
+        where = rows.index.__array_namespace__().where
+        noisy, (begin, end) = rows.index < self.length, rows.block(self.block)
+        clean_end = end if self.clean_half == "block_causal" else rows.index + 1
+        own_block = where(noisy, begin, 0), where(noisy, end, 0)
+        clean = where(noisy, rows.start + self.length, rows.start), where(noisy, begin + self.length, clean_end)
+        return own_block, clean
 
 
 @struct.dataclass
@@ -92,16 +120,38 @@ class Annealed(OneStream):
     """DiffuLLaMA's attention annealing (arXiv 2410.17891, section 3.2): the causal mask, and each future edge open with
     `probability`, drawn afresh for each `seed` and shared by batch, heads and layers.
 
-    The draw is a counter hash of (seed, q, k), so that no L x L table of random numbers is needed to know an edge.
+    The draw is a counter hash of (seed, q, k), so that no L x L table of random numbers is needed to know an edge: a
+    kernel makes it where it needs it. The interval is the whole document; `edges` says which of it is open.
     """
 
     probability: jax.Array  # fp32 scalar in [0, 1]
     seed: jax.Array  # uint32 scalar
 
-    def visible(self, q: Site, k: Site) -> jax.Array:
-        edge = hash32(k.index ^ hash32(q.index ^ hash32(self.seed)))
-        opens = (edge >> 8).astype(jnp.float32) * 2.0**-24 < self.probability  # 24 bits: exact in fp32
-        return (k.index <= q.index) | opens
+    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
+        return ((rows.start, rows.end),)
+
+    def edges(self, rows: Rows) -> "Edges":
+        # 24 random bits an edge; the product is exact in fp32.
+        threshold = jnp.ceil(self.probability * 2.0**24).astype(jnp.int32)
+        return Edges(rows.index + 1, hash32(rows.index.astype("uint32") ^ hash32(self.seed)), threshold[None, None])
+
+
+@struct.dataclass
+class Edges:
+    """Of the keys in a query's interval, those below `sure` are seen, and the others where their edge is open.
+
+    sure: int32 [batch, Q]; row: uint32 [batch, Q], the row's part of the hash; threshold: int32 [batch, 1] in
+    0 .. 2^24. batch may be 1.
+    """
+
+    sure: jax.Array
+    row: jax.Array
+    threshold: jax.Array
+
+
+def edge_open(row: jax.Array, key: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Whether the edge from a row to a key (int32 index) is open; the arrays broadcast. See `Edges`."""
+    return (hash32(key.astype(jnp.uint32) ^ row) >> 8).astype(jnp.int32) < threshold
 
 
 def hash32(x: jax.Array) -> jax.Array:
@@ -110,46 +160,3 @@ def hash32(x: jax.Array) -> jax.Array:
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
-
-
-@struct.dataclass
-class Dense:
-    """A rule already turned into its mask, bool [batch or 1, Q, K]: what the reference computes once for all layers."""
-
-    mask: jax.Array
-
-
-def document_positions(rule: Rule, length: int, segments: jax.Array | None = None) -> jax.Array:
-    """Position of each token inside its document: int32 [length], or [batch, length] where there are segments.
-
-    A document is a run of equal `segments` [batch, length]; the two halves of a two-stream input restart.
-    """
-    index = jnp.arange(length, dtype=jnp.int32)
-    local = rule.local(index)
-    if segments is None:
-        return local
-    same = jnp.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (1, 0)))
-    starts = jnp.where(same & (local > 0), 0, index)
-    return index - jax.lax.cummax(starts, axis=1)
-
-
-def dense_mask(rule: Rule, keys: int, segments: jax.Array | None = None, queries: int | None = None,
-               first: jax.Array | int = 0) -> jax.Array:
-    """The mask of `rule` with documents kept apart: bool [batch or 1, Q, K].
-
-    `segments` [batch, keys] are document numbers; 0 is padding, which nobody sees and which sees nobody. The queries
-    are the keys' own tokens `first .. first + queries` (all of them unless told otherwise).
-    """
-    queries = keys if queries is None else queries
-    index = jnp.arange(keys, dtype=jnp.int32)
-    position = jnp.atleast_2d(document_positions(rule, keys, segments))
-
-    def rows(x: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(x, first, queries, axis=x.ndim - 1)
-
-    mask = rule.visible(Site(rows(index)[None, :, None], rows(position)[:, :, None]),
-                        Site(index[None, None, :], position[:, None, :]))
-    if segments is None:
-        return mask
-    q_segments = rows(segments)[:, :, None]
-    return mask & (q_segments == segments[:, None, :]) & (q_segments > 0)

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dlm_jax.attention.attend import attend, prepare
-from dlm_jax.attention.rules import Rule, document_positions
+from dlm_jax.attention.attend import attend
+from dlm_jax.attention.plan import document_positions, prepare
+from dlm_jax.attention.rules import Rule
 from dlm_jax.models.config import ModelConfig, Rope
 from dlm_jax.models.weights import Params
 
@@ -32,7 +33,7 @@ def forward(params: Params, tokens: jax.Array, *, config: ModelConfig, rule: Rul
     tokens: int [b, n] (for two streams n = 2L, [noisy || clean]); segments: int [b, n], the document of each token, 0
     for padding; positions restart with each document and, by the rule, with each stream.
     """
-    positions = jnp.atleast_2d(document_positions(rule, tokens.shape[1], segments))
+    positions = document_positions(rule, tokens.shape[1], segments)
     plan = prepare(rule, tokens.shape[1], segments)
 
     def body(x: jax.Array, w: Params) -> tuple[jax.Array, None]:

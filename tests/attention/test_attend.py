@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from dlm_jax.attention.attend import attend, prepare
+from dlm_jax.attention.attend import attend
 from dlm_jax.attention.cpu import attend_cpu
-from dlm_jax.attention.reference import attend_dense
+from dlm_jax.attention.plan import Plan, prepare
+from dlm_jax.attention.reference import attend_reference
 from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, BlockDiffusion, Causal
+from dlm_jax.attention.tiles import tile_ranges
 from dlm_jax.errors import UserError
 
-IMPLEMENTATIONS = {"reference": attend_dense, "cpu": attend_cpu}
+IMPLEMENTATIONS = {"reference": attend_reference, "cpu": attend_cpu}
 
 
 def draw(seed: int, *shapes: tuple[int, ...], dtype=np.float32) -> list[np.ndarray]:
@@ -28,15 +30,18 @@ def qkv(seed: int, batch: int, queries: int, keys: int, heads: int, kv_heads: in
     return draw(seed, (batch, queries, heads, 4), kv, kv, dtype=dtype)
 
 
-def random_mask(seed: int, batch: int, queries: int, keys: int) -> np.ndarray:
-    """Random visibility; the first query of the first sequence sees nothing."""
-    mask = np.random.default_rng(seed).random((batch, queries, keys)) < 0.5
-    mask[0, 0] = False
-    return mask
+def random_plan(seed: int, batch: int, queries: int, keys: int) -> Plan:
+    """Random intervals in the two halves of the keys; the first query of the first sequence sees nothing."""
+    random = np.random.default_rng(seed)
+    ends = np.sort(random.integers(0, keys // 2 + 1, (2, batch, 2, queries)), 0) + [[0], [keys // 2]]
+    ends[:, 0, :, 0] = 0
+    lo, hi = np.where(ends[1] > ends[0], ends, 0).astype(np.int32)
+    return Plan(lo, hi, tile_ranges(lo, hi, None, keys), None, None)
 
 
-def by_hand(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def by_hand(q: np.ndarray, k: np.ndarray, v: np.ndarray, plan: Plan) -> np.ndarray:
     """softmax(q k / sqrt(d)) v, one query at a time."""
+    mask = np.asarray(plan.visible(np.arange(k.shape[1])))
     out = np.zeros_like(q)
     for b, n, h in np.ndindex(q.shape[:3]):
         seen = mask[b % len(mask), n]
@@ -47,10 +52,10 @@ def by_hand(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> np
     return out
 
 
-def value_and_gradients(implementation, q, k, v, mask, d_out):
+def value_and_gradients(implementation, q, k, v, plan, d_out):
     """The output, and the gradients of its product with `d_out`."""
     def product(q, k, v):
-        out = implementation(q, k, v, mask)
+        out = implementation(q, k, v, plan)
         return jnp.sum(out * d_out), out
 
     gradients, out = jax.jit(jax.grad(product, argnums=(0, 1, 2), has_aux=True))(q, k, v)
@@ -62,11 +67,11 @@ def value_and_gradients(implementation, q, k, v, mask, d_out):
 def test_every_implementation_is_the_definition_in_float64_with_all_gradients(ratio, queries, keys, batch, mask_batch):
     with jax.enable_x64(True):
         arrays = qkv(0, batch, queries, keys, 8, 8 // ratio, np.float64)
-        mask = random_mask(1, mask_batch, queries, keys)
+        plan = random_plan(1, mask_batch, queries, keys)
         (d_out,) = draw(2, arrays[0].shape, dtype=np.float64)
-        reference = value_and_gradients(attend_dense, *arrays, mask, d_out)
-        cpu = value_and_gradients(attend_cpu, *arrays, mask, d_out)
-        np.testing.assert_allclose(reference[0], by_hand(*arrays, mask), atol=1e-12)
+        reference = value_and_gradients(attend_reference, *arrays, plan, d_out)
+        cpu = value_and_gradients(attend_cpu, *arrays, plan, d_out)
+        np.testing.assert_allclose(reference[0], by_hand(*arrays, plan), atol=1e-12)
         for ours, theirs in zip(cpu, reference):
             assert ours.dtype == jnp.float64
             np.testing.assert_allclose(ours, theirs, atol=1e-12)
@@ -76,16 +81,15 @@ def test_every_implementation_is_the_definition_in_float64_with_all_gradients(ra
 def test_gradients_are_finite_differences(name):
     with jax.enable_x64(True):
         arrays = qkv(3, 2, 3, 3, 4, 2, np.float64)
-        mask = random_mask(4, 2, 3, 3)
-        check_grads(jax.jit(lambda *a: IMPLEMENTATIONS[name](*a, mask)), arrays, order=1, modes=["rev"], eps=1e-6)
+        plan = random_plan(4, 2, 3, 3)
+        check_grads(jax.jit(lambda *a: IMPLEMENTATIONS[name](*a, plan)), arrays, order=1, modes=["rev"], eps=1e-6)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_a_row_that_sees_nothing_gives_zero_and_no_gradient(name):
     arrays = qkv(5, 2, 4, 4, 2, 1)
-    mask = np.ones((2, 4, 4), bool)
-    mask[1] = False
-    out, *gradients = value_and_gradients(IMPLEMENTATIONS[name], *arrays, mask, np.ones_like(arrays[0]))
+    plan = prepare(Bidirectional(), 4, jnp.array([[1] * 4, [0] * 4]))
+    out, *gradients = value_and_gradients(IMPLEMENTATIONS[name], *arrays, plan, np.ones_like(arrays[0]))
     for array in (out, *gradients):
         assert np.isfinite(array).all() and np.abs(array[0]).max() > 0
         np.testing.assert_array_equal(array[1], 0)
@@ -99,23 +103,23 @@ def test_padding_gives_zero_whatever_it_holds(name):
         array[:, 3:] = 1e4
     out = jax.jit(lambda *a: attend(*a, Bidirectional(), segments, name))(q, k, v)
     np.testing.assert_array_equal(out[:, 3:], 0)
-    alone = by_hand(q[:, :3], k[:, :3], v[:, :3], np.ones((1, 3, 3), bool))
+    alone = by_hand(q[:, :3], k[:, :3], v[:, :3], prepare(Bidirectional(), 3))
     np.testing.assert_allclose(out[:, :3], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_half_precision_stays_near_the_exact_result_in_its_own_dtype(name):
     arrays = qkv(7, 1, 8, 8, 2, 2)
-    mask = np.tri(8, dtype=bool)[None]
-    out = jax.jit(IMPLEMENTATIONS[name])(*(jnp.asarray(a, jnp.bfloat16) for a in arrays), mask)
+    plan = prepare(Causal(), 8)
+    out = jax.jit(IMPLEMENTATIONS[name])(*(jnp.asarray(a, jnp.bfloat16) for a in arrays), plan)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out.astype(jnp.float32), by_hand(*arrays, mask), atol=0.05)
+    np.testing.assert_allclose(out.astype(jnp.float32), by_hand(*arrays, plan), atol=0.05)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_huge_scores_do_not_overflow(name):
     q, k, v = (100 * a for a in qkv(8, 1, 4, 4, 1, 1))
-    out = jax.jit(IMPLEMENTATIONS[name])(q, k, v, np.ones((1, 4, 4), bool))
+    out = jax.jit(IMPLEMENTATIONS[name])(q, k, v, prepare(Bidirectional(), 4))
     assert np.isfinite(out).all()
 
 
@@ -182,7 +186,7 @@ def test_a_noisy_block_never_hears_of_its_clean_self_or_its_future(name):
 def test_auto_is_the_implementation_of_the_platform():
     arrays = qkv(12, 1, 5, 5, 2, 2)
     auto = jax.jit(lambda *a: attend(*a, Causal()))(*arrays)
-    np.testing.assert_allclose(auto, by_hand(*arrays, np.tri(5, dtype=bool)[None]), atol=1e-5)
+    np.testing.assert_allclose(auto, by_hand(*arrays, prepare(Causal(), 5)), atol=1e-5)
 
 
 def test_an_unknown_implementation_is_refused_with_the_names_there_are():
