@@ -38,6 +38,24 @@ def tile_ranges(lo: Any, hi: Any, edges: Edges | None, keys: int) -> Any:
     return xp.stack([first, xp.clip(full, first, end), xp.clip(full_end, first, end), end], -1).astype("int32")
 
 
+
+def coarser(bounds: Any, times: int) -> Any:
+    """`tile_ranges` for tiles of `times` x TILE queries: int32 [..., ceil(tiles / times), 4]."""
+    xp, huge = bounds.__array_namespace__(), 2**30
+    tiles = -(-bounds.shape[-2] // times)
+    first, full, full_end, end = (bounds[..., i] for i in range(4))
+
+    def over_tiles(reduce: Any, x: Any, nobody: int) -> Any:
+        rest = [(0, 0)] * (x.ndim - 1) + [(0, tiles * times - x.shape[-1])]
+        padded = xp.pad(x, rest, constant_values=nobody)
+        return reduce(padded.reshape(*x.shape[:-1], tiles, times), axis=-1)
+
+    end, first = over_tiles(xp.max, end, 0), over_tiles(xp.min, xp.where(end > first, first, huge), huge)
+    full, full_end = over_tiles(xp.max, full, 0), over_tiles(xp.min, full_end, huge)
+    first = xp.minimum(first, end)
+    return xp.stack([first, xp.clip(full, first, end), xp.clip(xp.maximum(full, full_end), first, end), end], -1)
+
+
 @functools.lru_cache(maxsize=64)
 def reach(rule: Rule, length: int, chunk: int) -> tuple[Runs, ...]:
     """For each `chunk` of queries, the runs of keys that it can see however the row is cut into documents.
