@@ -1,6 +1,7 @@
 # make setup   .venv with the package, its tests and PyTorch
 # make demo    the whole story on the bundled model, about 5 minutes on two CPU cores
 # make test    lint, types and all tests
+# make kernels  every shape of the attention kernels through the TPU compiler, and their cost in its schedule
 # make compat  the fast tests on Python 3.12 with the newest jax; those that need PyTorch are skipped there
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -11,7 +12,7 @@ export JAX_PLATFORMS ?= cpu
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
 
-.PHONY: setup demo test lint compat clean
+.PHONY: setup demo test lint kernels compat clean
 
 setup: .venv/.ready
 
@@ -19,7 +20,7 @@ setup: .venv/.ready
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -qq --upgrade pip
 	.venv/bin/python -m pip install -qq "$(TORCH)"
-	.venv/bin/python -m pip install -qq -e ".[test,torch]"
+	.venv/bin/python -m pip install -qq -e ".[test,torch,tpu]"
 	touch $@
 
 demo: setup
@@ -33,10 +34,14 @@ lint: setup
 test: lint
 	.venv/bin/python -m pytest -n $(WORKERS) -q
 
+kernels: setup
+	.venv/bin/python -m pytest -n $(WORKERS) -q -m kernels
+	.venv/bin/python benchmarks/attention_tpu.py
+
 .venv-compat/.ready: setup.py
 	$(PYTHON312) -m venv .venv-compat
 	.venv-compat/bin/python -m pip install -qq --upgrade pip
-	.venv-compat/bin/python -m pip install -qq -e ".[test]"
+	.venv-compat/bin/python -m pip install -qq -e ".[test,tpu]"
 	touch $@
 
 compat: .venv-compat/.ready

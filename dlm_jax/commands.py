@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -52,6 +53,8 @@ def run_train(a: Arguments) -> dict[str, Any]:
     from dlm_jax.adapt import adapt
     from dlm_jax.config import load_config
     config = load_config(a.config, a.overrides)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dlm_jax").setLevel(logging.INFO)  # which attention runs
     return {"workdir": str(a.workdir), **dataclasses.asdict(adapt(config, a.workdir))}
 
 

@@ -13,6 +13,12 @@ from dlm_jax.models.config import ModelConfig, Rope
 from dlm_jax.models.weights import Params, map_table
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The tests of `make kernels` run where they are asked for."""
+    if config.getoption("markexpr") != "kernels":
+        items[:] = [item for item in items if "kernels" not in item.keywords]
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data beside the repository; a test that needs it is skipped where it is absent."""

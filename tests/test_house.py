@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "diffusion": {"errors"},
     "attention": {"errors"},
+    "topology": {"errors"},
     "models": {"attention", "errors"},
     "config": {"diffusion", "errors"},
     "losses": {"attention", "diffusion", "models"},

@@ -1,28 +1,92 @@
-"""The one door to attention. Behind it: the dense reference, and what is faster where it runs."""
+"""The one door to attention. Behind it: the dense reference, and for each platform what is fast there."""
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Any
 
 import jax
+from jax.sharding import AxisType, PartitionSpec
 
-from dlm_jax.attention.cpu import attend_cpu
 from dlm_jax.attention.plan import Plan, prepare
-from dlm_jax.attention.reference import attend_reference
 from dlm_jax.attention.rules import Rule
+from dlm_jax.attention.tiles import TILE
 from dlm_jax.errors import UserError
 
-IMPLEMENTATIONS = ("auto", "reference", "cpu")
+IMPLEMENTATIONS = ("auto", "reference", "cpu", "tpu", "gpu", "splash")
+PLATFORM = {"tpu": "tpu", "splash": "tpu", "gpu": "gpu"}  # what an implementation must be traced for
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, rule: Rule | Plan, segments: jax.Array | None = None,
            implementation: str = "auto") -> jax.Array:
-    """Attention under a mask rule.
+    """Attention under a mask rule, or under the plan that `prepare` made of one.
 
     q: [batch, length, heads, head_dim]; k, v: [batch, length, kv_heads, head_dim], as in
     `jax.nn.dot_product_attention`; segments: int [batch, length], the document of each token (0 is padding), or None.
-    implementation: `reference` is the readable one; `cpu` the same in the shapes that a CPU likes; `auto` picks by the
-    platform. Returns [batch, length, heads, head_dim] in q's dtype. Raises `UserError` for an unknown implementation.
+    Returns [batch, length, heads, head_dim] in q's dtype.
+
+    implementation: `reference` is the readable one; `cpu` the same in the shapes that a CPU likes; `tpu` and `gpu` are
+    Pallas kernels; `splash` is the kernel that comes with jax, for static rules without documents; `auto` takes the
+    platform's own and logs which, once. In a mesh of explicit axes each device attends for its own share of batch and
+    heads. Raises `UserError` for an unknown implementation and for one that cannot run here.
     """
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f"attention implementation '{implementation}' is not one of {', '.join(IMPLEMENTATIONS)}")
     plan = prepare(rule, k.shape[1], segments, q.shape[1])
+    traced_for = platform()
     if implementation == "auto":
-        return jax.lax.platform_dependent(q, k, v, plan, cpu=attend_cpu, default=attend_reference)
-    return (attend_cpu if implementation == "cpu" else attend_reference)(q, k, v, plan)
+        implementation = choice(traced_for, q)
+        announce(implementation, traced_for)
+    elif PLATFORM.get(implementation, traced_for) != traced_for:
+        needed = PLATFORM[implementation].upper()
+        raise UserError(f"attention implementation '{implementation}' runs on a {needed} only, and this program is for "
+                        f"a {traced_for.upper()}; use 'auto'")
+    return each_device(function_of(implementation), q, k, v, plan)
+
+
+def platform() -> str:
+    """What the program is traced for: `cpu`, `gpu` or `tpu`; the mesh decides, where it names a device."""
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    if abstract is not None:
+        kind = abstract.device_kind.lower()
+        return "tpu" if kind.startswith("tpu") else "cpu" if kind == "cpu" else "gpu"
+    device = jax.config.jax_default_device or jax.devices()[0]  # type: ignore[attr-defined]
+    return device if isinstance(device, str) else device.platform
+
+
+def choice(traced_for: str, q: jax.Array) -> str:
+    """The implementation for a platform and a shape: fewer queries than a kernel's tile are dense work."""
+    return traced_for if traced_for == "cpu" or q.shape[1] >= TILE else "reference"
+
+
+@functools.cache
+def announce(implementation: str, traced_for: str) -> None:
+    """Logs the choice, the first time that it is made."""
+    logging.getLogger(__name__).info("attention: '%s' on this %s", implementation, traced_for.upper())
+
+
+def function_of(implementation: str) -> Callable[..., jax.Array]:
+    """The function of a name. Kernels are imported when they are asked for: Pallas takes a second."""
+    module = importlib.import_module(f"dlm_jax.attention.{implementation}")
+    return getattr(module, f"attend_{implementation}")
+
+
+def each_device(function: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
+    """`function(q, k, v, plan)`; in a mesh with explicit axes, by each device for its share of batch and heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+        return function(q, k, v, plan)
+    specs = [jax.typeof(x).sharding.spec for x in (q, k, v)]
+    (batch, length, heads, inner), *others = specs
+    if AxisType.Auto in mesh.axis_types:
+        raise UserError("attention in a mesh needs explicit axes: make it with axis_types=(AxisType.Explicit, ...)")
+    if length or inner or any(spec != specs[0] for spec in others):
+        raise UserError(f"attention is shared out over batch and heads, alike for queries, keys and values; the arrays "
+                        f"lie as {', '.join(map(str, specs))}")
+
+    def share(x: Any) -> PartitionSpec:
+        return PartitionSpec(batch if x.shape[0] > 1 else None)
+
+    return jax.shard_map(function, in_specs=(*specs, jax.tree.map(share, plan)), out_specs=specs[0],
+                         check_vma=False)(q, k, v, plan)

@@ -18,7 +18,8 @@ class Plan:
     All arrays lead with the batch, or with 1 where every sequence has the same mask.
 
     lo, hi: int32 [batch or 1, regions, Q], numpy where the rule is static; edges: which of those keys are open, where
-    not all are; tiles: `tile_ranges` of it; rule: the rule itself, where it is static and every token is a query.
+    not all are; tiles: `tile_ranges` of it; rule: the rule itself, where it is static and every token is a query;
+    documents: whether segments cut the rows into documents.
     """
 
     lo: Any
@@ -26,6 +27,7 @@ class Plan:
     tiles: Any
     edges: Edges | None
     rule: Rule | None = struct.field(pytree_node=False)
+    documents: bool = struct.field(pytree_node=False)
 
     def visible(self, key: Any) -> jax.Array:
         """Which of the keys (indices, int32 [K]) each query sees: bool [batch or 1, Q, K]."""
@@ -40,7 +42,7 @@ class Plan:
         edges = self.edges
         if edges is not None:
             edges = Edges(edges.sure[..., start:end], edges.row[..., start:end], edges.threshold)
-        return Plan(self.lo[..., start:end], self.hi[..., start:end], None, edges, None)
+        return Plan(self.lo[..., start:end], self.hi[..., start:end], None, edges, None, self.documents)
 
 
 def prepare(rule: Rule | Plan, keys: int, segments: jax.Array | None = None, queries: int | None = None,
@@ -64,7 +66,7 @@ def prepare(rule: Rule | Plan, keys: int, segments: jax.Array | None = None, que
     lo, hi = (xp.where(seen, x, 0).astype("int32") for x in (lo, hi))
     edges = rule.edges(rows) if isinstance(rule, Annealed) else None
     static = queries in (None, keys) and not jax.tree.leaves(rule)
-    return Plan(lo, hi, tile_ranges(lo, hi, edges, keys), edges, rule if static else None)
+    return Plan(lo, hi, tile_ranges(lo, hi, edges, keys), edges, rule if static else None, segments is not None)
 
 
 def visible_pairs(rule: Rule, length: int, segments: jax.Array | None = None) -> jax.Array:
@@ -92,7 +94,7 @@ def document_rows(rule: Rule, length: int, segments: jax.Array | None = None) ->
     start = jax.lax.cummax(jnp.where(first, index, 0), axis=1)
     following = jnp.pad(first[:, 1:], ((0, 0), (0, 1)), constant_values=True)
     end = jax.lax.cummin(jnp.where(following, index + 1, length), axis=1, reverse=True)
-    return Rows(jnp.broadcast_to(index, start.shape), start, end)
+    return Rows(index + jnp.zeros_like(start), start, end)  # a sum, so that it lies where the segments lie in a mesh
 
 
 def document_positions(rule: Rule, length: int, segments: jax.Array | None = None) -> Any:

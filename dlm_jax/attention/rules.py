@@ -133,14 +133,15 @@ class Annealed(OneStream):
     def edges(self, rows: Rows) -> "Edges":
         # 24 random bits an edge; the product is exact in fp32.
         threshold = jnp.ceil(self.probability * 2.0**24).astype(jnp.int32)
-        return Edges(rows.index + 1, hash32(rows.index.astype("uint32") ^ hash32(self.seed)), threshold[None, None])
+        row = hash32(rows.index.astype("uint32") ^ hash32(self.seed))
+        return Edges(rows.index + 1, row, threshold + jnp.zeros_like(rows.index[:, :1]))
 
 
 @struct.dataclass
 class Edges:
     """Of the keys in a query's interval, those below `sure` are seen, and the others where their edge is open.
 
-    sure: int32 [batch, Q]; row: uint32 [batch, Q], the row's part of the hash; threshold: int32 [batch, 1] in
+    sure: int32 [batch, Q]; row: uint32 [batch, Q], the row's part of the hash; threshold: int32 [batch, 1],
     0 .. 2^24. batch may be 1.
     """
 

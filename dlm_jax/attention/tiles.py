@@ -65,8 +65,8 @@ def reach(rule: Rule, length: int, chunk: int) -> tuple[Runs, ...]:
     half, block = rule.half(length), getattr(rule, "block", 1)
     index = np.arange(length, dtype=np.int32)[:, None]
     origin = index // half * half
-    # Where a document starts shifts its blocks; the starts within one block show all shifts.
-    starts = np.concatenate([origin, np.maximum(index - np.arange(block, dtype=np.int32), origin)], 1)
+    # Where a document starts shifts its blocks; the starts within two blocks show all shifts, with a block before.
+    starts = np.concatenate([origin, np.maximum(index - np.arange(2 * block, dtype=np.int32), origin)], 1)
     index = np.broadcast_to(index, starts.shape)
     intervals = rule.intervals(Rows(index, starts, np.broadcast_to(origin + half, starts.shape)))
     return tuple(_union([_hull(lo[a:a + chunk], hi[a:a + chunk]) for lo, hi in intervals])

@@ -17,8 +17,10 @@ from jax.experimental.pallas import tpu as pltpu
 from dlm_jax.attention.plan import Plan
 from dlm_jax.attention.tiles import TILE, coarser
 from dlm_jax.attention.tpu_kernels import Walk, backward_kernel, forward_kernel
+from dlm_jax.errors import UserError
 
 LOG2_E = math.log2(math.e)
+WORK = 16 << 20  # bytes of VMEM for all but the keys and values: queries, scores, sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +41,17 @@ def this_chip() -> Chip:
 def attend_tpu(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan, chip: Chip | None = None,
                interpret: Any = False) -> jax.Array:
     """Attention under a plan, as `attend_dense`: q [b, queries, heads, d], k and v [b, keys, kv_heads, d], of one float
-    dtype; any lengths and any d. The default `chip` is the one that is traced for; `interpret` goes to Pallas."""
+    dtype; any lengths and any d. The default `chip` is the one that is traced for; `interpret` goes to Pallas.
+
+    Raises `UserError` where one key-value head has more query heads than a tile of rows can hold (16 on v4, else 32).
+    """
     b, queries, h, d = q.shape
     g = k.shape[2]
     chip = chip or this_chip()
     block = max(TILE, chip.rows * g // h // TILE * TILE)
+    if h // g * block > min(4096, chip.vmem >> 13):
+        raise UserError(f"{h // g} query heads on one key-value head are more than the TPU kernel holds at once; use "
+                        f"the attention implementation 'reference'")
     q = q.reshape(b, queries, g, h // g, d).transpose(0, 2, 3, 1, 4) * (LOG2_E / math.sqrt(d))
     q = pad(pad(q.astype(k.dtype), -2, block), -1, head_dim_of(d))
     k, v = (pad(pad(x.transpose(0, 2, 1, 3), -2, TILE), -1, head_dim_of(d)) for x in (k, v))
@@ -76,11 +84,16 @@ def lay_out(plan: Plan, block: int) -> tuple[jax.Array, jax.Array]:
     return jnp.concatenate(scalars), rows.reshape(*rows.shape[:2], -1, block).transpose(0, 2, 1, 3)
 
 
-def walk_over(keys: int, d: int, rows: jax.Array, annealed: bool, chip: Chip, bytes_a_value: int) -> Walk:
-    """The walk whose pieces of keys take at most half of the chip's memory, at `bytes_a_value` for each of keys x d."""
-    tiles, d = keys // TILE, -(-d // TILE) * TILE
+def walk_over(keys: int, q: jax.Array, rows: jax.Array, annealed: bool, chip: Chip,
+              bytes_a_value: int) -> tuple[Walk, int]:
+    """The walk whose pieces of keys take at most half of the chip's memory, at `bytes_a_value` for each of keys x d,
+    and the bytes that they take."""
+    tiles, d = keys // TILE, -(-q.shape[-1] // TILE) * TILE
     pieces = -(-tiles * TILE * d * bytes_a_value // (chip.vmem // 2))
-    return Walk(rows.shape[2] // 2 - annealed, -(-tiles // pieces), rows.shape[0] > 1, annealed)
+    piece = -(-tiles // pieces)
+    chunk = min(4, max(1, 4096 // (q.shape[2] * rows.shape[3])))
+    walk = Walk(rows.shape[2] // 2 - annealed, piece, chunk, rows.shape[0] > 1, annealed)
+    return walk, piece * TILE * d * bytes_a_value
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
@@ -94,7 +107,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, scalars: jax.Array, rows:
     (b, g, r, _, d), (_, tiles, data, block), keys = q.shape, rows.shape, k.shape[2]
     wide = jnp.promote_types(q.dtype, jnp.float32)
     # Both k and v are read ahead for the next head while this one's are in use.
-    walk = walk_over(keys, d, rows, annealed, chip, 4 * k.dtype.itemsize)
+    walk, bytes_of_keys = walk_over(keys, q, rows, annealed, chip, 4 * k.dtype.itemsize)
     of_keys = pl.BlockSpec((1, 1, walk.piece * TILE, d), lambda b, g, i, number, _: (b, g, number, 0))
     o, lse = pl.pallas_call(
         functools.partial(forward_kernel, walk=walk),
@@ -106,7 +119,8 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, scalars: jax.Array, rows:
                             pltpu.VMEM((r * block, d), wide), pltpu.VMEM((data, block, TILE), jnp.int32),
                             pltpu.VMEM((block, walk.widths[0] * TILE), jnp.float32)]),
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((b, g, tiles, 1, r * block), wide)],
-        compiler_params=compiler_params(chip, 4), interpret=interpret, name="attention_forward")(scalars, rows, q, k, v)
+        compiler_params=compiler_params(chip, 4, bytes_of_keys),
+        interpret=interpret, name="attention_forward")(scalars, rows, q, k, v)
     return o, (q, k, v, scalars, rows, o, lse)
 
 
@@ -116,19 +130,20 @@ def _backward(annealed: bool, chip: Chip, interpret: Any, residuals: tuple, do: 
     delta = delta.reshape(*delta.shape[:3], -1, rows.shape[-1]).swapaxes(2, 3).reshape(lse.shape)
     # k and v come in twice, dk and dv go out twice, and stand in the wide dtype until they are whole.
     bytes_a_value = 8 * k.dtype.itemsize + 2 * lse.dtype.itemsize
-    walk = walk_over(k.shape[2], k.shape[3], rows, annealed, chip, bytes_a_value)
+    walk, bytes_of_keys = walk_over(k.shape[2], q, rows, annealed, chip, bytes_a_value)
+    params = compiler_params(chip, 3, bytes_of_keys)
     pieces = pl.cdiv(k.shape[2], walk.piece * TILE)
     dq, of_pieces = None if pieces == 1 else jnp.zeros(q.shape, lse.dtype), []
     for number in range(pieces):
-        dq, *of_piece = backward_piece(number, dq, (scalars, rows, q, k, v, do, lse, delta), walk, chip, interpret)
+        dq, *of_piece = backward_piece(number, dq, (scalars, rows, q, k, v, do, lse, delta), walk, params, interpret)
         of_pieces.append(of_piece)
     dk, dv = (jnp.concatenate(parts, 2)[:, :, :k.shape[2]] for parts in zip(*of_pieces))
     assert dq is not None
     return dq.astype(q.dtype), dk, dv, None, None
 
 
-def backward_piece(number: int, dq: jax.Array | None, arrays: tuple[jax.Array, ...], walk: Walk, chip: Chip,
-                   interpret: Any) -> tuple[jax.Array, ...]:
+def backward_piece(number: int, dq: jax.Array | None, arrays: tuple[jax.Array, ...], walk: Walk,
+                   params: pltpu.CompilerParams, interpret: Any) -> tuple[jax.Array, ...]:
     """dq of the keys up to piece `number`, in place of `dq` of those before it (None: there is only this one); dk and
     dv of that piece."""
     _, rows, q, k, v, _, lse, _ = arrays
@@ -149,7 +164,7 @@ def backward_piece(number: int, dq: jax.Array | None, arrays: tuple[jax.Array, .
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype if dq is None else wide),
                    *[jax.ShapeDtypeStruct((b, g, size, d), k.dtype)] * 2],
         input_output_aliases={} if dq is None else {len(arrays): 0},
-        compiler_params=compiler_params(chip, 3), interpret=interpret, name="attention_backward")(*arrays, *before)
+        compiler_params=params, interpret=interpret, name="attention_backward")(*arrays, *before)
 
 
 _attend.defvjp(_forward, _backward)
@@ -171,7 +186,9 @@ def of_vector(rows: int) -> pl.BlockSpec:
     return pl.BlockSpec((1, 1, 1, 1, rows), lambda b, g, i, *_: (b, g, i, 0, 0))
 
 
-def compiler_params(chip: Chip, axes: int) -> pltpu.CompilerParams:
-    """Batch and heads may run on two cores; tiles and pieces in order."""
+def compiler_params(chip: Chip, axes: int, bytes_of_keys: int) -> pltpu.CompilerParams:
+    """Batch and heads may run on two cores; tiles and pieces in order. What the kernel does not ask for is left to XLA,
+    which keeps arrays there."""
     order = [pltpu.PARALLEL] * 2 + [pltpu.ARBITRARY] * (axes - 2)
-    return pltpu.CompilerParams(dimension_semantics=order, vmem_limit_bytes=chip.vmem * 15 // 16)
+    return pltpu.CompilerParams(dimension_semantics=order,
+                                vmem_limit_bytes=min(chip.vmem * 15 // 16, bytes_of_keys + WORK))

@@ -23,7 +23,6 @@ from jax.experimental import pallas as pl
 from dlm_jax.attention.rules import edge_open
 from dlm_jax.attention.tiles import TILE
 
-CHUNK = 4  # tiles of keys whose scores stand at once: wider spills, narrower starves the matrix unit
 NEVER = -1e38  # the score of a hidden key: below FLOOR by so much that 2^(NEVER - FLOOR) is 0
 FLOOR = -1e30  # the largest score so far where none was seen
 LN_2 = math.log(2)
@@ -33,12 +32,14 @@ LN_2 = math.log(2)
 class Walk:
     """What both kernels know before they run.
 
-    regions: of the keys; piece: tiles of keys that are in VMEM at once; batched: whether each sequence has its own
+    regions: of the keys; piece: tiles of keys that are in VMEM at once; chunk: tiles of keys whose scores stand at once
+    (more of them spill, fewer starve the matrix unit); batched: whether each sequence has its own
     mask; annealed: whether the rows carry edges.
     """
 
     regions: int
     piece: int
+    chunk: int
     batched: bool
     annealed: bool
 
@@ -73,6 +74,11 @@ class Walk:
 
         lax.fori_loop(0, self.regions, region_of_keys, None)
 
+    def chunks(self, start: Any, width: int) -> list[tuple[int, int, Any]]:
+        """The chunks of a visit: (offset in the visit, size, where in the piece), in keys."""
+        size = min(self.chunk, width) * TILE
+        return [(at, size, pl.ds(pl.multiple_of(start * TILE + at, TILE), size)) for at in range(0, width * TILE, size)]
+
     def bias(self, row: Callable[[Any], jax.Array], region: Any, key: jax.Array, scalars: Any) -> jax.Array:
         """0 where a key is seen, NEVER where it is hidden, fp32. `row(i)` are the i-th data of the rows (see
         `tpu.row_data`), and broadcast against `key`, int32."""
@@ -95,12 +101,6 @@ def product(a: jax.Array, b: jax.Array, axis_of_a: int, axis_of_b: int) -> jax.A
 def lanes(x: jax.Array, width: int) -> jax.Array:
     """`x` [rows, 128], the same in every lane, as [rows, width]."""
     return x[:, :width] if width <= TILE else jnp.tile(x, (1, width // TILE))
-
-
-def chunks(start: Any, width: int) -> list[tuple[Any, int, Any]]:
-    """The chunks of a visit: (offset in the visit, size, where in the piece), in keys."""
-    size = min(CHUNK, width) * TILE
-    return [(at, size, pl.ds(pl.multiple_of(start * TILE + at, TILE), size)) for at in range(0, width * TILE, size)]
 
 
 def forward_kernel(scalars: Any, rows: Any, q_ref: Any, k_ref: Any, v_ref: Any, o_ref: Any, lse_ref: Any, peak: Any,
@@ -126,7 +126,7 @@ def forward_kernel(scalars: Any, rows: Any, q_ref: Any, k_ref: Any, v_ref: Any, 
                 key = (number * walk.piece + start + at) * TILE + lax.broadcasted_iota(jnp.int32, (1, TILE), 1)
                 bias[:, at * TILE:(at + 1) * TILE] = walk.bias(lambda i: columns[i], region, key, scalars)
         q, m, z, o = q_ref[0, 0].reshape(r * n, d), peak[...], total[...], acc[...]
-        for at, size, keys in chunks(start, width):
+        for at, size, keys in walk.chunks(start, width):
             s = product(q, k_ref[0, 0, keys], 1, 1)
             if masked:
                 s = (s.reshape(r, n, size) + bias[:, at:at + size][None]).reshape(r * n, size)
@@ -173,7 +173,7 @@ def backward_kernel(scalars: Any, rows: Any, q_ref: Any, k_ref: Any, v_ref: Any,
             key = (number * walk.piece + start) * TILE + lax.broadcasted_iota(jnp.int32, (width * TILE, 1), 0)
             bias[:width * TILE] = walk.bias(lambda i: rows[0, 0, pl.ds(i, 1)], region, key, scalars)
         q, do = q_ref[0, 0].reshape(r * n, d), do_ref[0, 0].reshape(r * n, d)
-        for at, size, keys in chunks(start, width):
+        for at, size, keys in walk.chunks(start, width):
             k, v = k_ref[0, 0, keys], v_ref[0, 0, keys]
             s = product(k, q, 1, 1)
             if masked:

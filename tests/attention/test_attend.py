@@ -2,6 +2,10 @@
 
 import functools
 import itertools
+import logging
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +13,12 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from dlm_jax.attention.attend import attend
+from dlm_jax.attention.attend import announce, attend, choice
 from dlm_jax.attention.cpu import attend_cpu
 from dlm_jax.attention.plan import Plan, prepare
 from dlm_jax.attention.reference import attend_reference
-from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, BlockDiffusion, Causal
+from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, BlockDiffusion, Causal, LookAhead
+from dlm_jax.attention.splash import attend_splash
 from dlm_jax.attention.tiles import tile_ranges
 from dlm_jax.errors import UserError
 
@@ -36,7 +41,7 @@ def random_plan(seed: int, batch: int, queries: int, keys: int) -> Plan:
     ends = np.sort(random.integers(0, keys // 2 + 1, (2, batch, 2, queries)), 0) + [[0], [keys // 2]]
     ends[:, 0, :, 0] = 0
     lo, hi = np.where(ends[1] > ends[0], ends, 0).astype(np.int32)
-    return Plan(lo, hi, tile_ranges(lo, hi, None, keys), None, None)
+    return Plan(lo, hi, tile_ranges(lo, hi, None, keys), None, None, False)
 
 
 def by_hand(q: np.ndarray, k: np.ndarray, v: np.ndarray, plan: Plan) -> np.ndarray:
@@ -183,12 +188,106 @@ def test_a_noisy_block_never_hears_of_its_clean_self_or_its_future(name):
         np.testing.assert_array_equal(d_v[number] > 0, seen)
 
 
-def test_auto_is_the_implementation_of_the_platform():
+def test_auto_is_the_implementation_of_the_platform_and_says_so_once(caplog):
+    announce.cache_clear()
     arrays = qkv(12, 1, 5, 5, 2, 2)
-    auto = jax.jit(lambda *a: attend(*a, Causal()))(*arrays)
+    with caplog.at_level(logging.INFO, "dlm_jax"):
+        for _ in range(2):
+            auto = jax.jit(lambda *a: attend(*a, Causal()))(*arrays)
+    assert [record.getMessage() for record in caplog.records] == ["attention: 'cpu' on this CPU"]
     np.testing.assert_allclose(auto, by_hand(*arrays, prepare(Causal(), 5)), atol=1e-5)
+
+
+def test_kernels_are_chosen_by_platform_and_by_the_number_of_queries():
+    long, short = (np.zeros((1, n, 2, 4)) for n in (128, 64))
+    assert [choice(p, long) for p in ("cpu", "tpu", "gpu")] == ["cpu", "tpu", "gpu"]
+    assert [choice(p, short) for p in ("cpu", "tpu", "gpu")] == ["cpu", "reference", "reference"]
 
 
 def test_an_unknown_implementation_is_refused_with_the_names_there_are():
     with pytest.raises(UserError, match="'flash'.*auto, reference, cpu"):
         attend(*qkv(13, 1, 2, 2, 1, 1), Causal(), implementation="flash")
+
+
+@pytest.mark.parametrize("name, platform", [("tpu", "TPU"), ("splash", "TPU"), ("gpu", "GPU")])
+def test_a_kernel_is_refused_where_it_cannot_run(name, platform):
+    with pytest.raises(UserError, match=f"'{name}' runs on a {platform} only, and this program is for a CPU"):
+        attend(*qkv(14, 1, 2, 2, 1, 1), Causal(), implementation=name)
+
+
+@pytest.mark.parametrize("rule, length", [(Causal(), 200), (BlockDiffusion(150, 32), 300)])
+def test_splash_is_attention_with_all_gradients(rule, length):
+    arrays = qkv(15, 2, length, length, 4, 2)
+    (d_out,) = draw(16, arrays[0].shape)
+    plan = prepare(rule, length)
+    splash = value_and_gradients(functools.partial(attend_splash, interpret=True), *arrays, plan, d_out)
+    for ours, exact in zip(splash, value_and_gradients(attend_reference, *arrays, plan, d_out)):
+        np.testing.assert_allclose(ours, exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule, segments", [(Causal(), jnp.ones((1, 8), int)), (LookAhead(jnp.int32(2)), None)])
+def test_splash_refuses_a_mask_that_is_not_static(rule, segments):
+    with pytest.raises(UserError, match="one static mask"):
+        attend_splash(*qkv(17, 1, 8, 8, 1, 1), prepare(rule, 8, segments))
+
+
+@pytest.mark.parametrize("rule", [BlockDiffusion(200, 16), BlockCausal(30), Annealed(np.float32(0.3), np.uint32(1))])
+@pytest.mark.parametrize("documents", [True, False])
+def test_cutting_the_queries_into_runs_changes_nothing(rule, documents):
+    segments = jnp.tile(jnp.sort(jax.random.randint(jax.random.key(0), (2, 200), 0, 5)), (1, 2))
+    arrays = qkv(18, 2, 400, 400, 4, 2)
+    (d_out,) = draw(19, arrays[0].shape)
+    plan = prepare(rule, 400, segments if documents else None)
+    for ours, exact in zip(value_and_gradients(attend_cpu, *arrays, plan, d_out),
+                           value_and_gradients(attend_reference, *arrays, plan, d_out)):
+        np.testing.assert_allclose(ours, exact, atol=1e-5)
+
+
+MESH = """
+import functools, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, PartitionSpec as P
+from dlm_jax.attention import attend as door
+from dlm_jax.attention.rules import BlockDiffusion
+from dlm_jax.attention.tpu import Chip, attend_tpu
+from dlm_jax.errors import UserError
+
+random = np.random.default_rng(0)
+q, k, v = (random.standard_normal((4, 128, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
+segments = np.tile(np.sort(random.integers(0, 4, (4, 64))), (1, 2))
+mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Explicit,) * 2)
+kernel = functools.partial(attend_tpu, chip=Chip(16 << 20, 128), interpret=True)
+
+def gradients(q, k, v, segments):
+    return jax.grad(lambda *a: jnp.sum(door.attend(*a, BlockDiffusion(64, 8), segments) ** 2), (0, 1, 2))(q, k, v)
+
+alone = jax.jit(gradients)(q, k, v, segments)
+for function in (door.function_of("cpu"), kernel):
+    door.function_of = lambda name: function
+    jax.clear_caches()
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(x, P("data", None, "tensor", None)) for x in (q, k, v)]
+        shared = jax.jit(gradients)(*placed, jax.device_put(segments, P("data")))
+    for x, y in zip(shared, alone):
+        assert x.sharding.spec == P("data", None, "tensor", None)
+        np.testing.assert_allclose(x, y, atol=1e-5)
+with jax.set_mesh(mesh):
+    try:
+        gradients(placed[0], *(jax.device_put(x, P("data")) for x in (k, v)), segments)
+    except UserError as error:
+        assert "batch and heads" in str(error)
+    else:
+        raise AssertionError("a layout that cannot be shared out was taken")
+with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))):
+    try:
+        gradients(q, k, v, segments)
+    except UserError as error:
+        assert "explicit axes" in str(error)
+    else:
+        raise AssertionError("axes that are not explicit were taken")
+"""
+
+
+def test_in_a_mesh_each_device_attends_for_its_share_of_batch_and_heads():
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run([sys.executable, "-c", MESH], capture_output=True, text=True, env=os.environ | flags)
+    assert done.returncode == 0, done.stderr[-3000:]
