@@ -49,12 +49,19 @@ def run_prepare(a: Arguments) -> dict[str, Any]:
     return {"out": str(a.out), **{key: description[key] for key in told}}
 
 
+def tell() -> None:
+    """Shows what the library logs, such as which attention runs, on stderr."""
+    log = logging.getLogger("dlm_jax")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers = [logging.StreamHandler()]
+
+
 def run_train(a: Arguments) -> dict[str, Any]:
     from dlm_jax.adapt import adapt
     from dlm_jax.config import load_config
     config = load_config(a.config, a.overrides)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("dlm_jax").setLevel(logging.INFO)  # which attention runs
+    tell()
     return {"workdir": str(a.workdir), **dataclasses.asdict(adapt(config, a.workdir))}
 
 

@@ -39,9 +39,9 @@ class ModelChoice:
 @dataclasses.dataclass(frozen=True)
 class Data:
     """train, validation: a directory made by `dlm prepare`, a text file, or 'python-stdlib' for the sources of the
-    running Python's standard library. length: tokens of a record where `train` is text; a prepared directory has its
-    own, and text for validation is cut like the training records. validation_records: how many records the validation
-    loss reads (0: all)."""
+    running Python's standard library. train may also be a mixture of such, PATH:WEIGHT,PATH:WEIGHT. length: tokens of a
+    record where `train` is text; a prepared directory has its own, and text for validation is cut like the training
+    records. validation_records: how many records the validation loss reads (0: all)."""
 
     train: str
     validation: str
@@ -78,6 +78,17 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """How the devices share the work; -1 is what is left. replica: copies of the model, each with a part of the batch
+    (across slices and hosts with slow links); fsdp: shares of the parameters, and of the batch; tensor: shares of heads
+    and mlp, for batches smaller than the number of devices. One device is no mesh."""
+
+    replica: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Every:
     """every: steps between two; the last step always counts."""
 
@@ -110,6 +121,7 @@ class Config:
     checkpoint: CheckpointEvery
     log: Every
     evaluate: EvaluateEvery
+    mesh: MeshShape = MeshShape()
 
     def __post_init__(self) -> None:
         positive = {

@@ -13,6 +13,7 @@ from dlm_jax.attention.plan import Plan, prepare
 from dlm_jax.attention.rules import Rule
 from dlm_jax.attention.tiles import TILE
 from dlm_jax.errors import UserError
+from dlm_jax.mesh import AXES, BATCH, shares
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "tpu", "gpu", "splash")
 PLATFORM = {"tpu": "tpu", "splash": "tpu", "gpu": "gpu"}  # what an implementation must be traced for
@@ -28,7 +29,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, rule: Rule | Plan, segments
 
     implementation: `reference` is the readable one; `cpu` the same in the shapes that a CPU likes; `tpu` and `gpu` are
     Pallas kernels; `splash` is the kernel that comes with jax, for static rules without documents; `auto` takes the
-    platform's own and logs which, once. In a mesh of explicit axes each device attends for its own share of batch and
+    platform's own and logs which, once. In a mesh (`dlm_jax.mesh`) each device attends for its share of batch and
     heads. Raises `UserError` for an unknown implementation and for one that cannot run here.
     """
     if implementation not in IMPLEMENTATIONS:
@@ -73,20 +74,18 @@ def function_of(implementation: str) -> Callable[..., jax.Array]:
 
 
 def each_device(function: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
-    """`function(q, k, v, plan)`; in a mesh with explicit axes, by each device for its share of batch and heads."""
+    """`function(q, k, v, plan)`; in a mesh, by each device for its share of batch and heads."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+    if shares(*AXES) == 1 or AxisType.Manual in mesh.axis_types:
         return function(q, k, v, plan)
-    specs = [jax.typeof(x).sharding.spec for x in (q, k, v)]
-    (batch, length, heads, inner), *others = specs
-    if AxisType.Auto in mesh.axis_types:
-        raise UserError("attention in a mesh needs explicit axes: make it with axis_types=(AxisType.Explicit, ...)")
-    if length or inner or any(spec != specs[0] for spec in others):
-        raise UserError(f"attention is shared out over batch and heads, alike for queries, keys and values; the arrays "
-                        f"lie as {', '.join(map(str, specs))}")
+    if k.shape[2] % shares("tensor"):
+        raise UserError(f"mesh.tensor {shares('tensor')} does not divide the {k.shape[2]} key-value heads; choose one "
+                        "that does")
+    batch = BATCH if q.shape[0] % shares(*BATCH) == 0 else None
+    spec = PartitionSpec(batch, None, "tensor", None)
 
     def share(x: Any) -> PartitionSpec:
         return PartitionSpec(batch if x.shape[0] > 1 else None)
 
-    return jax.shard_map(function, in_specs=(*specs, jax.tree.map(share, plan)), out_specs=specs[0],
+    return jax.shard_map(function, in_specs=(spec, spec, spec, jax.tree.map(share, plan)), out_specs=spec,
                          check_vma=False)(q, k, v, plan)

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from dlm_jax.attention.rules import Bidirectional, Causal
 from dlm_jax.diffusion.recipes import RECIPES, Recipe
 from dlm_jax.errors import UserError
 from dlm_jax.losses import Sums, add_noise, loss_sums
+from dlm_jax.mesh import BATCH, pin, spread
 from dlm_jax.models.card import Card
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import Params
@@ -73,9 +75,13 @@ def likelihood(params: Params, config: ModelConfig, recipe: Recipe, mask_id: int
 @functools.partial(jax.jit, static_argnames=("recipe", "config"))
 def _sums(params: Params, key: jax.Array, tokens: jax.Array, segments: jax.Array, mask_id: int | None, *,
           recipe: Recipe, config: ModelConfig) -> Sums:
-    batch = add_noise(key, jnp.asarray(tokens), jnp.asarray(segments), recipe)
     rule = Causal() if recipe.corruption == "none" else Bidirectional()
-    return loss_sums(params, batch, rule, mask_id, recipe, config)
+
+    def sums(params: Params, key: jax.Array, tokens: jax.Array, segments: jax.Array) -> Sums:
+        batch = add_noise(key, pin(tokens, BATCH), pin(segments, BATCH), recipe)
+        return loss_sums(params, batch, rule, mask_id, recipe, config)
+
+    return spread(sums, PartitionSpec())(params, key, jnp.asarray(tokens), jnp.asarray(segments))
 
 
 def batches(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

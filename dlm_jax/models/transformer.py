@@ -14,7 +14,9 @@ from flax import struct
 from dlm_jax.attention.attend import attend
 from dlm_jax.attention.plan import document_positions, prepare
 from dlm_jax.attention.rules import Rule
+from dlm_jax.mesh import BATCH, pin
 from dlm_jax.models.config import ModelConfig, Rope
+from dlm_jax.models.sharding import gathered
 from dlm_jax.models.weights import Params
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -37,12 +39,14 @@ def forward(params: Params, tokens: jax.Array, *, config: ModelConfig, rule: Rul
     plan = prepare(rule, tokens.shape[1], segments)
 
     def body(x: jax.Array, w: Params) -> tuple[jax.Array, None]:
-        return layer(x, w, positions, config, lambda q, k, v: attend(q, k, v, plan)), None
+        x = layer(x, gathered(w, config, "layers"), positions, config, lambda q, k, v: attend(q, k, v, plan))
+        return pin(x, BATCH, None, None), None
 
     if REMAT[remat] is not None:
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
     params = cast(params, dtype)
-    x, _ = jax.lax.scan(body, embed(params, tokens, positions), params["layers"])
+    x = embed({"embed": gathered(params["embed"], config, "embed")}, tokens, positions)
+    x, _ = jax.lax.scan(body, pin(x, BATCH, None, None), params["layers"])
     return norm(x, params["final_norm"], config)
 
 

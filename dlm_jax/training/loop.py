@@ -16,6 +16,7 @@ from dlm_jax.data.dataset import Dataset
 from dlm_jax.diffusion.recipes import Recipe
 from dlm_jax.errors import UserError
 from dlm_jax.evaluation.likelihood import AR, denoising_recipe, likelihood
+from dlm_jax.mesh import BATCH, make_mesh, shares, whole_batch
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.card import Card
 from dlm_jax.models.weights import Params, init
@@ -50,12 +51,17 @@ def train(config: Config, bundle: Bundle, training: Dataset, validation: Dataset
     started = time.perf_counter()
     for dataset in (training, validation):
         _check_length(dataset, bundle)
+    shape = config.mesh
+    mesh = make_mesh(shape.replica, shape.fsdp, shape.tensor)
     write_model_file(workdir, bundle.config, bundle.card)
     params = bundle.params
     if config.model.init == "scratch":
         params = init(bundle.config, jax.random.key(config.train.seed))
 
     with contextlib.ExitStack() as stack:
+        if mesh is not None:
+            stack.enter_context(jax.set_mesh(mesh))
+        _check_batch(config)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, config.checkpoint)))
         state = checkpoints.restore(init_state(params, config, bundle.config))
         start = int(state.step)
@@ -76,7 +82,7 @@ def train(config: Config, bundle: Bundle, training: Dataset, validation: Dataset
 
 def _compiled_step(config: Config, bundle: Bundle, state: State, length: int) -> Callable:
     """The step, compiled before the clock of the training starts."""
-    rows = jax.ShapeDtypeStruct((config.train.batch, length), "int32")
+    rows = whole_batch(np.zeros((config.train.batch, length), np.int32))
     step: Any = make_step(config, bundle.config, bundle.card.mask_token_id)
     return step.lower(state, rows, rows).compile()
 
@@ -88,7 +94,7 @@ def _steps(config: Config, state: State, start: int, step: Callable, batches: It
     waiting: tuple[int, Metrics] | None = None
     after = math.nan
     for number in range(start + 1, config.train.steps + 1):
-        state, metrics = step(state, *next(batches))
+        state, metrics = step(state, *map(whole_batch, next(batches)))
         _write(waiting, log, progress)
         last = number == config.train.steps
         waiting = (number, metrics) if number % config.log.every == 0 or last else None
@@ -144,6 +150,13 @@ def _validator(config: Config, bundle: Bundle, dataset: Dataset) -> Callable[[Pa
         return float(likelihood(params, bundle.config, recipe, bundle.card.mask_token_id, rows, samples))
 
     return validate
+
+
+def _check_batch(config: Config) -> None:
+    devices, part = shares(*BATCH), config.train.batch // config.train.accumulate
+    if part % devices:
+        raise UserError(f"train.batch / train.accumulate = {part} rows cannot be shared out over mesh.replica x "
+                        f"mesh.fsdp = {devices} devices; choose a multiple of {devices}, or give mesh.tensor more")
 
 
 def _check_length(dataset: Dataset, bundle: Bundle) -> None:

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import PartitionSpec
 
 from dlm_jax.config import Config
 from dlm_jax.losses import Noised, Sums, add_noise, annealed_rule, loss_sums
+from dlm_jax.mesh import BATCH, pin, spread
 from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.sharding import param_specs, place
 from dlm_jax.models.weights import Params
 from dlm_jax.training.optimizer import learning_rate, make_optimizer
 
@@ -29,9 +32,10 @@ Step = Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]
 
 
 def init_state(params: Params, config: Config, model: ModelConfig) -> State:
-    """The state before the first step."""
-    params = jax.tree.map(lambda w: jnp.array(w, jnp.float32), params)  # a copy: a step donates its state
-    return State(jnp.int32(0), params, make_optimizer(config.optimizer, config.train.steps, model).init(params))
+    """The state before the first step; in a mesh it lies as `param_specs` says, the moments like their weights."""
+    params = place(params, model)
+    moments = jax.jit(make_optimizer(config.optimizer, config.train.steps, model).init)(params)
+    return State(jnp.int32(0), params, moments)
 
 
 def make_step(config: Config, model: ModelConfig, mask_id: int | None) -> Step:
@@ -44,18 +48,23 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None) -> Step:
     optimizer = make_optimizer(config.optimizer, config.train.steps, model)
     rate = learning_rate(config.optimizer, config.train.steps)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: State, tokens: jax.Array, segments: jax.Array) -> tuple[State, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-        batch = add_noise(key, tokens, segments, config.recipe)
-        rule = annealed_rule(config.recipe, state.step, config.train.seed)
+    def gradient(params: Params, tokens: jax.Array, segments: jax.Array, number: jax.Array) -> tuple[Params, Sums]:
+        """Sums over the whole batch of step `number`."""
+        key = jax.random.fold_in(jax.random.key(config.train.seed), number)
+        batch = jax.tree.map(rows_apart, add_noise(key, tokens, segments, config.recipe))
+        rule = annealed_rule(config.recipe, number, config.train.seed)
 
         def loss(params: Params, part: Noised) -> tuple[jax.Array, Sums]:
             sums = loss_sums(params, part, rule, mask_id, config.recipe, model, dtype=jnp.dtype(config.model.dtype),
                              remat=config.model.remat)
             return sums.loss, sums
 
-        gradients, sums = accumulate(jax.grad(loss, has_aux=True), state.params, batch, config.train.accumulate)
+        return accumulate(jax.grad(loss, has_aux=True), params, batch, config.train.accumulate)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: State, tokens: jax.Array, segments: jax.Array) -> tuple[State, Metrics]:
+        layout = (param_specs(model), PartitionSpec())
+        gradients, sums = spread(gradient, layout)(state.params, tokens, segments, state.step)
         gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1), gradients)
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         metrics = dict(
@@ -69,11 +78,19 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None) -> Step:
     return step
 
 
+def rows_apart(x: jax.Array) -> jax.Array:
+    """A batch whose rows are shared out over the devices."""
+    return pin(x, BATCH, *[None] * (x.ndim - 1))
+
+
 def accumulate(gradient: Callable, params: Params, batch: Noised, parts: int) -> tuple[Params, Sums]:
-    """Adds `gradient(params, part) -> (gradients, sums)` over `parts` equal cuts of the batch, one after the other."""
+    """Adds `gradient(params, part) -> (gradients, sums)` over `parts` equal cuts of the batch, one after the other.
+
+    Cut n has the rows n, n + parts, ...: so each device has its share of every cut.
+    """
     if parts == 1:
         return gradient(params, batch)
-    cuts = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    cuts = jax.tree.map(lambda x: pin(x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), None, BATCH), batch)
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts)))
 
     def add(total: tuple[Params, Sums], part: Noised) -> tuple[tuple[Params, Sums], None]:

@@ -11,7 +11,7 @@ from dlm_jax.errors import UserError
 from dlm_jax.files import describe, read_json, write_text
 
 # Groups that a restarted run may change, and train.steps: how long it goes on and what it says, not what it computes.
-FREE_GROUPS = ("checkpoint", "log", "evaluate")
+FREE_GROUPS = ("checkpoint", "log", "evaluate", "mesh")
 
 
 @contextlib.contextmanager

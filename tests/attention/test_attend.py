@@ -245,17 +245,18 @@ def test_cutting_the_queries_into_runs_changes_nothing(rule, documents):
 
 MESH = """
 import functools, jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, PartitionSpec as P
+from jax.sharding import PartitionSpec as P
 from dlm_jax.attention import attend as door
 from dlm_jax.attention.rules import BlockDiffusion
 from dlm_jax.attention.tpu import Chip, attend_tpu
 from dlm_jax.errors import UserError
+from dlm_jax.mesh import BATCH, make_mesh, spread
 
 random = np.random.default_rng(0)
 q, k, v = (random.standard_normal((4, 128, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
 segments = np.tile(np.sort(random.integers(0, 4, (4, 64))), (1, 2))
-mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Explicit,) * 2)
 kernel = functools.partial(attend_tpu, chip=Chip(16 << 20, 128), interpret=True)
+layout = P(BATCH, None, "tensor", None)
 
 def gradients(q, k, v, segments):
     return jax.grad(lambda *a: jnp.sum(door.attend(*a, BlockDiffusion(64, 8), segments) ** 2), (0, 1, 2))(q, k, v)
@@ -264,26 +265,18 @@ alone = jax.jit(gradients)(q, k, v, segments)
 for function in (door.function_of("cpu"), kernel):
     door.function_of = lambda name: function
     jax.clear_caches()
-    with jax.set_mesh(mesh):
-        placed = [jax.device_put(x, P("data", None, "tensor", None)) for x in (q, k, v)]
-        shared = jax.jit(gradients)(*placed, jax.device_put(segments, P("data")))
+    with jax.set_mesh(make_mesh(2, 2, 2)):
+        shared = jax.jit(lambda *a: spread(gradients, layout)(*a))(q, k, v, segments)
     for x, y in zip(shared, alone):
-        assert x.sharding.spec == P("data", None, "tensor", None)
+        assert x.sharding.spec == layout
         np.testing.assert_allclose(x, y, atol=1e-5)
-with jax.set_mesh(mesh):
+with jax.set_mesh(make_mesh(2, 1, 4)):
     try:
-        gradients(placed[0], *(jax.device_put(x, P("data")) for x in (k, v)), segments)
+        jax.jit(lambda *a: spread(gradients, P())(*a))(q, k, v, segments)
     except UserError as error:
-        assert "batch and heads" in str(error)
+        assert "mesh.tensor 4 does not divide the 2 key-value heads" in str(error)
     else:
-        raise AssertionError("a layout that cannot be shared out was taken")
-with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))):
-    try:
-        gradients(q, k, v, segments)
-    except UserError as error:
-        assert "explicit axes" in str(error)
-    else:
-        raise AssertionError("axes that are not explicit were taken")
+        raise AssertionError("heads that cannot be shared out were taken")
 """
 
 

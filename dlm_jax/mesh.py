@@ -1,0 +1,82 @@
+"""The mesh of devices: `replica` x `fsdp` x `tensor`, and how a computation is spread over it.
+
+Arrays of the state carry their layout in their type (explicit axes), so the optimizer's state lies like its parameters.
+The model itself is computed with the axes left to the compiler (`spread`), pinned where it matters: so its equations
+say nothing of devices. Without a mesh (one device) all of this is nothing.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dlm_jax.errors import UserError
+
+AXES = ("replica", "fsdp", "tensor")
+BATCH = ("replica", "fsdp")  # the batch is cut over both; parameters only over the second
+
+
+def make_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """The mesh of all devices, or None where there is one. One of the sizes may be -1: what is left.
+
+    Across slices of a TPU, or hosts of GPUs, `replica` is outermost. Raises `UserError` for sizes that do not make up
+    the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [replica, fsdp, tensor]
+    known = functools.reduce(lambda a, b: a * b, (size for size in sizes if size > 0), 1)
+    whole = sizes.count(-1) <= 1 and min(size for size in [*sizes, 1] if size != -1) > 0
+    if not whole or len(devices) % known or (-1 not in sizes and known != len(devices)):
+        raise UserError(f"mesh.replica {replica} x mesh.fsdp {fsdp} x mesh.tensor {tensor} does not make up the "
+                        f"{len(devices)} devices; let one of them be -1, which takes what is left")
+    if len(devices) == 1:
+        return None
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[0] % slices:
+        raise UserError(f"mesh.replica {sizes[0]} must be a multiple of the {slices} slices: only it goes across them")
+    if slices > 1:
+        from jax.experimental.mesh_utils import create_hybrid_device_mesh
+        grid = create_hybrid_device_mesh([sizes[0] // slices, *sizes[1:]], [slices, 1, 1], devices)
+        return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 3)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
+
+
+def shares(*axes: str) -> int:
+    """Into how many shares these axes cut, in the mesh of the program that is traced; 1 without a mesh."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return functools.reduce(lambda a, b: a * b, (sizes.get(axis, 1) for axis in axes), 1)
+
+
+def spread(function: Callable, out: Any) -> Callable:
+    """`function` with the layout of what is in it left to the compiler; its results lie as `out` says (a tree of
+    `PartitionSpec`, or one for all). Without a mesh it is the function itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or AxisType.Explicit not in mesh.axis_types:
+        return function
+    return jax.sharding.auto_axes(function, out_sharding=out)
+
+
+def pin(x: jax.Array, *spec: Any) -> jax.Array:
+    """`x`, lying as the spec says: inside `spread`, where the mesh divides it so; elsewhere `x` itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or AxisType.Auto not in mesh.axis_types:
+        return x
+    fits = [axes is not None and size % shares(*as_tuple(axes)) == 0 for axes, size in zip(spec, x.shape)]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(axes if fit else None for axes, fit in zip(spec, fits))))
+
+
+def whole_batch(rows: np.ndarray) -> Any:
+    """This process's rows of a batch [rows, ...] as a part of the batch of all processes."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return rows
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(BATCH)), rows)
+
+
+def as_tuple(axes: Any) -> tuple[str, ...]:
+    """One axis of a mesh, or several, as a tuple."""
+    return (axes,) if isinstance(axes, str) else tuple(axes)
