@@ -29,6 +29,7 @@ demo: setup
 
 lint: setup
 	.venv/bin/ruff check .
+	.venv/bin/shellcheck -x launch/*.sh launch/*.sbatch
 	.venv/bin/mypy
 
 test: lint

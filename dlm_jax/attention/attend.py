@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 from dlm_jax.attention.plan import Plan, prepare
@@ -57,8 +58,22 @@ def platform() -> str:
 
 
 def choice(traced_for: str, q: jax.Array) -> str:
-    """The implementation for a platform and a shape: fewer queries than a kernel's tile are dense work."""
-    return traced_for if traced_for == "cpu" or q.shape[1] >= TILE else "reference"
+    """The implementation for a platform, a shape and a dtype: what no kernel takes is dense work, and so are fewer
+    queries than a kernel's tile."""
+    if traced_for == "cpu":
+        return "cpu"
+    long = q.shape[1] >= TILE
+    if traced_for == "gpu":
+        taken = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= TILE and is_hopper()
+        return "gpu" if long and taken else "reference"
+    return "tpu" if long else "reference"
+
+
+def is_hopper() -> bool:
+    """Whether the program is for a GPU with the instructions that the GPU kernel is made of (sm_90)."""
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    kind = abstract.device_kind if abstract is not None else jax.devices()[0].device_kind
+    return any(name in kind for name in ("H100", "H200", "H20", "H800"))
 
 
 @functools.cache

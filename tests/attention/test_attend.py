@@ -198,10 +198,14 @@ def test_auto_is_the_implementation_of_the_platform_and_says_so_once(caplog):
     np.testing.assert_allclose(auto, by_hand(*arrays, prepare(Causal(), 5)), atol=1e-5)
 
 
-def test_kernels_are_chosen_by_platform_and_by_the_number_of_queries():
-    long, short = (np.zeros((1, n, 2, 4)) for n in (128, 64))
-    assert [choice(p, long) for p in ("cpu", "tpu", "gpu")] == ["cpu", "tpu", "gpu"]
-    assert [choice(p, short) for p in ("cpu", "tpu", "gpu")] == ["cpu", "reference", "reference"]
+def test_kernels_are_chosen_by_platform_shape_and_dtype(monkeypatch):
+    monkeypatch.setattr("dlm_jax.attention.attend.is_hopper", lambda: True)
+    half = [jnp.zeros((1, n, 2, d), jnp.bfloat16) for n, d in ((128, 64), (64, 64), (128, 256))]
+    assert [choice("tpu", x) for x in half] == ["tpu", "reference", "tpu"]
+    assert [choice("gpu", x) for x in half] == ["gpu", "reference", "reference"]
+    assert choice("gpu", jnp.zeros((1, 128, 2, 64))) == "reference"
+    monkeypatch.setattr("dlm_jax.attention.attend.is_hopper", lambda: False)
+    assert [choice("gpu", half[0]), choice("cpu", half[1])] == ["reference", "cpu"]
 
 
 def test_an_unknown_implementation_is_refused_with_the_names_there_are():

