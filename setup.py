@@ -25,6 +25,7 @@ setup(
         "array_record>=0.8,<0.9",
         "numpy>=2",
         "pyarrow>=18",
+        "fsspec",
         "rich>=14,<16",
     ],
     extras_require={
@@ -33,6 +34,9 @@ setup(
         "torch": ["torch>=2.11,<3"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
+        "beam": ["apache-beam>=2.77,<3"],
+        "gcs": ["gcsfs"],
+        "s3": ["s3fs"],
         "eval": ["lm-eval>=0.4.9,<0.5"],
         "notebooks": ["jupyterlab>=4", "ipykernel>=6", "matplotlib>=3.10"],
     },

@@ -1,10 +1,12 @@
 """One run from its config: open the base, give it a mask token, open the data, train."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
+from dlm_jax.cluster import leader_first, leads, meet
 from dlm_jax.config import Config
-from dlm_jax.data.source import open_source
+from dlm_jax.data.source import open_source, open_training
 from dlm_jax.opening import open_bundle, open_tokenizer, with_mask
 from dlm_jax.training.loop import Outcome, adapted_card, train
 from dlm_jax.training.workdir import claimed
@@ -17,15 +19,17 @@ def adapt(config: Config, workdir: str | Path) -> Outcome:
     model or the data that does not fit together, and for a work directory that holds something else.
     """
     workdir = Path(workdir)
-    with claimed(workdir, config):
+    with claimed(workdir, config) if leads() else contextlib.nullcontext():
+        meet("claimed")
         bundle = open_bundle(config.model.base)
         tokenizer = open_tokenizer(bundle)
         if config.recipe.corruption != "none":
             bundle, tokenizer = with_mask(bundle, tokenizer, config.model.mask)
-        training = open_source(config.data.train, "train", tokenizer, config.data.length, workdir / "data" / "train")
-        validation = open_source(config.data.validation, "validation", tokenizer, training.length,
-                                 workdir / "data" / "validation")
-        if tokenizer is not None:
+        with leader_first("data"):
+            training = open_training(config.data.train, tokenizer, config.data.length, workdir / "data" / "train")
+            validation = open_source(config.data.validation, "validation", tokenizer, training.length,
+                                     workdir / "data" / "validation")
+        if tokenizer is not None and leads():
             (workdir / "tokenizer").mkdir(exist_ok=True)
             tokenizer.save(workdir / "tokenizer")
         base = Path(config.model.base)

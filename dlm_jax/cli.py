@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from dlm_jax import __version__, commands
 from dlm_jax.errors import UserError
+from dlm_jax.models.shapes import SHAPES
 
 Arguments = argparse.Namespace
 ORDER_HELP = "which places are filled first: confidence (default), random, or threshold:0.9 (all above it at once)"
@@ -55,15 +56,28 @@ def make_parser() -> Parser:
     sub.add_argument("--out", required=True, help="new directory")
 
     sub = command("prepare", commands.run_prepare, "pack text into records for training")
-    sub.add_argument("--text", required=True, nargs="+", help="text, JSONL (field 'text') or parquet files")
+    sub.add_argument("--text", required=True, nargs="+",
+                     help="text, JSONL (field 'text') or parquet: files, patterns, gs:// or s3:// names (text "
+                          "and JSONL also as .gz or .zst), or tfds:NAME[:SPLIT]")
     sub.add_argument("--model", required=True, help="whose tokenizer: " + MODEL_HELP)
     sub.add_argument("--length", required=True, type=whole(2), help="tokens of a record")
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("--processes", type=whole(1), metavar="N",
+                     help="how many cut text into tokens (default: one a core); the files do not depend on it")
+    how.add_argument("--beam", metavar="FLAGS",
+                     help="run as an Apache Beam pipeline with its flags, as in --beam='--runner=DirectRunner'")
     sub.add_argument("--out", required=True, help="new directory")
 
     sub = command("train", commands.run_train, "adapt a model as a config file says, or go on with a run")
     sub.add_argument("--config", required=True, help="a file such as configs/tiny.py")
     sub.add_argument("--workdir", required=True, help="directory of the run")
     sub.epilog = "Any key of the config can be given as --config.group.key=value, such as --config.train.steps=100."
+
+    sub = command("aot", commands.run_aot, "compile the training step of a config for a TPU that is not there")
+    sub.add_argument("--config", required=True, help="a file such as configs/qwen_blocks.py")
+    sub.add_argument("--topology", required=True, help="such as v5e:4x4, v5p:4x4x4, v6e:4x8 or tpu7x:2x2x1")
+    sub.add_argument("--slices", type=whole(1), default=1, metavar="N", help="how many of them (default 1)")
+    sub.epilog = f"Keys of the config as for `train`. These bases are known and need not be there: {', '.join(SHAPES)}."
 
     sub = command("sample", commands.run_sample, "continue a prompt")
     sub.add_argument("model", help=MODEL_HELP)
@@ -137,8 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         rest, overrides = take_overrides(sys.argv[1:] if arguments is None else arguments)
         parsed = make_parser().parse_args(rest)
-        if overrides and parsed.command != "train":
-            raise UserError(f"--config.{overrides[0]} belongs to `dlm train`; leave it out")
+        if overrides and parsed.command not in ("train", "aot"):
+            raise UserError(f"--config.{overrides[0]} belongs to `dlm train` and `dlm aot`; leave it out")
         parsed.overrides = overrides
         quiet()
         show(parsed.run(parsed), parsed)
@@ -171,6 +185,8 @@ def quiet() -> None:
 
 def show(result: dict[str, Any], a: Arguments) -> None:
     """Prints what a command returns, where it has not yet been shown."""
+    if not result:
+        return  # not the first process of a run
     if a.json:
         print(json.dumps(result))
     elif a.command not in ("sample", "infill", "demo"):

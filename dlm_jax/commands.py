@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from typing import Any
 from dlm_jax.errors import UserError
 
 Arguments = argparse.Namespace
+LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 
 def run_demo(a: Arguments) -> dict[str, Any]:
@@ -34,17 +37,22 @@ def run_export(a: Arguments) -> dict[str, Any]:
 
 
 def run_prepare(a: Arguments) -> dict[str, Any]:
-    from dlm_jax.data.prepare import prepare
-    from dlm_jax.data.text import read_documents
+    from dlm_jax.data.inputs import expand
     from dlm_jax.files import check_new
     from dlm_jax.opening import open_bundle, open_tokenizer
     check_new(a.out)
-    documents = read_documents([Path(path) for path in a.text])
+    names = expand(a.text)
     tokenizer = open_tokenizer(open_bundle(a.model))
     if tokenizer is None:
         raise UserError(f"{a.model} has no tokenizer files; name a model that has")
-    with counter("prepared") as count:
-        description = prepare(documents, tokenizer, a.length, a.out, count)
+    if a.beam is None:
+        from dlm_jax.data.prepare import prepare
+        from dlm_jax.data.text import read_documents
+        with counter("prepared") as count:
+            description = prepare(read_documents(names), tokenizer, a.length, a.out, count, a.processes or cores())
+    else:
+        from dlm_jax.data.beam import prepare_with_beam
+        description = prepare_with_beam(names, tokenizer, a.length, a.out, shlex.split(a.beam))
     told = ("records", "length", "tokens", "documents", "bytes")
     return {"out": str(a.out), **{key: description[key] for key in told}}
 
@@ -59,10 +67,19 @@ def tell() -> None:
 
 def run_train(a: Arguments) -> dict[str, Any]:
     from dlm_jax.adapt import adapt
+    from dlm_jax.cluster import join, leads
     from dlm_jax.config import load_config
     config = load_config(a.config, a.overrides)
+    join()
     tell()
-    return {"workdir": str(a.workdir), **dataclasses.asdict(adapt(config, a.workdir))}
+    outcome = {"workdir": str(a.workdir), **dataclasses.asdict(adapt(config, a.workdir))}
+    return outcome if leads() else {}
+
+
+def run_aot(a: Arguments) -> dict[str, Any]:
+    from dlm_jax.aot import aot
+    from dlm_jax.config import load_config
+    return dataclasses.asdict(aot(load_config(a.config, a.overrides), a.topology, a.slices))
 
 
 def run_sample(a: Arguments) -> dict[str, Any]:
@@ -86,7 +103,7 @@ def run_eval(a: Arguments) -> dict[str, Any]:
 
     from dlm_jax.data.text import read_documents
     from dlm_jax.language_model import load
-    documents = read_documents([Path(path) for path in a.text])
+    documents = read_documents(a.text)
     lm = load(a.model)
     texts = list(itertools.islice(documents, a.limit))
     if a.task == "ar_nll":
@@ -116,13 +133,36 @@ def show_sample(lm: Any, sample: Any, seconds: float, a: Arguments) -> dict[str,
             "seconds": seconds}
 
 
+def cores() -> int:
+    """How many processes can run at once here."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def counter(verb: str) -> Iterator[Callable[[int], None]]:
-    """A function that, called with the bytes done, shows them on a terminal's stderr."""
+    """A function that, called with the bytes done, shows them: on a terminal's stderr always, elsewhere as a line now
+    and then."""
     from rich.console import Console
-    from rich.progress import FileSizeColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, FileSizeColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
     console = Console(stderr=True)
-    with Progress(TextColumn("{task.description}"), FileSizeColumn(), TransferSpeedColumn(), console=console,
-                  disable=not console.is_terminal) as bar:
-        task = bar.add_task(verb, total=None)
+    if not console.is_terminal:
+        yield lines(verb)
+        return
+    with Progress(TextColumn("{task.description}"), BarColumn(20), FileSizeColumn(), TransferSpeedColumn(),
+                  TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task(verb, total=None)  # how much text a compressed file holds shows when it is read
         yield lambda done: bar.update(task, completed=done)
+
+
+def lines(verb: str) -> Callable[[int], None]:
+    """A function that, called with the bytes done, says them on stderr every LINE_SECONDS."""
+    began = told = time.monotonic()
+
+    def say(done: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= LINE_SECONDS:
+            told = now
+            print(f"{verb} {done / 1e6:.0f} MB, {done / 1e6 / (now - began):.1f} MB/s", file=sys.stderr, flush=True)
+
+    return say

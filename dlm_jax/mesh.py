@@ -69,12 +69,30 @@ def pin(x: jax.Array, *spec: Any) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(axes if fit else None for axes, fit in zip(spec, fits))))
 
 
-def whole_batch(rows: np.ndarray) -> Any:
-    """This process's rows of a batch [rows, ...] as a part of the batch of all processes."""
+def own_share(batch: int) -> tuple[int, int]:
+    """(i, n): of n equal runs of the rows of a batch, number i is what this process's devices need."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return 0, 1
+    layout = NamedSharding(mesh, PartitionSpec(BATCH)).addressable_devices_indices_map((batch,))
+    ends = [index[0].indices(batch) for index in layout.values() if index is not None]
+    first, end = min(end[0] for end in ends), max(end[1] for end in ends)
+    size = end - first
+    return (first // size, batch // size) if batch % size == 0 and first % size == 0 else (0, 1)
+
+
+def whole_batch(rows: np.ndarray, batch: int) -> Any:
+    """The batch of all processes, [batch, ...], of which `rows` are this process's own share."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return rows
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(BATCH)), rows)
+    start = own_share(batch)[0] * len(rows)
+
+    def part(index: Any) -> np.ndarray:
+        first, end, _ = index[0].indices(batch)
+        return rows[first - start:end - start]
+
+    return jax.make_array_from_callback((batch, *rows.shape[1:]), NamedSharding(mesh, PartitionSpec(BATCH)), part)
 
 
 def as_tuple(axes: Any) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ SETTINGS = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALL
             "TPU_ACCELERATOR_TYPE": "v5e-4"}
 
 
-def devices(topology: str) -> list[Any]:
-    """The devices of a TPU topology such as `v5e:2x2` or `tpu7x:2x2x1`, to compile for.
+def devices(topology: str, slices: int = 1) -> list[Any]:
+    """The devices of a TPU topology such as `v5e:2x2` or `tpu7x:2x2x1`, times `slices`, to compile for.
 
     Raises `UserError` for an unknown topology, or without `libtpu`.
     """
@@ -25,7 +25,8 @@ def devices(topology: str) -> list[Any]:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        several = {"num_slices": slices} if slices > 1 else {}
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **several).devices)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the TPU compiler does not know the topology '{topology}': {reason}") from None

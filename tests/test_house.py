@@ -19,6 +19,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "diffusion": {"errors"},
+    "cluster": {"errors"},
+    "collectives": set(),
+    "hardware": set(),
     "mesh": {"errors"},
     "attention": {"mesh", "errors"},
     "topology": {"errors"},
@@ -29,10 +32,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"models", "files", "errors"},
     "sampling": MODEL,
     "evaluation": MODEL,
-    "training": MODEL | {"data", "evaluation"},  # the loop reads records and measures the validation loss
+    "training": MODEL | {"cluster", "data", "evaluation"},  # the loop reads records and measures the validation loss
 }
 # What joins the parts for the user may import any of them, and none of them may import it.
-FRONT = {"__init__", "adapt", "assets", "cli", "commands", "demo", "importing", "language_model", "opening"}
+FRONT = {"__init__", "adapt", "aot", "assets", "cli", "commands", "demo", "importing", "language_model", "opening"}
 TORCH_AT_HOME = {"convert/modeling_dlm.py"}  # travels with an export; nothing here imports it
 TORCH_ON_DEMAND = {"demo.py"}  # inside a function, where PyTorch is installed
 

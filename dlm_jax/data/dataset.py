@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +15,14 @@ from dlm_jax.data.records import DESCRIPTION, FORMAT, decode_record
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
 
+if TYPE_CHECKING:
+    import grain
+
 READ_THREADS, READ_AHEAD = 2, 4  # batches read at once, and batches kept ready
+
+Share = tuple[int, int]  # (i, n): of n equal runs of rows that a batch is cut into, number i. What process i of n reads
+ALL: Share = (0, 1)
+Batches = Generator[tuple[np.ndarray, np.ndarray], None, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +69,30 @@ class Dataset:
             _check(directory / shard.name, shard.records)
         return dataset
 
-    def batches(self, batch: int, seed: int,
-                first_step: int = 0) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The one source that all rows are from; a `Mixture` has several."""
+        return (self.directory.name,)
+
+    def batches(self, batch: int, seed: int, first_step: int = 0, share: Share = ALL) -> Batches:
         """Batches `first_step`, `first_step + 1`, ... without end: (tokens, segments), int32 [batch, length].
 
         Batch number n depends on `seed` and n alone. Each run through the dataset visits every record once, in a new
-        order; a batch may span two runs. Batches are read ahead in the background until the iterator is closed.
+        order; a batch may span two runs. With a `share` only its rows of each batch are read: [batch / count, length].
+        Batches are read ahead in the background until the iterator is closed.
 
-        Raises `UserError` for a damaged record.
+        Raises `UserError` for a damaged record, and for a share that does not fit.
         """
+        yield from read_batches(self.stream(seed), batch, first_step, share)
+
+    def sources(self, batch: int, step: int, share: Share = ALL) -> np.ndarray:
+        """The number in `names` of the source of each row of batch `step`: int32 [batch / count]."""
+        return np.zeros(rows_of_share(batch, share), np.int32)
+
+    def stream(self, seed: int) -> "grain.MapDataset":
+        """The endless, reshuffled records, by number: (tokens, segments), int32 [length]."""
         import grain
-        stream = grain.MapDataset.source(_Records(self)).seed(seed).shuffle().repeat().batch(batch)
-        options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
-        with contextlib.closing(iter(stream[first_step:].to_iter_dataset(options))) as iterator:
-            yield from iterator
+        return grain.MapDataset.source(_Records(self)).seed(seed).shuffle().repeat()
 
     def rows(self, selection: slice | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """The selected records in that order: (tokens, segments), int32 [rows, length].
@@ -86,6 +104,28 @@ class Dataset:
         source = _Records(self)
         rows = np.array([source[index] for index in indices], np.int32).reshape(-1, 2, self.length)
         return rows[:, 0], rows[:, 1]
+
+
+def read_batches(stream: "grain.MapDataset", batch: int, first_step: int, share: Share) -> Batches:
+    """Rows of `stream` as batches `first_step`, `first_step + 1`, ..., or as one share of each, read ahead."""
+    import grain
+    index, count = share
+    # In batches of one share each, those of process i are numbers i, count + i, 2 * count + i, ...
+    shares = stream.batch(rows_of_share(batch, share), drop_remainder=True)[first_step * count + index::count]
+    options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
+    with contextlib.closing(iter(shares.to_iter_dataset(options))) as iterator:
+        yield from iterator
+
+
+def rows_of_share(batch: int, share: Share) -> int:
+    """How many rows of a batch a share has. Raises `UserError` where the batch cannot be cut into such shares."""
+    index, count = share
+    if not 0 <= index < count:
+        raise UserError(f"there is no share {index} of {count}; number the processes from 0")
+    if batch % count:
+        raise UserError(f"a batch of {batch} records cannot be cut into equal shares for {count} processes; choose a "
+                        f"train.batch that {count} divides")
+    return batch // count
 
 
 def check_tokenizer(dataset: Dataset, tokenizer: Tokenizer) -> None:

@@ -1,56 +1,89 @@
 """Text into a packed dataset on disk: ArrayRecord shards and a `dataset.json` that describes them."""
 
+import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dlm_jax.data.own_directory import own_directory
 from dlm_jax.data.pack import pack
+from dlm_jax.data.pool import EncodedGroup, Group, encode_in_processes
 from dlm_jax.data.records import DESCRIPTION, FORMAT, encode_record
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
-from dlm_jax.files import new_directory
 
-BATCH_DOCUMENTS, BATCH_BYTES = 256, 2**20  # tokenised together: enough for all cores, and little to hold in memory
+BATCH_DOCUMENTS, BATCH_BYTES = 256, 2**20  # tokenised together: enough for a process, and little to hold in memory
 SHARD_BYTES = 2**28  # before compression
 
 
 def prepare(documents: Iterable[str], tokenizer: Tokenizer, length: int, out: str | Path,
-            progress: Callable[[int], None] = lambda done: None) -> dict:
+            progress: Callable[[int], None] = lambda done: None, processes: int = 1) -> dict:
     """Writes the documents as records of `length` tokens into the new directory `out`, and returns its description.
 
     Each document stands between the tokenizer's start and end tokens, where it has them. Memory does not grow with the
-    text. `progress` is called with the UTF-8 bytes of text done so far. What goes wrong leaves nothing at `out`.
+    text. `progress` is called with the UTF-8 bytes of text done so far. More than one of `processes` are started anew
+    and cut the text while this one reads and writes; the files are the same, byte for byte. What goes wrong leaves
+    nothing at `out`, and what a killed run has left beside it is removed.
 
     Raises `UserError` for a `length` below 2, no text at all, an `out` that is in use, and a full disk.
     """
+    check_length(length)
+    with own_directory(out) as directory:
+        part = write_part(documents, tokenizer, length, directory, "records", progress, processes)
+        return describe([part], tokenizer, length, directory)
+
+
+def check_length(length: int) -> None:
+    """Raises `UserError` for records that are too short."""
     if length < 2:
         raise UserError(f"a record of {length} tokens teaches nothing; choose a length of at least 2")
+
+
+def write_part(documents: Iterable[str], tokenizer: Tokenizer, length: int, directory: Path, name: str,
+               progress: Callable[[int], None] = lambda done: None, processes: int = 1) -> dict:
+    """Writes the documents into shards of `directory` whose names begin with `name`; returns what they hold. The last
+    record is padded."""
     counts = {"documents": 0, "bytes": 0}
-    with new_directory(out) as directory:
-        ids = _tokenise(documents, tokenizer, counts, progress)
-        written = _write(pack(ids, length, tokenizer.bos_id, tokenizer.eos_id), length, directory)
-        if not written["records"]:
-            raise UserError("the documents hold no text; name some that do")
-        description = {"format": FORMAT, "length": length, **counts, **written, "tokenizer": tokenizer.fingerprint(),
-                       "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
-        (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    with contextlib.closing(_encoded(documents, tokenizer, processes)) as groups:
+        records = pack(_counted(groups, counts, progress), length, tokenizer.bos_id, tokenizer.eos_id)
+        written = _write(records, length, directory, name)
+    return {**counts, **written}
+
+
+def describe(parts: Sequence[dict], tokenizer: Tokenizer, length: int, directory: Path) -> dict:
+    """Writes and returns the description of the dataset that `parts` make. Raises `UserError` where they are empty."""
+    sums = {key: sum(part[key] for part in parts) for key in ("documents", "bytes", "records", "tokens")}
+    if not sums["records"]:
+        raise UserError("the documents hold no text; name some that do")
+    description = {"format": FORMAT, "length": length, **sums, "shards": [s for part in parts for s in part["shards"]],
+                   "tokenizer": tokenizer.fingerprint(), "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
+    (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return description
 
 
-def _tokenise(documents: Iterable[str], tokenizer: Tokenizer, counts: dict[str, int],
-              progress: Callable[[int], None]) -> Iterator[list[int]]:
-    """The ids of each document; what was read is added to `counts`."""
-    for texts, size in _groups(documents):
-        yield from tokenizer.encode_batch(texts)
-        counts["documents"] += len(texts)
+def _encoded(documents: Iterable[str], tokenizer: Tokenizer, processes: int) -> Generator[EncodedGroup, None, None]:
+    """The ids of the documents, group by group, with the size of each group's text in bytes."""
+    if processes > 1:
+        yield from encode_in_processes(_groups(documents), tokenizer.backend, processes)
+    else:
+        for texts, size in _groups(documents):
+            yield [np.array(ids, np.int32) for ids in tokenizer.encode_batch(texts)], size
+
+
+def _counted(groups: Iterable[EncodedGroup], counts: dict[str, int],
+             progress: Callable[[int], None]) -> Iterator[np.ndarray]:
+    """The ids of each document, int32 [tokens]; what they were made from is added to `counts`."""
+    for documents, size in groups:
+        yield from documents
+        counts["documents"] += len(documents)
         counts["bytes"] += size
         progress(counts["bytes"])
 
 
-def _groups(documents: Iterable[str]) -> Iterator[tuple[list[str], int]]:
+def _groups(documents: Iterable[str]) -> Iterator[Group]:
     """Consecutive documents with their size in bytes."""
     texts: list[str] = []
     size = 0
@@ -64,13 +97,13 @@ def _groups(documents: Iterable[str]) -> Iterator[tuple[list[str], int]]:
         yield texts, size
 
 
-def _write(records: Iterator[tuple[np.ndarray, np.ndarray]], length: int, directory: Path) -> dict:
+def _write(records: Iterator[tuple[np.ndarray, np.ndarray]], length: int, directory: Path, prefix: str) -> dict:
     """Writes the shards into `directory`; returns how many records and real tokens they hold."""
     per_shard = max(1, SHARD_BYTES // (8 * length))
     shards: list[dict] = []
     tokens = 0
     for first in records:
-        name = f"records-{len(shards):05d}.array_record"
+        name = f"{prefix}-{len(shards):05d}.array_record"
         shard = itertools.chain([first], itertools.islice(records, per_shard - 1))
         count, real = _write_shard(directory / name, shard)
         shards.append({"name": name, "records": count})

@@ -1,6 +1,5 @@
-"""Documents from files: plain text, JSON lines (gzipped or not), Parquet."""
+"""Documents from files: plain text, JSON lines, Parquet, TensorFlow datasets."""
 
-import gzip
 import hashlib
 import json
 import sysconfig
@@ -8,6 +7,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from dlm_jax.data.inputs import TFDS, expand, open_bytes, open_stored
+from dlm_jax.data.tfds_text import tfds_texts
 from dlm_jax.errors import UserError
 
 SEPARATOR = "<|endoftext|>"  # alone on a line of a .txt file, it ends a document
@@ -15,66 +16,69 @@ PARQUET_ROWS = 256  # rows held in memory at a time
 NOT_OURS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "__pycache__"}
 
 
-def read_documents(paths: Sequence[str | Path]) -> Iterator[str]:
+def read_documents(names: Sequence[str | Path]) -> Iterator[str]:
     """The documents of the files, in order; those that are empty or only white space are left out.
 
-    By suffix: `.jsonl` and `.jsonl.gz` hold one object with a field `text` a line, `.parquet` a column `text`; `.txt`
-    is cut at lines that are exactly `<|endoftext|>`; any other file is one document. All text is UTF-8. Lines and rows
-    are streamed, so memory does not grow with a file of many documents.
+    A name is what `inputs.expand` takes. By suffix: `.jsonl` holds one object with a field `text` a line, `.parquet` a
+    column `text`; `.txt` is cut at lines that are exactly `<|endoftext|>`; any other file is one document. All but
+    Parquet may be compressed, `.gz` or `.zst`. All text is UTF-8. Lines and rows are streamed, so memory does not grow
+    with a file of many documents.
 
     Raises `UserError`, naming file and line or row: at once for a missing file, while reading for all else, and at the
     end where no file holds any text.
     """
-    files = [Path(path) for path in paths]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"there is no file {file}; name files of text, JSON lines or Parquet")
-    return _non_empty(files)
+    return _non_empty(expand(names))
 
 
-def _non_empty(paths: list[Path]) -> Iterator[str]:
+def _non_empty(names: list[str]) -> Iterator[str]:
     found = False
-    for path in paths:
-        for document in _reader(path)(path):
-            if document and not document.isspace():
-                found = True
-                yield document
+    for name in names:
+        for document in documents_of(name):
+            found = True
+            yield document
     if not found:
-        raise UserError(f"{', '.join(map(str, paths)) or 'the list of files'} holds no text; name files that do")
+        raise UserError(f"{', '.join(names) or 'the list of files'} holds no text; name files that do")
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[str]]:
-    """The function that turns a file of this name into documents."""
-    name = path.name.lower()
-    if name.endswith((".jsonl", ".jsonl.gz")):
+def documents_of(name: str) -> Iterator[str]:
+    """The documents of one input that `inputs.expand` gave, which may be none. Raises `UserError` as above."""
+    return (document for document in _reader(name)(name) if document and not document.isspace())
+
+
+def _reader(name: str) -> Callable[[str], Iterator[str]]:
+    """The function that turns an input of this name into documents."""
+    if name.startswith(TFDS):
+        return _tfds_documents
+    plain = name.lower().removesuffix(".gz").removesuffix(".zst")
+    if plain.endswith(".jsonl"):
         return _json_documents
-    if name.endswith(".parquet"):
+    if plain.endswith(".parquet"):
         return _parquet_documents
-    return _separated_documents if name.endswith(".txt") else _whole_document
+    return _separated_documents if plain.endswith(".txt") else _whole_document
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(name: str) -> Iterator[tuple[int, str]]:
     """Numbered lines, their endings as they are."""
     number = 0
     try:
-        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+        with open_bytes(name) as file:
             for number, line in enumerate(file, start=1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number} is not UTF-8 (byte {error.object[error.start]:#04x}); "
+        raise UserError(f"{name}, line {number} is not UTF-8 (byte {error.object[error.start]:#04x}); "
                         "convert the file to UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read {path} after line {number} ({error}); restore the file") from error
+        raise UserError(f"cannot read {name} after line {number} ({error}); restore the file") from error
 
 
-def _whole_document(path: Path) -> Iterator[str]:
-    yield "".join(line for _, line in _lines(path))
+def _whole_document(name: str) -> Iterator[str]:
+    yield "".join(line for _, line in _lines(name))
 
 
-def _separated_documents(path: Path) -> Iterator[str]:
+def _separated_documents(name: str) -> Iterator[str]:
     """The line break before a separator belongs to the separator, so a document is the text between."""
     kept: list[str] = []
-    for _, line in _lines(path):
+    for _, line in _lines(name):
         if line.rstrip("\r\n") == SEPARATOR:
             yield "".join(kept).removesuffix("\n").removesuffix("\r")
             kept = []
@@ -83,32 +87,37 @@ def _separated_documents(path: Path) -> Iterator[str]:
     yield "".join(kept)
 
 
-def _json_documents(path: Path) -> Iterator[str]:
-    for number, line in _lines(path):
+def _json_documents(name: str) -> Iterator[str]:
+    for number, line in _lines(name):
         if line.isspace():
             continue
         try:
             record = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is not JSON ({error}); write one JSON object a line") from error
+            raise UserError(f"{name}, line {number} is not JSON ({error}); write one JSON object a line") from error
         text = record.get("text") if isinstance(record, dict) else None
-        yield _checked(text, f"{path}, line {number}")
+        yield _checked(text, f"{name}, line {number}")
 
 
-def _parquet_documents(path: Path) -> Iterator[str]:
+def _parquet_documents(name: str) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
     row = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with open_stored(name) as stored, pyarrow.parquet.ParquetFile(stored) as file:
             if "text" not in file.schema_arrow.names:
-                raise UserError(f"{path} has no column 'text', only {', '.join(file.schema_arrow.names)}; rename one")
+                raise UserError(f"{name} has no column 'text', only {', '.join(file.schema_arrow.names)}; rename one")
             batches = file.iter_batches(batch_size=PARQUET_ROWS, columns=["text"])
             texts = (text for batch in batches for text in batch.column(0).to_pylist())
             for row, text in enumerate(texts, start=1):
-                yield _checked(text, f"{path}, row {row}")
+                yield _checked(text, f"{name}, row {row}")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} after row {row} ({error}); restore the file") from error
+        raise UserError(f"cannot read {name} after row {row} ({error}); restore the file") from error
+
+
+def _tfds_documents(name: str) -> Iterator[str]:
+    for number, text in tfds_texts(name):
+        yield _checked(text, f"{name}, record {number}")
 
 
 def _checked(text: object, place: str) -> str:

@@ -61,6 +61,11 @@ class Tokenizer:
         """How many ids have a text, added tokens included; a model's table may have more rows."""
         return len(self._wrapped)
 
+    @property
+    def backend(self) -> Any:
+        """The `tokenizers.Tokenizer` that does the work: another process can have it without importing ours."""
+        return self._backend
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, and nothing before or after them."""
         return self._backend.encode(text, add_special_tokens=False).ids

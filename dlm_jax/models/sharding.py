@@ -15,20 +15,26 @@ from dlm_jax.models.weights import Params, Weight, flatten, map_table, unflatten
 # The axis of the mesh that cuts an axis of a matrix. Heads and mlp are cut together by `tensor`, so that a layer needs
 # one sum over it after each of its two halves; `fsdp` cuts the width, which is gathered just before use.
 CUTS = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
-# An untied head is cut along the vocabulary by all: cut along the width, its gradient would be moved whole.
+# An untied head is cut along the vocabulary by all, where that divides it: cut along the width, its gradient would be
+# moved whole.
 HEAD_CUTS = {"vocab": ("fsdp", "tensor")}
 
 
 def spec_of(path: str, weight: Weight, sizes: Mapping[str, int]) -> PartitionSpec:
     """The layout of a weight in a mesh of these sizes. What is no matrix, and an axis that the mesh does not divide, is
     kept whole by every device."""
-    cuts: Mapping[str, Any] = HEAD_CUTS if path == "head.weight" else CUTS
-    spec = []
-    for axis, size in zip(weight.axes, weight.shape):
-        cut = cuts.get(axis) if weight.decays else None
-        divides = cut is not None and size % math.prod(sizes.get(name, 1) for name in as_tuple(cut)) == 0
-        spec.append(cut if divides else None)
-    return PartitionSpec(*spec)
+    def fitting(cuts: Mapping[str, Any]) -> PartitionSpec:
+        spec = []
+        for axis, size in zip(weight.axes, weight.shape):
+            cut = cuts.get(axis)
+            divides = cut is not None and size % math.prod(sizes.get(name, 1) for name in as_tuple(cut)) == 0
+            spec.append(cut if divides else None)
+        return PartitionSpec(*spec)
+
+    if not weight.decays:
+        return PartitionSpec()
+    by_vocabulary = fitting(HEAD_CUTS)
+    return by_vocabulary if path == "head.weight" and any(by_vocabulary) else fitting(CUTS)
 
 
 def param_specs(config: ModelConfig) -> Params:

@@ -11,19 +11,21 @@ from typing import Any
 import jax
 import numpy as np
 
+from dlm_jax.cluster import leads
 from dlm_jax.config import Config
 from dlm_jax.data.dataset import Dataset
+from dlm_jax.data.mixture import Mixture
 from dlm_jax.diffusion.recipes import Recipe
 from dlm_jax.errors import UserError
 from dlm_jax.evaluation.likelihood import AR, denoising_recipe, likelihood
-from dlm_jax.mesh import BATCH, make_mesh, shares, whole_batch
+from dlm_jax.mesh import make_mesh, own_share, whole_batch
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.card import Card
 from dlm_jax.models.weights import Params, init
 from dlm_jax.training.checkpoint import Checkpoints, write_model_file
-from dlm_jax.training.metrics import RunLog
+from dlm_jax.training.metrics import NoLog, RunLog
 from dlm_jax.training.progress import Progress
-from dlm_jax.training.step import Metrics, State, init_state, make_step
+from dlm_jax.training.step import Metrics, State, check_shares, init_state, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ def adapted_card(card: Card, recipe: Recipe, base: str) -> Card:
                                recipe=recipe.name, base_model=card.base_model or base)
 
 
-def train(config: Config, bundle: Bundle, training: Dataset, validation: Dataset, workdir: Path) -> Outcome:
+def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validation: Dataset, workdir: Path) -> Outcome:
     """Trains `bundle` (with its mask token and final card) as `config` says, or goes on where the last run stopped.
 
     Everything a step computes is a function of the config and the step number, so a run that was killed and started
@@ -53,7 +55,8 @@ def train(config: Config, bundle: Bundle, training: Dataset, validation: Dataset
         _check_length(dataset, bundle)
     shape = config.mesh
     mesh = make_mesh(shape.replica, shape.fsdp, shape.tensor)
-    write_model_file(workdir, bundle.config, bundle.card)
+    if leads():
+        write_model_file(workdir, bundle.config, bundle.card)
     params = bundle.params
     if config.model.init == "scratch":
         params = init(bundle.config, jax.random.key(config.train.seed))
@@ -61,7 +64,7 @@ def train(config: Config, bundle: Bundle, training: Dataset, validation: Dataset
     with contextlib.ExitStack() as stack:
         if mesh is not None:
             stack.enter_context(jax.set_mesh(mesh))
-        _check_batch(config)
+        check_shares(config.train)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, config.checkpoint)))
         state = checkpoints.restore(init_state(params, config, bundle.config))
         start = int(state.step)
@@ -70,11 +73,11 @@ def train(config: Config, bundle: Bundle, training: Dataset, validation: Dataset
         if start == config.train.steps:
             progress.say(f"{workdir} is finished at step {start}; give a larger train.steps to go on")
             return Outcome(start, None, validate(state.params), time.perf_counter() - started)
-        log = stack.enter_context(contextlib.closing(RunLog(workdir, start)))
+        log = stack.enter_context(contextlib.closing(RunLog(workdir, start) if leads() else NoLog()))
         before = None if start else _record_validation(0, validate(state.params), log, progress)
         step = _compiled_step(config, bundle, state, training.length)
         batches = stack.enter_context(contextlib.closing(
-            training.batches(config.train.batch, config.train.seed, start)))
+            training.batches(config.train.batch, config.train.seed, start, own_share(config.train.batch))))
         progress.begin()
         after = _steps(config, state, start, step, batches, validate, checkpoints, log, progress)
     return Outcome(config.train.steps, before, after, time.perf_counter() - started)
@@ -82,19 +85,20 @@ def train(config: Config, bundle: Bundle, training: Dataset, validation: Dataset
 
 def _compiled_step(config: Config, bundle: Bundle, state: State, length: int) -> Callable:
     """The step, compiled before the clock of the training starts."""
-    rows = whole_batch(np.zeros((config.train.batch, length), np.int32))
+    batch = config.train.batch
+    rows = whole_batch(np.zeros((batch // own_share(batch)[1], length), np.int32), batch)
     step: Any = make_step(config, bundle.config, bundle.card.mask_token_id)
     return step.lower(state, rows, rows).compile()
 
 
 def _steps(config: Config, state: State, start: int, step: Callable, batches: Iterator, validate: Callable,
-           checkpoints: Checkpoints, log: RunLog, progress: Progress) -> float:
+           checkpoints: Checkpoints, log: NoLog, progress: Progress) -> float:
     """The loop itself. Metrics are read one step late, so that the device never waits for the host; but validation and
     checkpoints never run ahead of the log, so that a run that is killed after them has lost no line."""
     waiting: tuple[int, Metrics] | None = None
     after = math.nan
     for number in range(start + 1, config.train.steps + 1):
-        state, metrics = step(state, *map(whole_batch, next(batches)))
+        state, metrics = step(state, *(whole_batch(rows, config.train.batch) for rows in next(batches)))
         _write(waiting, log, progress)
         last = number == config.train.steps
         waiting = (number, metrics) if number % config.log.every == 0 or last else None
@@ -112,7 +116,7 @@ def _steps(config: Config, state: State, start: int, step: Callable, batches: It
     return after
 
 
-def _write(waiting: tuple[int, Metrics] | None, log: RunLog, progress: Progress) -> None:
+def _write(waiting: tuple[int, Metrics] | None, log: NoLog, progress: Progress) -> None:
     """Logs the metrics of a step."""
     if waiting is None:
         return
@@ -132,7 +136,7 @@ def _finite(number: int, metrics: Metrics) -> dict[str, float]:
     return values
 
 
-def _record_validation(number: int, nelbo: float, log: RunLog, progress: Progress) -> float:
+def _record_validation(number: int, nelbo: float, log: NoLog, progress: Progress) -> float:
     log.validation(number, {"nelbo": nelbo})
     progress.validated(number, nelbo)
     return nelbo
@@ -152,14 +156,7 @@ def _validator(config: Config, bundle: Bundle, dataset: Dataset) -> Callable[[Pa
     return validate
 
 
-def _check_batch(config: Config) -> None:
-    devices, part = shares(*BATCH), config.train.batch // config.train.accumulate
-    if part % devices:
-        raise UserError(f"train.batch / train.accumulate = {part} rows cannot be shared out over mesh.replica x "
-                        f"mesh.fsdp = {devices} devices; choose a multiple of {devices}, or give mesh.tensor more")
-
-
-def _check_length(dataset: Dataset, bundle: Bundle) -> None:
+def _check_length(dataset: Dataset | Mixture, bundle: Bundle) -> None:
     if dataset.length > bundle.config.max_length:
         raise UserError(f"{dataset.directory} has records of {dataset.length} tokens and the model reads at most "
                         f"{bundle.config.max_length}; prepare the text with a smaller length")

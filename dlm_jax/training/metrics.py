@@ -63,7 +63,20 @@ class Board:
         self._events.close()
 
 
-class RunLog:
+class NoLog:
+    """The log of a process that is not the first: nothing."""
+
+    def training(self, step: int, metrics: dict[str, float]) -> None:
+        """Not here."""
+
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        """Not here."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class RunLog(NoLog):
     """`metrics.jsonl` (training), `validation.jsonl` and `tensorboard/` of a work directory."""
 
     def __init__(self, workdir: Path, restored: int) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees of a run, on stderr: a bar on a terminal, a line a logged step elsewhere."""
+"""What a person sees of a run, on stderr of its first process: a bar on a terminal, a line a logged step elsewhere."""
 
 import contextlib
 import time
@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from dlm_jax.cluster import leads
 from dlm_jax.config import Config
 
 
@@ -15,7 +16,7 @@ class Progress:
     """Steps done, loss, NELBO, tokens a second and the time that is left. Pauses are not counted as training."""
 
     def __init__(self, config: Config, start: int, length: int) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=not leads())
         self._tokens_a_step = config.train.batch * length
         self._steps = config.train.steps
         self._bar = Bar(TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),

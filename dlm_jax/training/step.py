@@ -9,9 +9,10 @@ import optax
 from flax import struct
 from jax.sharding import PartitionSpec
 
-from dlm_jax.config import Config
+from dlm_jax.config import Config, Train
+from dlm_jax.errors import UserError
 from dlm_jax.losses import Noised, Sums, add_noise, annealed_rule, loss_sums
-from dlm_jax.mesh import BATCH, pin, spread
+from dlm_jax.mesh import BATCH, pin, shares, spread
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.sharding import param_specs, place
 from dlm_jax.models.weights import Params
@@ -36,6 +37,14 @@ def init_state(params: Params, config: Config, model: ModelConfig) -> State:
     params = place(params, model)
     moments = jax.jit(make_optimizer(config.optimizer, config.train.steps, model).init)(params)
     return State(jnp.int32(0), params, moments)
+
+
+def check_shares(train: Train) -> None:
+    """Raises `UserError` where a part of a batch cannot be shared out over the mesh that is set."""
+    devices, part = shares(*BATCH), train.batch // train.accumulate
+    if part % devices:
+        raise UserError(f"train.batch / train.accumulate = {part} rows cannot be shared out over mesh.replica x "
+                        f"mesh.fsdp = {devices} devices; choose a multiple of {devices}, or give mesh.tensor more")
 
 
 def make_step(config: Config, model: ModelConfig, mask_id: int | None) -> Step:

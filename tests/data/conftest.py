@@ -24,9 +24,16 @@ def characters():
 
 @pytest.fixture
 def make_dataset(tmp_path, characters):
-    """Prepares a dataset of `records` records of 4 tokens, no two of which are equal; returns its directory."""
-    def make(records):
-        texts = [f"{number:03d}" for number in range(records)]
-        prepare(texts, characters, 4, tmp_path / "dataset")
-        return tmp_path / "dataset"
+    """Prepares a dataset of `records` records of 4 tokens that spell `first`, `first` + 1, ...; returns its directory.
+    """
+    def make(records, name="dataset", first=0):
+        texts = [f"{number:03d}" for number in range(first, first + records)]
+        prepare(texts, characters, 4, tmp_path / name)
+        return tmp_path / name
     return make
+
+
+@pytest.fixture(scope="session")
+def numbers():
+    """Reads the numbers that the records of `make_dataset` spell; token 0 of a record is the start token."""
+    return lambda tokens: [int("".join(map(chr, row[1:]))) for row in tokens]

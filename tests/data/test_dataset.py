@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -11,35 +13,32 @@ from dlm_jax.data import prepare as prepare_module
 from dlm_jax.data.dataset import Dataset, check_tokenizer
 from dlm_jax.errors import UserError
 
-LAST_DIGITS = slice(1, 4)  # of a record: token 0 is the start token
+
+@pytest.fixture
+def take(numbers):
+    """Reads the numbers of each of the first `steps` batches."""
+    def take(dataset, steps, batch=4, seed=0, first_step=0, share=(0, 1)):
+        batches = dataset.batches(batch, seed, first_step, share)
+        return [numbers(tokens) for tokens, _ in itertools.islice(batches, steps)]
+
+    return take
 
 
-def numbers(tokens):
-    """The numbers that the records of `make_dataset` spell."""
-    return [int("".join(map(chr, row[LAST_DIGITS]))) for row in tokens]
-
-
-def take(dataset, steps, batch=4, seed=0, first_step=0):
-    """The numbers of each of the first `steps` batches."""
-    batches = dataset.batches(batch, seed, first_step)
-    return [numbers(tokens) for tokens, _ in itertools.islice(batches, steps)]
-
-
-def test_a_batch_does_not_depend_on_where_iteration_started(make_dataset):
+def test_a_batch_does_not_depend_on_where_iteration_started(make_dataset, take):
     dataset = Dataset.open(make_dataset(11))
     whole = take(dataset, 12)
     for first in range(12):
         assert take(dataset, 12 - first, first_step=first) == whole[first:]
 
 
-def test_the_order_depends_on_the_seed_alone(make_dataset):
+def test_the_order_depends_on_the_seed_alone(make_dataset, take):
     directory = make_dataset(11)
     orders = [take(Dataset.open(directory), 6, seed=seed) for seed in (0, 1, 2, 0, 2**32 + 7)]
     assert orders[0] == orders[3]
     assert len({str(order) for order in orders}) == 4
 
 
-def test_an_epoch_visits_each_record_exactly_once_in_a_new_order(make_dataset):
+def test_an_epoch_visits_each_record_exactly_once_in_a_new_order(make_dataset, take):
     stream = list(itertools.chain(*take(Dataset.open(make_dataset(11)), 11)))
     epochs = [stream[start:start + 11] for start in range(0, 44, 11)]
     assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
@@ -47,9 +46,62 @@ def test_an_epoch_visits_each_record_exactly_once_in_a_new_order(make_dataset):
 
 
 @pytest.mark.parametrize("records", [1, 3])
-def test_a_dataset_smaller_than_a_batch_fills_it_by_repetition(make_dataset, records):
+def test_a_dataset_smaller_than_a_batch_fills_it_by_repetition(make_dataset, records, take):
     first, second = take(Dataset.open(make_dataset(records)), 2, batch=6)
     assert sorted(first + second) == sorted(list(range(records)) * (12 // records))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_the_shares_of_all_processes_make_the_batch(make_dataset, take, count):
+    dataset = Dataset.open(make_dataset(11))
+    whole = take(dataset, 7, batch=6)
+    shares = [take(dataset, 5, batch=6, first_step=2, share=(index, count)) for index in range(count)]
+    assert [sum(parts, []) for parts in zip(*shares)] == whole[2:]
+
+
+READ = """
+import itertools, json, sys
+from dlm_jax.data.dataset import Dataset
+directory, first, index, count = sys.argv[1], *map(int, sys.argv[2:])
+batches = Dataset.open(directory).batches(6, seed=5, first_step=first, share=(index, count))
+print(json.dumps([tokens.tolist() for tokens, _ in itertools.islice(batches, 3)]))
+"""
+
+
+def test_a_run_goes_on_with_another_number_of_processes(make_dataset):
+    directory = make_dataset(11)
+    whole = [tokens.tolist() for tokens, _ in itertools.islice(Dataset.open(directory).batches(6, seed=5), 6)]
+    for first, count in ((0, 2), (3, 3)):
+        commands = [[sys.executable, "-c", READ, directory, first, index, count] for index in range(count)]
+        said = [subprocess.run(list(map(str, command)), capture_output=True, check=True).stdout for command in commands]
+        assert [sum(rows, []) for rows in zip(*map(json.loads, said))] == whole[first:first + 3]
+
+
+def test_a_process_reads_the_records_of_its_share_alone(make_dataset, monkeypatch, take):
+    monkeypatch.setattr(prepare_module, "SHARD_BYTES", 8 * 4)  # a record a file
+    dataset = Dataset.open(make_dataset(40))
+    mine, = take(dataset, 1, batch=40, share=(1, 4))
+    for number in set(range(40)) - set(mine):
+        damage(dataset.directory / dataset.shards[number].name, f"{number % 10}")
+    assert take(dataset, 1, batch=40, share=(1, 4)) == [mine]
+    with pytest.raises(UserError, match="is damaged"):
+        take(dataset, 1, batch=40)
+
+
+@pytest.mark.parametrize("batch, share, words", [
+    (6, (0, 4), "batch of 6 records cannot be cut into equal shares for 4 processes"),
+    (6, (2, 2), "no share 2 of 2"), (6, (-1, 2), "no share -1 of 2"), (6, (0, 0), "no share 0 of 0")])
+def test_a_share_that_cannot_be_is_refused(make_dataset, batch, share, words):
+    dataset = Dataset.open(make_dataset(3))
+    with pytest.raises(UserError, match=words):
+        next(dataset.batches(batch, seed=0, share=share))
+    with pytest.raises(UserError, match=words):
+        dataset.sources(batch, 0, share)
+
+
+def test_all_rows_of_a_dataset_are_of_one_source(make_dataset):
+    dataset = Dataset.open(make_dataset(3))
+    assert dataset.names == ("dataset",) and dataset.sources(6, 3, (1, 2)).tolist() == [0, 0, 0]
 
 
 def test_a_batch_holds_whole_records(make_dataset):
@@ -59,7 +111,7 @@ def test_a_batch_holds_whole_records(make_dataset):
     assert (tokens[:, 0] == 1).all() and (segments == 1).all()
 
 
-def test_rows_come_as_they_were_written(make_dataset, monkeypatch):
+def test_rows_come_as_they_were_written(make_dataset, monkeypatch, numbers):
     monkeypatch.setattr(prepare_module, "SHARD_BYTES", 8 * 4 * 3)
     dataset = Dataset.open(make_dataset(8))
     assert len(dataset.shards) == 3
@@ -83,13 +135,17 @@ def test_a_closed_iterator_leaves_no_thread(make_dataset):
         assert not reader.is_alive()
 
 
-def test_a_damaged_record_is_named(make_dataset, monkeypatch):
+def damage(shard, digit):
+    """Changes the first record of the file that spells a number with this digit."""
+    content = shard.read_bytes()
+    record = content.index(digit.encode(), 64)  # behind the header of the file
+    shard.write_bytes(content[:record] + b"#" + content[record + 1:])
+
+
+def test_a_damaged_record_is_named(make_dataset, monkeypatch, take):
     monkeypatch.setattr(prepare_module, "SHARD_BYTES", 8 * 4 * 3)
     dataset = Dataset.open(make_dataset(8))
-    shard = dataset.directory / dataset.shards[1].name
-    content = shard.read_bytes()
-    record = content.index(b"4", 64)  # the fifth record, "004": number 1 of its shard
-    shard.write_bytes(content[:record] + b"5" + content[record + 1:])
+    damage(dataset.directory / dataset.shards[1].name, "4")  # the fifth record, "004", is number 1 of its shard
     named = "record 1 of .*records-00001.array_record is damaged"
     with pytest.raises(UserError, match=named):
         dataset.rows(slice(None))

@@ -1,0 +1,118 @@
+"""Planning a run without its devices: the real training step, compiled for a TPU topology and read."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dlm_jax.collectives import collective_bytes
+from dlm_jax.config import Config
+from dlm_jax.errors import UserError
+from dlm_jax.hardware import GIB, Peak, peak_of
+from dlm_jax.mesh import BATCH, make_mesh
+from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.shapes import SHAPES
+from dlm_jax.models.sharding import spec_of
+from dlm_jax.models.weights import map_table
+from dlm_jax.topology import devices
+from dlm_jax.training.cost import step_flops
+from dlm_jax.training.optimizer import make_optimizer
+from dlm_jax.training.step import State, check_shares, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What the compiler says of one step. Memory and collectives are of one device, in GiB; flops (by formula) of
+    all; seconds are the least that the arithmetic, the memory or the links would take at their peak, and `bound` says
+    which is most."""
+
+    topology: str
+    devices: int
+    chips: int
+    batch: int
+    remat: str
+    arguments_gib: float
+    temporaries_gib: float
+    code_gib: float
+    peak_gib: float
+    capacity_gib: float
+    fits: bool
+    collective_gib: dict[str, float]
+    flops: float
+    seconds: dict[str, float]
+    bound: str
+    compile_seconds: float
+
+
+def shape_of(config: Config) -> ModelConfig:
+    """The model that a config trains, with its mask row, without reading weights. Raises `UserError` for a base that is
+    neither a directory nor a known one."""
+    base = config.model.base
+    if base in SHAPES and not Path(base).exists():
+        model = SHAPES[base]
+    else:
+        from dlm_jax.opening import open_bundle
+        model = open_bundle(base).config
+    # Qwen's tables have spare rows for a mask; the others grow by one.
+    spare = model.family in ("qwen2", "qwen3")
+    grows = config.recipe.corruption != "none" and config.model.mask == "new" and not spare
+    return dataclasses.replace(model, vocab_size=model.vocab_size + grows)
+
+
+def aot(config: Config, topology: str, slices: int = 1) -> Report:
+    """Compiles the training step of `config` for `topology`, such as `v5p:4x4x4`, times `slices`.
+
+    Raises `UserError` for an unknown topology, a mesh that does not fit it, or without `libtpu`.
+    """
+    model, found, started = shape_of(config), devices(topology, slices), time.perf_counter()
+    peak = peak_of(found[0].device_kind)
+    if peak is None:
+        raise UserError(f"the memory of a '{found[0].device_kind}' is not known; the known kinds are in hardware.py")
+    mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor, found)
+    assert mesh is not None  # no topology has a single device
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        check_shares(config.train)
+        state, rows = abstract(config, model, mesh)
+        step: Any = make_step(config, model, model.vocab_size - 1)
+        compiled = step.trace(state, rows, rows).lower(lowering_platforms=("tpu",)).compile()
+    chips = len({(*device.coords, getattr(device, "slice_index", 0)) for device in found})
+    return read(compiled, config, model, topology, len(found), chips, peak, time.perf_counter() - started)
+
+
+def abstract(config: Config, model: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[Any, jax.ShapeDtypeStruct]:
+    """Shapes and layouts of the state (a `State` of them) and of a batch's tokens."""
+    sizes = mesh.abstract_mesh.shape
+    params = map_table(model, lambda path, w: jax.ShapeDtypeStruct(
+        w.shape, jnp.float32, sharding=NamedSharding(mesh, spec_of(path, w, sizes))))
+    moments = jax.eval_shape(make_optimizer(config.optimizer, config.train.steps, model).init, params)
+    moments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec if x.sharding else PartitionSpec())), moments)
+    whole = NamedSharding(mesh, PartitionSpec())
+    rows = jax.ShapeDtypeStruct((config.train.batch, config.data.length), jnp.int32,
+                                sharding=NamedSharding(mesh, PartitionSpec(BATCH)))
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    return State(step, params, moments), rows
+
+
+def read(compiled: Any, config: Config, model: ModelConfig, topology: str, count: int, chips: int, peak: Peak,
+         seconds: float) -> Report:
+    """The report of a compiled step."""
+    memory = compiled.memory_analysis()
+    most = (memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+            + memory.output_size_in_bytes - memory.alias_size_in_bytes)
+    sent = collective_bytes(compiled.as_text())
+    flops = step_flops(model, config.recipe, config.train.batch, config.data.length)
+    # The state is read and written; the temporaries at least once each.
+    moved = 2 * memory.argument_size_in_bytes + 2 * memory.temp_size_in_bytes
+    times = {"arithmetic": flops / count / peak.flops, "memory": moved / peak.bandwidth,
+             "links": sum(sent.values()) / peak.links}
+    return Report(
+        topology=topology, devices=count, chips=chips, batch=config.train.batch, remat=config.model.remat,
+        arguments_gib=memory.argument_size_in_bytes / GIB, temporaries_gib=memory.temp_size_in_bytes / GIB,
+        code_gib=memory.generated_code_size_in_bytes / GIB, peak_gib=most / GIB, capacity_gib=peak.memory / GIB,
+        fits=most <= peak.memory, collective_gib={kind: size / GIB for kind, size in sent.items()}, flops=flops,
+        seconds=times, bound=max(times, key=lambda name: times[name]), compile_seconds=seconds)

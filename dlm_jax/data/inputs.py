@@ -1,0 +1,89 @@
+"""Where text lies: local files and those of an object store, plain or compressed, by name or by pattern."""
+
+import contextlib
+import glob
+import gzip
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from dlm_jax.errors import UserError
+
+TFDS = "tfds:"
+
+
+def expand(names: Sequence[str | Path]) -> list[str]:
+    """The inputs that `names` stand for, in their order; a pattern such as 'part-*.jsonl' stands for its files, sorted.
+
+    A name may be a local path, a URL that fsspec reads, such as gs://bucket/part.jsonl, or tfds:NAME[:SPLIT].
+    Raises `UserError` for a file that is not there, a pattern without files, and a store that cannot be reached.
+    """
+    return [file for name in map(str, names) for file in ([name] if name.startswith(TFDS) else _files(name))]
+
+
+def _files(name: str) -> list[str]:
+    if _is_remote(name):
+        found = _remote_files(name)
+    else:
+        found = [name] if Path(name).exists() else sorted(glob.glob(name, recursive=True))
+        found = [file for file in found if Path(file).is_file()]
+    if not found:
+        raise UserError(f"there is no file {name}; name files of text, JSON lines or Parquet")
+    return found
+
+
+def _is_remote(name: str) -> bool:
+    return "://" in name
+
+
+def _remote_files(name: str) -> list[str]:
+    with _reachable(name):
+        from fsspec.core import url_to_fs
+        store, path = url_to_fs(name)
+        return [store.unstrip_protocol(file) for file in sorted(store.glob(path)) if store.isfile(file)]
+
+
+@contextlib.contextmanager
+def _reachable(name: str) -> Iterator[None]:
+    """What fsspec and the packages behind it raise, as one sentence."""
+    try:
+        yield
+    except ImportError as error:
+        package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}.get(name.split("://")[0])
+        mend = f"pip install {package}" if package else "install it"
+        raise UserError(f"{name} needs a package that is not installed ({error}); {mend}") from error
+    except Exception as error:  # each store has errors of its own: no network, no rights, no such protocol
+        raise UserError(f"cannot reach {name} ({type(error).__name__}: {error}); check the name, the network and your "
+                        "rights to it") from error
+
+
+@contextlib.contextmanager
+def open_bytes(name: str) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed where its name ends in .gz or .zst.
+
+    What goes wrong while they are read is an `OSError`, an `EOFError` or a `zlib.error`.
+    """
+    with open_stored(name) as stored:
+        if name.lower().endswith(".gz"):
+            with gzip.open(stored) as file:
+                yield cast(BinaryIO, file)
+        elif name.lower().endswith(".zst"):
+            import pyarrow  # unlike the zstandard package, it reports a file that was cut off
+            stream: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(stored, "r"), "zstd")
+            yield io.BufferedReader(stream)
+        else:
+            yield stored
+
+
+@contextlib.contextmanager
+def open_stored(name: str) -> Iterator[BinaryIO]:
+    """The bytes of a file as they are stored. It can be sought in."""
+    with contextlib.ExitStack() as stack:
+        if _is_remote(name):
+            with _reachable(name):
+                import fsspec
+                file = stack.enter_context(fsspec.open(name, "rb"))
+        else:
+            file = stack.enter_context(open(name, "rb"))
+        yield file

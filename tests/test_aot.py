@@ -1,0 +1,104 @@
+"""Planning without devices: formulas against counting, the reading of compiled programs, and the real TPU compiler."""
+
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dlm_jax.aot import aot, shape_of
+from dlm_jax.cli import main
+from dlm_jax.collectives import collective_bytes
+from dlm_jax.config import load_config
+from dlm_jax.diffusion.recipes import recipe
+from dlm_jax.errors import UserError
+from dlm_jax.models.shapes import SHAPES
+from dlm_jax.models.weights import parameter_count
+from dlm_jax.training.cost import step_flops
+
+needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
+                                    reason="libtpu, the TPU compiler, is not installed: pip install 'dlm-jax[tpu]'")
+
+LOOP = """\
+HloModule step
+
+%inside (p: (f32[8])) -> (f32[8]) {
+  %gather = bf16[4,128]{1,0} all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}
+  %scatter = f32[16]{0} reduce-scatter(%y), replica_groups=[2,4]<=[8], to_apply=%add
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %started = (f32[32]{0}, f32[128]{0}) all-gather-start(%a), replica_groups={{0,1,2,3}}
+  %done = f32[128]{0} all-gather-done(%started)
+  %loop = (f32[8]) while(%t), condition=%less, body=%inside, backend_config={"known_trip_count":{"n":"10"}}
+}
+"""
+
+
+def test_collectives_are_counted_with_the_trips_of_their_loops():
+    assert collective_bytes(LOOP) == {"all-gather": 128 * 4 + 10 * 4 * 128 * 2, "reduce-scatter": 10 * 16 * 4 * 4}
+
+
+def test_a_program_of_one_device_sends_nothing():
+    assert collective_bytes(jax.jit(lambda x: x @ x).lower(jnp.ones((4, 4))).compile().as_text()) == {}
+
+
+@pytest.mark.parametrize("name, millions", [
+    ("gpt2", 124), ("gpt2-medium", 355), ("meta-llama/Llama-2-7b-hf", 6738), ("Qwen/Qwen2.5-0.5B", 494),
+    ("Qwen/Qwen2.5-1.5B", 1544), ("Qwen/Qwen3-4B-Base", 4022), ("Qwen/Qwen3-8B-Base", 8191)])
+def test_known_bases_have_the_published_number_of_parameters(name, millions):
+    assert round(parameter_count(SHAPES[name]) / 1e6) == millions
+
+
+def test_flops_are_six_for_a_weight_and_token_and_the_visible_pairs():
+    model = SHAPES["meta-llama/Llama-2-7b-hf"]
+    matrices = parameter_count(model) - (2 * model.depth + 1) * model.width - model.vocab_size * model.width
+    pairs = 12 * model.depth * model.heads * model.head_dim
+    one = 6 * 2048 * matrices + pairs * 2048**2
+    assert step_flops(model, recipe("mdlm"), 3, 2048) == pytest.approx(3 * one, rel=1e-9)
+    assert step_flops(model, recipe("ar"), 1, 2048) == pytest.approx(one - pairs * 2048 * 2047 / 2, rel=1e-9)
+    head = model.vocab_size * model.width
+    two = 6 * 2048 * (2 * matrices - head) + pairs * (2048**2 + 16 * 2048)
+    assert step_flops(model, recipe("bd3lm"), 1, 2048) == pytest.approx(two, rel=1e-9)
+
+
+@needs_compiler
+@pytest.mark.parametrize("topology, mesh", [("v5e:2x2", []), ("v5p:2x2x1", ["mesh.tensor=2"])])
+def test_the_step_compiles_for_a_topology_and_tells_its_memory(topology, mesh, tiny_config, tiny_run):
+    report = aot(load_config(tiny_config, [*tiny_run, "train.batch=8", "train.accumulate=1", *mesh]), topology)
+    assert report.fits and 0 < report.arguments_gib + report.temporaries_gib <= report.peak_gib < report.capacity_gib
+    assert report.devices == report.chips == 4
+    assert set(report.seconds) == {"arithmetic", "memory", "links"} and report.bound in report.seconds
+    assert {"all-gather", "all-reduce"} <= report.collective_gib.keys()
+
+
+@needs_compiler
+def test_the_command_ends_with_one_json_object(tiny_config, tiny_run, capsys):
+    overrides = [f"--config.{x}" for x in (*tiny_run, "train.batch=8", "train.accumulate=1")]
+    assert main(["aot", "--config", str(tiny_config), "--topology", "v6e:2x2", "--json", *overrides]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["fits"] is True and report["topology"] == "v6e:2x2"
+    assert {"peak_gib", "capacity_gib", "chips"} <= report.keys()
+
+
+@needs_compiler
+@pytest.mark.parametrize("topology, changes, sentence", [
+    ("v9:2x2", [], "does not know the topology 'v9:2x2'"),
+    ("v5e:2x2", ["mesh.fsdp=3"], "does not make up the 4 devices"),
+    ("v5e:2x2", ["train.batch=6", "train.accumulate=1"], "cannot be shared out")])
+def test_what_cannot_be_compiled_is_refused(topology, changes, sentence, tiny_config, tiny_run):
+    with pytest.raises(UserError, match=sentence):
+        aot(load_config(tiny_config, [*tiny_run, *changes]), topology)
+
+
+def test_without_the_compiler_it_says_what_to_install(monkeypatch, tiny_config, tiny_run):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs libtpu: pip install 'dlm-jax\[tpu\]'"):
+        aot(load_config(tiny_config, tiny_run), "v5e:2x2")
+
+
+def test_a_known_base_needs_not_be_there_and_grows_by_its_mask_row(tiny_config, tiny_run):
+    llama, qwen = (load_config(tiny_config, [*tiny_run, f"model.base={base}", "model.mask=new"])
+                   for base in ("meta-llama/Llama-2-7b-hf", "Qwen/Qwen3-8B-Base"))
+    assert shape_of(llama).vocab_size == 32001 and shape_of(qwen).vocab_size == 151936
