@@ -81,7 +81,7 @@ class Walk:
 
     def bias(self, row: Callable[[Any], jax.Array], region: Any, key: jax.Array, scalars: Any) -> jax.Array:
         """0 where a key is seen, NEVER where it is hidden, fp32. `row(i)` are the i-th data of the rows (see
-        `tpu.row_data`), and broadcast against `key`, int32."""
+        `tpu.lay_out`), and broadcast against `key`, int32."""
         seen = (row(2 * region) <= key) & (key < row(2 * region + 1))
         if self.annealed:
             sure, edge = row(2 * self.regions), row(2 * self.regions + 1)
