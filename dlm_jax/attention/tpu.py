@@ -86,10 +86,10 @@ def lay_out(plan: Plan, block: int) -> tuple[jax.Array, jax.Array]:
 
 def walk_over(keys: int, q: jax.Array, rows: jax.Array, annealed: bool, chip: Chip,
               bytes_a_value: int) -> tuple[Walk, int]:
-    """The walk whose pieces of keys take at most half of the chip's memory, at `bytes_a_value` for each of keys x d,
+    """The walk whose pieces of keys leave enough of the chip's memory, at `bytes_a_value` for each of keys x d,
     and the bytes that they take."""
     tiles, d = keys // TILE, -(-q.shape[-1] // TILE) * TILE
-    pieces = -(-tiles * TILE * d * bytes_a_value // (chip.vmem // 2))
+    pieces = -(-tiles * TILE * d * bytes_a_value // max(chip.vmem // 2, chip.vmem - WORK))
     piece = -(-tiles // pieces)
     chunk = min(4, max(1, 4096 // (q.shape[2] * rows.shape[3])))
     walk = Walk(rows.shape[2] // 2 - annealed, piece, chunk, rows.shape[0] > 1, annealed)
