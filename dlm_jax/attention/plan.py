@@ -80,6 +80,12 @@ def visible_pairs(rule: Rule, length: int, segments: jax.Array | None = None) ->
     return sure + (pairs - sure) * (plan.edges.threshold[:, 0] * 2.0**-24)
 
 
+def dense_mask(rule: Rule, keys: int, segments: jax.Array | None = None, queries: int | None = None,
+               first: jax.Array | int = 0) -> jax.Array:
+    """The mask of `rule`, to be looked at: bool [batch or 1, Q, keys]. Arguments as of `prepare`."""
+    return prepare(rule, keys, segments, queries, first).visible(np.arange(keys))
+
+
 def document_rows(rule: Rule, length: int, segments: jax.Array | None = None) -> Rows:
     """The rows of an input of `length` tokens: int32 [batch or 1, length].
 

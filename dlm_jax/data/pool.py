@@ -30,7 +30,7 @@ def encode_in_processes(groups: Iterable[Group], backend: Any, processes: int) -
     waiting: collections.deque[tuple[concurrent.futures.Future, int]] = collections.deque()
     try:
         for texts, size in groups:
-            waiting.append((pool.submit(_encode, texts), size))
+            waiting.append((_submit(pool, texts), size))
             if len(waiting) > AHEAD * processes:
                 yield _result(*waiting.popleft())
         while waiting:
@@ -40,6 +40,15 @@ def encode_in_processes(groups: Iterable[Group], backend: Any, processes: int) -
                         "processes") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: concurrent.futures.Executor, texts: list[str]) -> concurrent.futures.Future:
+    """Hands on a group. A process that this starts must not hear Ctrl-C before it can ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_encode, texts)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _result(future: concurrent.futures.Future, size: int) -> EncodedGroup:

@@ -59,7 +59,7 @@ class Checkpoints:
         """Waits until everything is on disk. Raises `OSError` where it cannot be."""
         with _disk_errors(self._directory):
             self._manager.wait_until_finished()
-        self._manager.close()
+            self._manager.close()
 
 
 def write_model_file(workdir: Path, config: ModelConfig, card: Card) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm_jax.attention.plan import document_positions, prepare
+from dlm_jax.attention.plan import dense_mask, document_positions
 from dlm_jax.attention.rules import (
     Annealed,
     Bidirectional,
@@ -21,10 +21,6 @@ from dlm_jax.attention.rules import (
 # Rows of one length: documents of uneven lengths, one of a single token, padding at the end or nowhere.
 SEGMENTS = np.array([[1] * 5 + [2] * 1 + [3] * 6 + [0] * 1, [4] * 13, [1] * 3 + [2] * 4 + [0] * 6, [0] * 13])
 LENGTH = SEGMENTS.shape[1]
-
-
-def dense_mask(rule, keys: int, *slice_of_queries) -> jax.Array:
-    return prepare(rule, keys, *slice_of_queries).visible(np.arange(keys))
 
 
 class Place(NamedTuple):
