@@ -78,8 +78,9 @@ def is_hopper() -> bool:
 
 @functools.cache
 def announce(implementation: str, traced_for: str) -> None:
-    """Logs the choice, the first time that it is made."""
-    logging.getLogger(__name__).info("attention: '%s' on this %s", implementation, traced_for.upper())
+    """Logs the choice, the first time that it is made; on a CPU, where there is one, for those who ask for details."""
+    level = logging.DEBUG if traced_for == "cpu" else logging.INFO
+    logging.getLogger(__name__).log(level, "attention: '%s' on this %s", implementation, traced_for.upper())
 
 
 def function_of(implementation: str) -> Callable[..., jax.Array]:

@@ -191,7 +191,7 @@ def test_a_noisy_block_never_hears_of_its_clean_self_or_its_future(name):
 def test_auto_is_the_implementation_of_the_platform_and_says_so_once(caplog):
     announce.cache_clear()
     arrays = qkv(12, 1, 5, 5, 2, 2)
-    with caplog.at_level(logging.INFO, "dlm_jax"):
+    with caplog.at_level(logging.DEBUG, "dlm_jax"):
         for _ in range(2):
             auto = jax.jit(lambda *a: attend(*a, Causal()))(*arrays)
     assert [record.getMessage() for record in caplog.records] == ["attention: 'cpu' on this CPU"]
