@@ -1,6 +1,6 @@
 """Attention for CPUs: the reference's mathematics in the shapes that a CPU multiplies fast.
 
-One sequence at a time, so that its scores stay in cache, and a run of queries at a time against the keys that they can
+A few sequences at a time, so that their scores stay in cache, and a run of queries at a time against the keys that they can
 see at all; the backward pass makes the probabilities again from q and k, so that nothing of size Q x K is kept between
 the passes (as FlashAttention does, arXiv 2205.14135).
 
@@ -18,6 +18,7 @@ from dlm_jax.attention.plan import Plan
 from dlm_jax.attention.tiles import Runs, reach
 
 NEVER = -1e30
+SCORES = 2**20  # of so many sequences at a time that their scores stay in cache
 QUERIES = 64  # a run of queries: shorter wastes less of the diagonal, longer multiplies faster
 
 
@@ -31,11 +32,14 @@ def attend_cpu(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Arra
 
 
 def by_sequence(function: Callable, *arrays: jax.Array, plan: Plan) -> Any:
-    """`function(*arrays of one sequence, its plan)` for each sequence of the batch; a plan of batch 1 serves all."""
+    """`function(*arrays of one sequence, its plan)` for each sequence of the batch, as many at once as SCORES allows; a
+    plan of batch 1 serves all."""
+    (b, g, r, n, _), m = arrays[0].shape, arrays[1].shape[2]
+    together = min(b, max(1, SCORES // (g * r * n * m)))
     if plan.lo.shape[0] == 1:
         alone = jax.tree.map(lambda x: x[0], plan)
-        return jax.lax.map(lambda x: function(*x, alone), arrays)
-    return jax.lax.map(lambda x: function(*x), (*arrays, plan))
+        return jax.lax.map(lambda x: function(*x, alone), arrays, batch_size=together)
+    return jax.lax.map(lambda x: function(*x), (*arrays, plan), batch_size=together)
 
 
 def parts(plan: Plan, queries: int, keys: int) -> Iterator[tuple[slice, Runs]]:
@@ -54,14 +58,15 @@ def pick(x: jax.Array, runs: Runs) -> jax.Array:
     return jnp.concatenate([x[:, lo:hi] for lo, hi in runs], 1) if len(runs) > 1 else x[:, runs[0][0]:runs[0][1]]
 
 
-def probabilities(q: jax.Array, k: jax.Array, plan: Plan, runs: Runs) -> jax.Array:
-    """Softmax over the visible keys of some runs, in fp32: [g, r, n, m] from q [g, r, n, d], k [g, m, d]; 0 where none
-    is visible."""
+def exponentials(q: jax.Array, k: jax.Array, plan: Plan, runs: Runs) -> tuple[jax.Array, jax.Array]:
+    """The softmax over the visible keys of some runs before its division, in fp32: [g, r, n, m] from q [g, r, n, d] and
+    k [g, m, d], 0 where none is visible; and the divisor [g, r, n, 1]."""
     mask = plan.visible(np.concatenate([np.arange(lo, hi, dtype=np.int32) for lo, hi in runs]))
     scores = jnp.einsum("grnd,gmd->grnm", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
     scores = jnp.where(mask, scores, NEVER)
-    weights = jnp.where(mask, jnp.exp(scores - jnp.max(scores, -1, keepdims=True)), 0.0)
-    return weights / jnp.maximum(jnp.sum(weights, -1, keepdims=True), 1e-30)
+    most = jnp.max(scores, -1, keepdims=True, initial=0.1 * NEVER)  # a row that sees nothing gets zeros
+    weights = jnp.exp(scores - most)
+    return weights, jnp.maximum(jnp.sum(weights, -1, keepdims=True), 1e-30)
 
 
 @jax.custom_vjp
@@ -69,8 +74,9 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
     def one(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
         out = []
         for rows, runs in parts(static, q.shape[2], k.shape[1]):
-            p = probabilities(q[:, :, rows], pick(k, runs), plan.queries(rows.start, rows.stop), runs)
-            out.append(jnp.einsum("grnm,gmd->grnd", p.astype(v.dtype), pick(v, runs)))
+            weights, total = exponentials(q[:, :, rows], pick(k, runs), plan.queries(rows.start, rows.stop), runs)
+            values = jnp.einsum("grnm,gmd->grnd", weights.astype(v.dtype), pick(v, runs))
+            out.append((values / total).astype(v.dtype))
         return jnp.concatenate(out, 2)
 
     static = plan
@@ -112,7 +118,8 @@ def _backward_part(q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, d_o
     The sums over queries come out transposed, and are turned outside the loop: asked for in [m, d], XLA's CPU compiler
     turns the large operand instead (8 times slower).
     """
-    p = probabilities(q, k, plan, runs)
+    weights, total = exponentials(q, k, plan, runs)
+    p = weights / total
     dp = jnp.einsum("grnd,gmd->grnm", d_out, v, preferred_element_type=p.dtype)
     ds = (p * (dp - jnp.sum(d_out.astype(p.dtype) * out, -1, keepdims=True))).astype(q.dtype)
     dq = jnp.einsum("grnm,gmd->grnd", ds, k)

@@ -1,0 +1,89 @@
+"""Attention on a CPU, in the shapes of the CPU examples of `configs/`: `attend` against the two plain ways in JAX.
+
+    python benchmarks/attention_cpu.py [--repeats 31]
+
+Prints medians in milliseconds and the ratio of ours to the better of the others, forward and with gradients, all in one
+run. Others: `jax.nn.dot_product_attention` and an einsum over whole rows, each under the rule's dense mask.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlm_jax.attention.attend import attend
+from dlm_jax.attention.plan import prepare
+from dlm_jax.attention.reference import attend_dense
+from dlm_jax.attention.rules import Annealed, BlockDiffusion, Causal, Rule
+
+# Name: (records of a micro-batch, rows, heads, kv_heads, head_dim, rule). Bundled base: 4, 2, 32; stories260k: 8, 4, 8.
+SHAPES: dict[str, tuple[int, int, int, int, int, Rule]] = {
+    "tiny (bundled base, one stream)": (8, 128, 4, 2, 32, Annealed(0.5, 7)),
+    "base (bundled base, causal)": (8, 256, 4, 2, 32, Causal()),
+    "tiny_stories_blocks (bundled base)": (8, 256, 4, 2, 32, BlockDiffusion(128, 16)),
+    "tiny_stories (stories260k)": (8, 128, 8, 4, 8, Annealed(0.5, 7)),
+    "tiny_stories_blocks (stories260k)": (8, 256, 8, 4, 8, BlockDiffusion(128, 16)),
+}
+
+
+def documents(rule: Rule, batch: int, rows: int) -> jax.Array:
+    """Three packed documents a record, the same in both halves of two streams: int32 [batch, rows]."""
+    half = rule.half(rows)
+    segments = np.sort(np.random.default_rng(0).integers(1, 4, (batch, half)), 1)
+    return jnp.asarray(np.tile(segments, (1, rows // half)), jnp.int32)
+
+
+def ways(rule: Rule, rows: int) -> dict[str, Callable]:
+    """Three functions of (q, k, v, segments); each makes its mask itself, as a step does."""
+    def mask(segments: jax.Array) -> jax.Array:
+        return prepare(rule, rows, segments).visible(jnp.arange(rows))
+
+    return {
+        "attend": lambda q, k, v, s: attend(q, k, v, rule, s),
+        "jax.nn": lambda q, k, v, s: jax.nn.dot_product_attention(q, k, v, mask=mask(s)[:, None]),
+        "einsum": lambda q, k, v, s: attend_dense(q, k, v, mask(s)),
+    }
+
+
+def medians(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Milliseconds of each call, taken in turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(repeats + 2):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if repeat > 1:
+                times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(all_) for name, all_ in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=31)
+    repeats = parser.parse_args().repeats
+    print(f"{'shape':36}{'pass':>10}{'attend':>9}{'jax.nn':>9}{'einsum':>9}{'ratio':>7}   (ms; jax {jax.__version__})")
+    for name, (b, n, h, g, d, rule) in SHAPES.items():
+        random = np.random.default_rng(0)
+        q, k, v = (jnp.asarray(random.standard_normal(s), jnp.float32) for s in ((b, n, h, d), (b, n, g, d), (b, n, g, d)))
+        segments = documents(rule, b, n)
+        forward, both = {}, {}
+        for way, function in ways(rule, n).items():
+            once = jax.jit(function)
+            gradient = jax.jit(jax.grad(lambda q, k, v, s, f=function: jnp.sum(f(q, k, v, s) ** 2), (0, 1, 2)))
+            forward[way] = lambda f=once: f(q, k, v, segments)
+            both[way] = lambda f=gradient: f(q, k, v, segments)
+        for what, calls in (("forward", forward), ("gradients", both)):
+            ms = medians(calls, repeats)
+            ratio = ms["attend"] / min(ms["jax.nn"], ms["einsum"])
+            print(f"{name:36}{what:>10}" + "".join(f"{ms[way]:9.2f}" for way in calls) + f"{ratio:7.2f}")
+
+
+if __name__ == "__main__":
+    main()
