@@ -7,6 +7,7 @@ run. Others: `jax.nn.dot_product_attention` and an einsum over whole rows, each 
 """
 
 import argparse
+import functools
 import os
 import statistics
 import time
@@ -52,6 +53,19 @@ def ways(rule: Rule, rows: int) -> dict[str, Callable]:
     }
 
 
+def calls_of(b: int, n: int, h: int, g: int, d: int, rule: Rule) -> dict[str, dict[str, Callable]]:
+    """For each pass, what to call for each way."""
+    random = np.random.default_rng(0)
+    shapes = ((b, n, h, d), (b, n, g, d), (b, n, g, d))
+    arrays = *(jnp.asarray(random.standard_normal(s), jnp.float32) for s in shapes), documents(rule, b, n)
+    calls: dict[str, dict[str, Callable]] = {"forward": {}, "gradients": {}}
+    for way, function in ways(rule, n).items():
+        gradients = jax.grad(lambda q, k, v, s, f=function: jnp.sum(f(q, k, v, s) ** 2), (0, 1, 2))
+        calls["forward"][way] = functools.partial(jax.jit(function), *arrays)
+        calls["gradients"][way] = functools.partial(jax.jit(gradients), *arrays)
+    return calls
+
+
 def medians(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
     """Milliseconds of each call, taken in turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -69,17 +83,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=31)
     repeats = parser.parse_args().repeats
     print(f"{'shape':36}{'pass':>10}{'attend':>9}{'jax.nn':>9}{'einsum':>9}{'ratio':>7}   (ms; jax {jax.__version__})")
-    for name, (b, n, h, g, d, rule) in SHAPES.items():
-        random = np.random.default_rng(0)
-        q, k, v = (jnp.asarray(random.standard_normal(s), jnp.float32) for s in ((b, n, h, d), (b, n, g, d), (b, n, g, d)))
-        segments = documents(rule, b, n)
-        forward, both = {}, {}
-        for way, function in ways(rule, n).items():
-            once = jax.jit(function)
-            gradient = jax.jit(jax.grad(lambda q, k, v, s, f=function: jnp.sum(f(q, k, v, s) ** 2), (0, 1, 2)))
-            forward[way] = lambda f=once: f(q, k, v, segments)
-            both[way] = lambda f=gradient: f(q, k, v, segments)
-        for what, calls in (("forward", forward), ("gradients", both)):
+    for name, shape in SHAPES.items():
+        for what, calls in calls_of(*shape).items():
             ms = medians(calls, repeats)
             ratio = ms["attend"] / min(ms["jax.nn"], ms["einsum"])
             print(f"{name:36}{what:>10}" + "".join(f"{ms[way]:9.2f}" for way in calls) + f"{ratio:7.2f}")

@@ -1,8 +1,8 @@
 """Attention for CPUs: the reference's mathematics in the shapes that a CPU multiplies fast.
 
-A few sequences at a time, so that their scores stay in cache, and a run of queries at a time against the keys that they can
-see at all; the backward pass makes the probabilities again from q and k, so that nothing of size Q x K is kept between
-the passes (as FlashAttention does, arXiv 2205.14135).
+A few sequences at a time, so that their scores stay in cache, and a run of queries at a time against the keys that they
+can see at all; the backward pass makes the probabilities again from q and k, so that nothing of size Q x K is kept
+between the passes (as FlashAttention does, arXiv 2205.14135).
 
 Letters: g key-value heads, r query heads of one key-value head, n queries, m keys, d head_dim.
 """
