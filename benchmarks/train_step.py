@@ -29,9 +29,10 @@ from plain_torch import Llama, Trainer
 from dlm_jax.attention.rules import Bidirectional
 from dlm_jax.config import CheckpointEvery, Config, Data, EvaluateEvery, Every, ModelChoice, Optimizer, Train
 from dlm_jax.diffusion.recipes import Recipe, recipe
-from dlm_jax.losses import Noised, loss_sums
+from dlm_jax.losses import loss_sums
 from dlm_jax.models.config import ModelConfig, Rope
 from dlm_jax.models.weights import Params, init
+from dlm_jax.noise import Noised
 from dlm_jax.training.step import init_state, make_step
 
 BATCH, LENGTH, CUTS, RATE = 32, 128, 4, 1e-3
@@ -75,7 +76,7 @@ def check_same_loss(params: Params, c: ModelConfig, chosen: Recipe, trainer: Tra
     with torch.no_grad():
         theirs = trainer.loss_sum(torch.from_numpy(tokens), masked, t).item()
     everywhere = np.ones(tokens.shape, bool)
-    batch = Noised(tokens, everywhere.astype(np.int32), everywhere, masked.numpy(), t.numpy())
+    batch = Noised(tokens, everywhere.astype(np.int32), everywhere, masked.numpy(), t.numpy(), (masked / t).numpy())
     ours = jax.jit(lambda p, b: loss_sums(p, b, Bidirectional(), trainer.mask_id, chosen, c).loss)(params, batch)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from dlm_jax.diffusion.recipes import RECIPES, Recipe, recipe
 from dlm_jax.errors import UserError
+from dlm_jax.models.lora import Lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Config:
     log: Every
     evaluate: EvaluateEvery
     mesh: MeshShape = MeshShape()
+    lora: Lora = Lora()
 
     def __post_init__(self) -> None:
         positive = {
@@ -148,6 +150,8 @@ class Config:
         if not 0 <= self.train.seed < 2**32:
             raise UserError(f"config: train.seed must lie between 0 and 2**32 - 1, not {self.train.seed}")
         self._check_recipe_name()
+        if self.lora.rank and self.model.init == "scratch":
+            raise UserError("config: lora.rank adapts a base, and model.init is 'scratch'; set one of them back")
         if self.data.length < 2:
             raise UserError(f"config: data.length must be at least 2, not {self.data.length}")
         if self.train.batch % self.train.accumulate:
@@ -233,6 +237,10 @@ def _value(kind: Any, value: Any, key: str) -> Any:
             if str(value) == str(choice):
                 return choice
         raise UserError(f"config: {key} must be one of {', '.join(map(str, allowed))}, not {value!r}")
+    if kind is bool:
+        if str(value) not in ("True", "False", "true", "false"):
+            raise UserError(f"config: {key} must be true or false, not {value!r}")
+        return str(value).lower() == "true"
     try:
         converted = kind(value)
     except (TypeError, ValueError):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm_jax.attention.rules import Bidirectional, BlockCausal, Causal
+from dlm_jax.attention.rules import Bidirectional, BlockCausal, Causal, LastBlock
 from dlm_jax.convert.hf_export import write_hf
 from dlm_jax.convert.native import write_native
 from dlm_jax.data.tokenizer import Tokenizer
@@ -18,7 +18,7 @@ from dlm_jax.errors import UserError
 from dlm_jax.evaluation.likelihood import AR, Likelihood, denoising_recipe, likelihood, texts_to_rows
 from dlm_jax.files import new_directory
 from dlm_jax.models.bundle import Bundle
-from dlm_jax.models.card import RULES, Card
+from dlm_jax.models.card import BLOCKWISE, RULES, Card
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.transformer import forward, unembed
 from dlm_jax.models.weights import Params
@@ -39,21 +39,23 @@ class LanguageModel:
     def logits(self, tokens: Any, rule: str | None = None, block_size: int | None = None) -> jax.Array:
         """Raw outputs, fp32 [batch, length, vocab], of tokens int [batch, length].
 
-        rule: 'causal', 'bidirectional' or 'block_causal' (of `block_size`); by default the model's own.
+        rule: 'causal', 'bidirectional', or of `block_size` 'block_causal' or 'token_causal' (the last block sees itself
+        whole, all before it is causal); by default the model's own.
         """
         rule = rule or self.card.rule
         if rule not in RULES:
             raise UserError(f"rule '{rule}' is not one of {', '.join(RULES)}")
         block_size = block_size or self.card.block_size
-        if rule == "block_causal" and (block_size or 0) < 1:
-            raise UserError("the rule block_causal needs a block_size of at least 1; name one")
+        if rule in BLOCKWISE and (block_size or 0) < 1:
+            raise UserError(f"the rule {rule} needs a block_size of at least 1; name one")
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.shape[1] > self.config.max_length:
             raise UserError(f"tokens must be [batch, length] with at most {self.config.max_length} a row, not of shape "
                             f"{list(tokens.shape)}")
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab_size:
             raise UserError(f"a token id lies outside the vocabulary of {self.config.vocab_size}")
-        rules = {"causal": Causal(), "bidirectional": Bidirectional(), "block_causal": BlockCausal(block_size or 1)}
+        rules = {"causal": Causal(), "bidirectional": Bidirectional(), "block_causal": BlockCausal(block_size or 1),
+                 "token_causal": LastBlock(block_size or 1)}
         return _logits(self.params, tokens, rules[rule], self.config)
 
     def sample(self, prompt: str | Sequence[str] = "", *, max_tokens: int = 64, steps: int | None = None,

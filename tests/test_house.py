@@ -14,7 +14,7 @@ ROOT = Path(dlm_jax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 # What each part may import of the others. A part is a folder or a file at the top.
-MODEL = {"attention", "diffusion", "mesh", "models", "losses", "config", "files", "errors"}
+MODEL = {"attention", "diffusion", "mesh", "models", "noise", "losses", "config", "files", "errors"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
@@ -26,8 +26,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attention": {"mesh", "errors"},
     "topology": {"errors"},
     "models": {"attention", "mesh", "errors"},
-    "config": {"diffusion", "errors"},
-    "losses": {"attention", "diffusion", "mesh", "models"},
+    "config": {"diffusion", "models", "errors"},
+    "noise": {"attention", "diffusion"},
+    "losses": {"attention", "diffusion", "mesh", "models", "noise"},
     "convert": {"models", "files", "errors"},
     "data": {"models", "files", "errors"},
     "sampling": MODEL,

@@ -14,8 +14,9 @@ import pytest
 
 from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, Causal
 from dlm_jax.diffusion.recipes import Recipe, recipe
-from dlm_jax.losses import Noised, add_noise, annealed_rule, loss_sums, predictors
+from dlm_jax.losses import annealed_rule, loss_sums, predictors
 from dlm_jax.models.transformer import empty_cache, forward_cached
+from dlm_jax.noise import Noised, add_noise
 
 MASK = 30
 N = 9
@@ -90,7 +91,7 @@ def numpy_loss(params: dict, batch: Noised, recipe: Recipe) -> tuple[float, int]
     """(sum of weighted losses, number of targets), one document at a time."""
     table = np.asarray(params["embed"]["tokens"], np.float64).T
     total, count = 0.0, 0
-    for tokens, segments, masked, t in zip(batch.tokens, batch.segments, batch.masked, batch.t, strict=True):
+    for tokens, segments, masked, weight in zip(batch.tokens, batch.segments, batch.masked, batch.weight, strict=True):
         for document in set(segments.tolist()) - {0}:
             here = segments == document
             clean, hidden_here = tokens[here], masked[here]
@@ -98,7 +99,7 @@ def numpy_loss(params: dict, batch: Noised, recipe: Recipe) -> tuple[float, int]
             logits = numpy_predictors(params, clean, noisy, recipe) @ table
             log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             losses = -log_p[np.arange(len(clean)), clean]
-            total += np.sum(hidden_here * losses / t[here])
+            total += np.sum(losses * weight[here])
             count += len(clean) - 1
     return total, count
 
@@ -110,7 +111,8 @@ def noised(seed: int, recipe: Recipe, segments: np.ndarray = SEGMENTS, t: float 
     tokens = np.random.default_rng(seed).integers(0, MASK + 1, segments.shape)
     batch = jax.jit(add_noise, static_argnames="recipe")(jax.random.key(seed), tokens, segments, recipe=recipe)
     if t == 1:
-        batch = dataclasses.replace(batch, masked=batch.targets, t=jnp.ones(segments.shape))
+        batch = dataclasses.replace(batch, masked=batch.targets, t=jnp.ones(segments.shape),
+                                    weight=batch.targets.astype(np.float32))
     return jax.device_get(batch)
 
 
@@ -161,7 +163,7 @@ def test_the_loss_is_that_of_an_independent_implementation(model, name):
     assert int(sums.tokens) == count
     np.testing.assert_allclose(sums.loss, total, rtol=1e-5)
     np.testing.assert_allclose(sums.masked, batch.masked.sum())
-    unweighted = dataclasses.replace(batch, t=np.ones_like(batch.t))
+    unweighted = dataclasses.replace(batch, weight=batch.masked.astype(np.float32))
     np.testing.assert_allclose(sums.masked_loss, numpy_loss(model[0], unweighted, RECIPES[name])[0], rtol=1e-5)
 
 
@@ -222,14 +224,15 @@ def test_rows_and_columns_of_padding_add_nothing(model, gradient):
     def padded(x: np.ndarray) -> np.ndarray:
         return np.pad(x, ((0, 2), (0, 3)))
 
-    wide = dataclasses.replace(jax.tree.map(padded, batch), t=np.pad(batch.t, ((0, 2), (0, 3)), constant_values=0.5))
+    wide = jax.tree.map(padded, batch)
     wide.tokens[wide.segments == 0] = 7
     assert_trees_close(gradient(model[0], wide), gradient(model[0], batch), atol=1e-3)
 
 
 def test_a_batch_with_nothing_masked_has_no_loss_and_no_gradient(model, gradient):
     batch = noised(7, RECIPES["two_streams_same_position"])
-    gradients, sums = gradient(model[0], dataclasses.replace(batch, masked=np.zeros_like(batch.masked)))
+    gradients, sums = gradient(model[0], dataclasses.replace(
+        batch, masked=np.zeros_like(batch.masked), weight=np.zeros_like(batch.weight)))
     assert sums.loss == sums.masked_loss == sums.masked == 0 and sums.tokens > 0
     jax.tree.map(lambda g: np.testing.assert_array_equal(g, 0), gradients)
 
@@ -289,10 +292,10 @@ def test_the_weighted_loss_estimates_the_same_number_whatever_the_level(model):
 
 
 def test_the_rule_of_one_stream_opens_with_the_steps():
-    assert annealed_rule(AR, jnp.int32(5), 0) == Causal()
-    assert annealed_rule(recipe("mdlm"), jnp.int32(0), 0) == Bidirectional()
+    assert annealed_rule(AR, jnp.int32(5), 0, N) == Causal()
+    assert annealed_rule(recipe("mdlm"), jnp.int32(0), 0, N) == Bidirectional()
     annealing = dataclasses.replace(recipe("diffullama"), anneal_steps=10)
-    rules = [annealed_rule(annealing, jnp.int32(step), 3) for step in (0, 4, 9, 50)]
+    rules = [annealed_rule(annealing, jnp.int32(step), 3, N) for step in (0, 4, 9, 50)]
     assert all(isinstance(rule, Annealed) for rule in rules)
     np.testing.assert_allclose([rule.probability for rule in rules], [0.1, 0.5, 1, 1])
     assert len({int(rule.seed) for rule in rules}) == 4  # the open edges are drawn afresh at every step

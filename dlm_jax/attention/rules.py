@@ -81,6 +81,19 @@ class BlockCausal(OneStream):
 
 
 @struct.dataclass
+class LastBlock(OneStream):
+    """The last block of a document sees itself whole, and everything before it is causal: how a model whose clean half
+    is token-causal denoises the end of a text."""
+
+    block: int = struct.field(pytree_node=False)
+
+    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
+        last = rows.start + (rows.end - 1 - rows.start) // self.block * self.block
+        where = rows.index.__array_namespace__().where
+        return ((rows.start, where(rows.index >= last, rows.end, rows.index + 1)),)
+
+
+@struct.dataclass
 class LookAhead(OneStream):
     """A token sees the past and the next `ahead` tokens: annealing by a horizon that grows, int32 scalar."""
 

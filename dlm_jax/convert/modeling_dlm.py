@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.pytorch_utils import Conv1D
 
-RULES = ("causal", "bidirectional", "block_causal")
+RULES = ("causal", "bidirectional", "block_causal", "token_causal")
 
 
 class DLMConfig(PretrainedConfig):
@@ -26,7 +26,8 @@ class DLMConfig(PretrainedConfig):
 
     base_model_type: gpt2, llama, qwen2 or qwen3. mask_token_id: the token that stands for "unknown".
     rule: what a token sees. `bidirectional`: everything; `block_causal`: its own block of `block_size` tokens, counted
-    from the first, and all earlier ones; `causal`: itself and the past.
+    from the first, and all earlier ones; `token_causal`: in the last block that block and everything before it, and
+    before it itself and the past; `causal`: itself and the past.
     alignment: `same_position`, the output at n predicts token n; `shifted`, the output at n-1 predicts token n.
     """
 
@@ -292,7 +293,7 @@ class DLMModel(PreTrainedModel):
             raise ValueError(f"{n} tokens are more than the {self.max_length} that this model was made for")
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
-        span = self.config.block_size if self.config.rule == "block_causal" else n
+        span = self.config.block_size if self.config.rule in ("block_causal", "token_causal") else n
         for start in range(0, n, span):
             end = min(start + span, n)
             here = canvas[:, :end] & (torch.arange(end, device=tokens.device) >= start)
@@ -357,8 +358,11 @@ def visibility(rule: str, n: int, block_size: int | None, device: torch.device) 
     if rule == "causal":
         block_size = 1
     if not block_size:
-        raise ValueError("the rule block_causal needs a block_size")
-    index = torch.arange(n, device=device) // block_size
+        raise ValueError(f"the rule {rule} needs a block_size")
+    index = torch.arange(n, device=device)
+    block = index // block_size
+    # Of a token-causal rule only the last block is a block: the tokens before it stand for themselves.
+    index = torch.where(block == block[-1], n, index) if rule == "token_causal" else block
     return (index[:, None] >= index[None, :])[None, None]
 
 

@@ -11,11 +11,12 @@ from jax.sharding import PartitionSpec
 from dlm_jax.attention.rules import Bidirectional, Causal
 from dlm_jax.diffusion.recipes import RECIPES, Recipe
 from dlm_jax.errors import UserError
-from dlm_jax.losses import Sums, add_noise, loss_sums
+from dlm_jax.losses import Sums, loss_sums
 from dlm_jax.mesh import BATCH, pin, spread
 from dlm_jax.models.card import Card
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import Params
+from dlm_jax.noise import add_noise
 
 AR = RECIPES["ar"]
 TOKENS_A_BATCH = 4096
@@ -48,8 +49,9 @@ def denoising_recipe(card: Card) -> Recipe:
 
     A plain autoregressive model is read the way adaptation starts from it: one stream, shifted, everything visible.
     """
-    if card.rule == "block_causal":
-        return Recipe("nelbo", streams=2, alignment=card.alignment, block_size=card.block_size or 0)
+    if card.rule == "block_causal" or card.rule == "token_causal":
+        return Recipe("nelbo", streams=2, alignment=card.alignment, block_size=card.block_size or 0,
+                      clean_half=card.rule)
     return Recipe("nelbo", streams=1, alignment=card.alignment)
 
 

@@ -6,7 +6,8 @@ from typing import Literal
 from dlm_jax.errors import UserError
 
 ALIGNMENTS = ("shifted", "same_position")
-RULES = ("causal", "bidirectional", "block_causal")
+RULES = ("causal", "bidirectional", "block_causal", "token_causal")
+BLOCKWISE = ("block_causal", "token_causal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,14 +15,16 @@ class Card:
     """The part of `dlm.json` that is not the architecture.
 
     alignment: `shifted`, the output at n-1 predicts token n; `same_position`, the output at n predicts token n.
-    rule: what a token sees when the model denoises: `causal` marks a plain autoregressive model.
-    block_size: tokens of a block; only with the rule `block_causal`.
+    rule: what a token sees when the model denoises: `causal` marks a plain autoregressive model; in a block-wise model
+    a token sees its own block and earlier ones, whose tokens have seen their blocks too (`block_causal`) or only what
+    is before them (`token_causal`, so that finished text is read as by an autoregressive model).
+    block_size: tokens of a block; only with these two.
     mask_token_id: the id of the mask token, None for a plain autoregressive model.
     bos_token_id: the token that a text starts with; eos_token_id: the token that ends it. None where there is none.
     """
 
     alignment: Literal["shifted", "same_position"] = "shifted"
-    rule: Literal["causal", "bidirectional", "block_causal"] = "causal"
+    rule: Literal["causal", "bidirectional", "block_causal", "token_causal"] = "causal"
     block_size: int | None = None
     mask_token_id: int | None = None
     bos_token_id: int | None = None
@@ -35,8 +38,8 @@ class Card:
             raise UserError(f"alignment '{self.alignment}' is not one of {', '.join(ALIGNMENTS)}")
         if self.rule not in RULES:
             raise UserError(f"rule '{self.rule}' is not one of {', '.join(RULES)}")
-        if (self.rule == "block_causal") != (self.block_size is not None):
-            raise UserError("block_size goes with the rule block_causal, and only with it; got rule "
+        if (self.rule in BLOCKWISE) != (self.block_size is not None):
+            raise UserError(f"block_size goes with the rules {' and '.join(BLOCKWISE)}, and only with them; got rule "
                             f"'{self.rule}' and block_size {self.block_size}")
         if self.block_size is not None and self.block_size < 1:
             raise UserError(f"block_size must be at least 1, not {self.block_size}")

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dlm_jax.mesh import as_tuple, pin
 from dlm_jax.models.config import ModelConfig
-from dlm_jax.models.weights import Params, Weight, flatten, map_table, unflatten, weight_table
+from dlm_jax.models.weights import Params, Weight, flatten, unflatten, weight_table
 
 # The axis of the mesh that cuts an axis of a matrix. Heads and mlp are cut together by `tensor`, so that a layer needs
 # one sum over it after each of its two halves; `fsdp` cuts the width, which is gathered just before use.
@@ -37,14 +37,15 @@ def spec_of(path: str, weight: Weight, sizes: Mapping[str, int]) -> PartitionSpe
     return by_vocabulary if path == "head.weight" and any(by_vocabulary) else fitting(CUTS)
 
 
-def param_specs(config: ModelConfig) -> Params:
-    """The layout of all parameters, in the mesh that is set: a tree of `PartitionSpec`."""
+def param_specs(table: Mapping[str, Weight]) -> Params:
+    """The layout of the weights of a table, in the mesh that is set: a tree of `PartitionSpec`."""
     sizes = jax.sharding.get_abstract_mesh().shape
-    return map_table(config, lambda path, w: spec_of(path, w, sizes))
+    return unflatten({path: spec_of(path, w, sizes) for path, w in table.items()})
 
 
-def place(params: Params, config: ModelConfig) -> Params:
-    """Parameters as fp32 arrays that lie as `param_specs` says; each process puts what its devices hold."""
+def place(params: Params, table: Mapping[str, Weight]) -> Params:
+    """Parameters that are in `table` as fp32 arrays that lie as `param_specs` says; each process puts what its devices
+    hold."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jax.tree.map(lambda w: jax.numpy.array(w, "float32"), params)  # copies: a step donates its state
@@ -53,7 +54,7 @@ def place(params: Params, config: ModelConfig) -> Params:
         w = np.asarray(w, np.float32)
         return jax.make_array_from_callback(w.shape, NamedSharding(mesh, spec), lambda index: w[index])
 
-    return jax.tree.map(put, params, param_specs(config))
+    return jax.tree.map(put, params, param_specs({path: table[path] for path in flatten(params)}))
 
 
 def gathered(part: Params, config: ModelConfig, under: str) -> Params:

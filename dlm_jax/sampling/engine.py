@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dlm_jax.attention.rules import Bidirectional, BlockCausal
+from dlm_jax.attention.rules import Bidirectional, BlockCausal, Causal
 from dlm_jax.diffusion.objective import shift
 from dlm_jax.models.card import Card
 from dlm_jax.models.config import ModelConfig
@@ -71,7 +71,8 @@ def run(params: Params, canvas: Canvas, keys: jax.Array, sampler: Sampler, *, co
     """
     zeros = jnp.zeros(canvas.tokens.shape)
     trace = Trace(canvas.tokens, canvas.masked, zeros.astype(jnp.int32), zeros, jnp.int32(0))
-    decode = {"bidirectional": decode_at_once, "block_causal": decode_blocks, "causal": decode_causally}[card.rule]
+    decode = {"bidirectional": decode_at_once, "block_causal": decode_blocks, "token_causal": decode_blocks,
+              "causal": decode_causally}[card.rule]
     return decode(params, trace, canvas.segments, keys, config=config, card=card, sampler=sampler)
 
 
@@ -93,9 +94,11 @@ def decode_blocks(params: Params, trace: Trace, segments: jax.Array, keys: jax.A
     """Block by block: denoise against the cache of the finished blocks, then write the finished block into it."""
     b, n = trace.tokens.shape
     size = card.block_size or 1
-    model = functools.partial(forward_cached, params, config=config, rule=BlockCausal(size), segments=segments)
+    model = functools.partial(forward_cached, params, config=config, segments=segments)
+    noisy, clean = BlockCausal(size), BlockCausal(size) if card.rule == "block_causal" else Causal()
     first = jnp.argmax(jnp.any(trace.masked, 0)) // size
-    hidden, cache = model(trace.tokens, empty_cache(config, b, n), 0)  # prefill; blocks with holes are written again
+    # Prefill; blocks with holes are written again.
+    hidden, cache = model(trace.tokens, empty_cache(config, b, n), 0, rule=clean)
     before = jnp.take(hidden, jnp.maximum(first * size - 1, 0), axis=1)
 
     def block(carry: tuple[jax.Array, Trace, Cache, jax.Array]) -> tuple[jax.Array, Trace, Cache, jax.Array]:
@@ -103,14 +106,14 @@ def decode_blocks(params: Params, trace: Trace, segments: jax.Array, keys: jax.A
         start = number * size
 
         def predict(tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-            hidden, cache = model(tokens, cache, start)
+            hidden, cache = model(tokens, cache, start, rule=noisy)
             hidden = shift(hidden, before) if card.alignment == "shifted" else hidden
             return unembed(params, hidden, config), cache
 
         part = slice_trace(trace, start, size)
         part, cache = denoise(predict, cache, part, fold(keys, number), card.mask_token_id, sampler,
                               jnp.max(trace.order))
-        hidden, cache = model(part.tokens, cache, start)
+        hidden, cache = model(part.tokens, cache, start, rule=clean)
         part = dataclasses.replace(part, forwards=part.forwards + 1)
         trace = stop_at_end(put_back(trace, part, start), start + size, card.eos_token_id)
         return number + 1, trace, cache, hidden[:, -1]

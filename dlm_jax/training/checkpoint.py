@@ -46,7 +46,8 @@ class Checkpoints:
         with _damage(self._directory / str(newest)):
             parts = self._manager.restore(newest, args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(abstract.params), rest=ocp.args.StandardRestore(rest)))
-        return State(parts["rest"]["step"], parts["params"], parts["rest"]["optimizer"])
+        return dataclasses.replace(fresh, step=parts["rest"]["step"], params=parts["params"],
+                                   optimizer=parts["rest"]["optimizer"])
 
     def save(self, step: int, state: State) -> None:
         """Writes `state` in the background, once the one before is on disk. Raises `OSError` where that one failed."""

@@ -14,7 +14,8 @@ def step_flops(model: ModelConfig, recipe: Recipe, batch: int, length: int) -> f
     """Operations of one step on `batch` records of `length` tokens, each one document: two for a weight and token, four
     head_dim for a head and visible pair, and twice as many backward. What is made again (remat) does not count.
 
-    The head works on the tokens of the text; the layers on both streams. Annealing counts as already over.
+    The head works on the tokens of the text, once a loss; the layers on both streams. Schedules count as already over,
+    and the pass of a frozen base does not count.
     """
     sizes = {path: math.prod(w.shape) for path, w in weight_table(model).items() if w.decays}
     sizes.pop("embed.positions", None)
@@ -22,8 +23,9 @@ def step_flops(model: ModelConfig, recipe: Recipe, batch: int, length: int) -> f
     head = sizes.pop("head.weight", head)
     rule: Rule = Causal() if recipe.corruption == "none" else Bidirectional()
     if recipe.streams == 2:
-        rule = BlockDiffusion(length, recipe.block_size)
+        rule = BlockDiffusion(length, recipe.block_size, recipe.clean_half)
     pairs = float(visible_pairs(rule, recipe.streams * length)[0])
-    forward = (2 * length * (recipe.streams * sum(sizes.values()) + head)
+    losses, views = 1 + (recipe.ar_weight > 0), 1 + recipe.complementary
+    forward = (2 * length * (recipe.streams * sum(sizes.values()) + losses * head)
                + 4 * model.head_dim * model.heads * model.depth * pairs)
-    return 3.0 * batch * forward
+    return 3.0 * batch * views * forward

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,17 +16,17 @@ from dlm_jax.cluster import leads
 from dlm_jax.config import Config
 from dlm_jax.data.dataset import Dataset
 from dlm_jax.data.mixture import Mixture
-from dlm_jax.diffusion.recipes import Recipe
+from dlm_jax.diffusion.recipe import Recipe, recipe_at
 from dlm_jax.errors import UserError
 from dlm_jax.evaluation.likelihood import AR, denoising_recipe, likelihood
 from dlm_jax.mesh import make_mesh, own_share, whole_batch
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.card import Card
-from dlm_jax.models.weights import Params, init
+from dlm_jax.models.weights import init
 from dlm_jax.training.checkpoint import Checkpoints, write_model_file
 from dlm_jax.training.metrics import NoLog, RunLog
 from dlm_jax.training.progress import Progress
-from dlm_jax.training.step import Metrics, State, check_shares, init_state, make_step
+from dlm_jax.training.step import Metrics, State, check_shares, init_state, make_step, model_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,33 +73,40 @@ def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validatio
         progress = stack.enter_context(Progress(config, start, training.length))
         if start == config.train.steps:
             progress.say(f"{workdir} is finished at step {start}; give a larger train.steps to go on")
-            return Outcome(start, None, validate(state.params), time.perf_counter() - started)
+            return Outcome(start, None, validate(state), time.perf_counter() - started)
         log = stack.enter_context(contextlib.closing(RunLog(workdir, start) if leads() else NoLog()))
-        before = None if start else _record_validation(0, validate(state.params), log, progress)
-        step = _compiled_step(config, bundle, state, training.length)
+        before = None if start else _record_validation(0, validate(state), log, progress)
+        step_at = _compiled_steps(config, bundle, state, training.length)
+        step_at(start)  # before the clock of the training starts
         batches = stack.enter_context(contextlib.closing(
             training.batches(config.train.batch, config.train.seed, start, own_share(config.train.batch))))
         progress.begin()
-        after = _steps(config, state, start, step, batches, validate, checkpoints, log, progress)
+        after = _steps(config, state, start, step_at, batches, validate, checkpoints, log, progress)
     return Outcome(config.train.steps, before, after, time.perf_counter() - started)
 
 
-def _compiled_step(config: Config, bundle: Bundle, state: State, length: int) -> Callable:
-    """The step, compiled before the clock of the training starts."""
+def _compiled_steps(config: Config, bundle: Bundle, state: State, length: int) -> Callable[[int], Callable]:
+    """number -> the step that begins with `number` done; compiled once for each size of block that the recipe has."""
     batch = config.train.batch
     rows = whole_batch(np.zeros((batch // own_share(batch)[1], length), np.int32), batch)
-    step: Any = make_step(config, bundle.config, bundle.card.mask_token_id)
-    return step.lower(state, rows, rows).compile()
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+    @functools.cache
+    def compiled(recipe: Recipe) -> Callable:
+        step: Any = make_step(dataclasses.replace(config, recipe=recipe), bundle.config, bundle.card.mask_token_id)
+        return step.lower(abstract, rows, rows).compile()
+
+    return lambda number: compiled(recipe_at(config.recipe, number, length))
 
 
-def _steps(config: Config, state: State, start: int, step: Callable, batches: Iterator, validate: Callable,
-           checkpoints: Checkpoints, log: NoLog, progress: Progress) -> float:
+def _steps(config: Config, state: State, start: int, step_at: Callable[[int], Callable], batches: Iterator,
+           validate: Callable, checkpoints: Checkpoints, log: NoLog, progress: Progress) -> float:
     """The loop itself. Metrics are read one step late, so that the device never waits for the host; but validation and
     checkpoints never run ahead of the log, so that a run that is killed after them has lost no line."""
     waiting: tuple[int, Metrics] | None = None
     after = math.nan
     for number in range(start + 1, config.train.steps + 1):
-        state, metrics = step(state, *(whole_batch(rows, config.train.batch) for rows in next(batches)))
+        state, metrics = step_at(number - 1)(state, *(whole_batch(rows, config.train.batch) for rows in next(batches)))
         _write(waiting, log, progress)
         last = number == config.train.steps
         waiting = (number, metrics) if number % config.log.every == 0 or last else None
@@ -109,7 +117,7 @@ def _steps(config: Config, state: State, start: int, step: Callable, batches: It
             waiting = None
         if validates:
             with progress.pause():
-                after = _record_validation(number, validate(state.params), log, progress)
+                after = _record_validation(number, validate(state), log, progress)
         if saves:
             _finite(number, metrics)
             checkpoints.save(number, state)
@@ -142,15 +150,16 @@ def _record_validation(number: int, nelbo: float, log: NoLog, progress: Progress
     return nelbo
 
 
-def _validator(config: Config, bundle: Bundle, dataset: Dataset) -> Callable[[Params], float]:
-    """params -> nats a token on the validation records, always under the same noise."""
+def _validator(config: Config, bundle: Bundle, dataset: Dataset) -> Callable[[State], float]:
+    """state -> nats a token on the validation records, always under the same noise."""
     tokens, segments = dataset.rows(slice(0, config.data.validation_records or None))
     rows = list(zip(np.asarray(tokens), np.asarray(segments)))
     exact = config.recipe.corruption == "none"
     recipe = AR if exact else denoising_recipe(bundle.card)
     samples = 1 if exact else config.evaluate.samples
 
-    def validate(params: Params) -> float:
+    def validate(state: State) -> float:
+        params = model_params(state, config.lora)
         return float(likelihood(params, bundle.config, recipe, bundle.card.mask_token_id, rows, samples))
 
     return validate

@@ -4,7 +4,10 @@ import optax
 
 from dlm_jax.config import Optimizer
 from dlm_jax.models.config import ModelConfig
-from dlm_jax.models.weights import map_table
+from dlm_jax.models.lora import Lora, trained_table
+from dlm_jax.models.weights import unflatten
+
+FULL = Lora()  # all weights are trained
 
 
 def learning_rate(o: Optimizer, steps: int) -> optax.Schedule:
@@ -21,9 +24,11 @@ def learning_rate(o: Optimizer, steps: int) -> optax.Schedule:
     return optax.join_schedules([lambda count: warmup(count + 1), body], [o.warmup])
 
 
-def make_optimizer(o: Optimizer, steps: int, config: ModelConfig) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW whose decay spares biases and norm scales."""
-    decays = map_table(config, lambda _, weight: weight.decays)
+def make_optimizer(o: Optimizer, steps: int, config: ModelConfig,
+                   lora: Lora = FULL) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW whose decay spares biases and norm scales; for the weights that are trained."""
+    table = trained_table(config, lora)
+    decays = unflatten({path: weight.decays or path.startswith("lora.") for path, weight in table.items()})
     return optax.chain(
         optax.clip_by_global_norm(o.clip),
         optax.adamw(learning_rate(o, steps), o.beta1, o.beta2, o.epsilon, weight_decay=o.weight_decay, mask=decays),

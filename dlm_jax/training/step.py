@@ -11,32 +11,49 @@ from jax.sharding import PartitionSpec
 
 from dlm_jax.config import Config, Train
 from dlm_jax.errors import UserError
-from dlm_jax.losses import Noised, Sums, add_noise, annealed_rule, loss_sums
+from dlm_jax.losses import Sums, annealed_rule, loss_sums
 from dlm_jax.mesh import BATCH, pin, shares, spread
 from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.lora import Lora, join, split, trained_table
 from dlm_jax.models.sharding import param_specs, place
-from dlm_jax.models.weights import Params
+from dlm_jax.models.weights import Params, weight_table
+from dlm_jax.noise import Noised, add_noise
 from dlm_jax.training.optimizer import learning_rate, make_optimizer
 
 
 @struct.dataclass
 class State:
-    """What a step turns into the next: step (int32), params (fp32), and the optimizer's moments."""
+    """What a step turns into the next: step (int32), params (fp32; those that are trained), the optimizer's moments.
+    Beside them what stays, `frozen`: the rest of the `model`, and the `teacher` that a divergence is from."""
 
     step: jax.Array
     params: Params
     optimizer: optax.OptState
+    frozen: dict[str, Params] = struct.field(default_factory=dict)
 
 
+ADAPTERS = 2**31  # folded into the seed: a step number that no run reaches
 Metrics = dict[str, jax.Array]
 Step = Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]
 
 
 def init_state(params: Params, config: Config, model: ModelConfig) -> State:
     """The state before the first step; in a mesh it lies as `param_specs` says, the moments like their weights."""
-    params = place(params, model)
-    moments = jax.jit(make_optimizer(config.optimizer, config.train.steps, model).init)(params)
-    return State(jnp.int32(0), params, moments)
+    whole = weight_table(model)
+    key = jax.random.fold_in(jax.random.key(config.train.seed), ADAPTERS)
+    trained, rest = split(params, model, config.lora, key)
+    frozen = {"model": place(rest, whole)} if rest else {}
+    if config.recipe.kl_weight:
+        frozen["teacher"] = place(params, whole)
+    trained = place(trained, trained_table(model, config.lora))
+    moments = jax.jit(make_optimizer(config.optimizer, config.train.steps, model, config.lora).init)(trained)
+    return State(jnp.int32(0), trained, moments, frozen)
+
+
+def model_params(state: State, lora: Lora) -> Params:
+    """The parameters of the model, adapters merged."""
+    return state.params if not lora.rank else jax.jit(join, static_argnums=2)(
+        state.params, state.frozen["model"], lora)
 
 
 def check_shares(train: Train) -> None:
@@ -54,26 +71,29 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None) -> Step:
     result does not depend on `train.accumulate` but for rounding. The state that goes in is donated. metrics: fp32
     scalars.
     """
-    optimizer = make_optimizer(config.optimizer, config.train.steps, model)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, model, config.lora)
     rate = learning_rate(config.optimizer, config.train.steps)
+    recipe = config.recipe
 
-    def gradient(params: Params, tokens: jax.Array, segments: jax.Array, number: jax.Array) -> tuple[Params, Sums]:
+    def gradient(trained: Params, frozen: dict[str, Params], tokens: jax.Array, segments: jax.Array,
+                 number: jax.Array) -> tuple[Params, Sums]:
         """Sums over the whole batch of step `number`."""
         key = jax.random.fold_in(jax.random.key(config.train.seed), number)
-        batch = jax.tree.map(rows_apart, add_noise(key, tokens, segments, config.recipe))
-        rule = annealed_rule(config.recipe, number, config.train.seed)
+        batch = jax.tree.map(rows_apart, add_noise(key, tokens, segments, recipe, number))
+        rule = annealed_rule(recipe, number, config.train.seed, tokens.shape[1])
 
-        def loss(params: Params, part: Noised) -> tuple[jax.Array, Sums]:
-            sums = loss_sums(params, part, rule, mask_id, config.recipe, model, dtype=jnp.dtype(config.model.dtype),
-                             remat=config.model.remat)
+        def loss(trained: Params, part: Noised) -> tuple[jax.Array, Sums]:
+            params = join(trained, frozen.get("model", {}), config.lora)
+            sums = loss_sums(params, part, rule, mask_id, recipe, model, frozen.get("teacher"),
+                             dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
             return sums.loss, sums
 
-        return accumulate(jax.grad(loss, has_aux=True), params, batch, config.train.accumulate)
+        return accumulate(jax.grad(loss, has_aux=True), trained, batch, config.train.accumulate)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: State, tokens: jax.Array, segments: jax.Array) -> tuple[State, Metrics]:
-        layout = (param_specs(model), PartitionSpec())
-        gradients, sums = spread(gradient, layout)(state.params, tokens, segments, state.step)
+        layout = (param_specs(trained_table(model, config.lora)), PartitionSpec())
+        gradients, sums = spread(gradient, layout)(state.params, state.frozen, tokens, segments, state.step)
         gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1), gradients)
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         metrics = dict(
@@ -82,7 +102,10 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None) -> Step:
             gradient_norm=optax.tree.norm(gradients),
             learning_rate=rate(state.step),
         )
-        return State(state.step + 1, optax.apply_updates(state.params, updates), moments), metrics
+        for name, weight in (("ar_loss", recipe.ar_weight), ("kl", recipe.kl_weight)):
+            if weight:
+                metrics[name] = getattr(sums, name) / jnp.maximum(sums.tokens, 1)
+        return State(state.step + 1, optax.apply_updates(state.params, updates), moments, state.frozen), metrics
 
     return step
 

@@ -37,8 +37,8 @@ def test_contradictions_are_refused_with_the_recipe_and_the_reason(fields, words
 
 
 def test_an_unknown_recipe_is_refused_with_the_names_there_are():
-    with pytest.raises(UserError, match=f"'dream'.*{', '.join(RECIPES)}"):
-        recipe("dream")
+    with pytest.raises(UserError, match=f"'alchemy'.*{', '.join(RECIPES)}"):
+        recipe("alchemy")
 
 
 @pytest.mark.parametrize("name, rule", [("ar", "causal"), ("diffullama", "bidirectional"), ("mdlm", "bidirectional"),

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dlm_jax.diffusion.schedule import annealing_probability, stratified_levels
+from dlm_jax.diffusion.schedule import growth, stratified_levels
 
 T_MIN = 0.01
 
@@ -41,8 +41,8 @@ def test_neighbouring_places_have_unrelated_strata(levels):
 
 
 def test_annealing_grows_linearly_to_one_and_stays():
-    np.testing.assert_allclose(annealing_probability(np.arange(6), 4), [0.25, 0.5, 0.75, 1, 1, 1])
+    np.testing.assert_allclose(growth(np.arange(6), 4), [0.25, 0.5, 0.75, 1, 1, 1])
 
 
 def test_no_annealing_opens_everything_at_once():
-    np.testing.assert_array_equal(annealing_probability(np.arange(2), 0), 1)
+    np.testing.assert_array_equal(growth(np.arange(2), 0), 1)

@@ -10,8 +10,9 @@ import pytest
 
 from dlm_jax.config import CheckpointEvery, Config, Data, EvaluateEvery, Every, ModelChoice, Optimizer, Train
 from dlm_jax.diffusion.recipes import RECIPES, recipe
-from dlm_jax.losses import add_noise, annealed_rule, loss_sums
+from dlm_jax.losses import annealed_rule, loss_sums
 from dlm_jax.models.weights import flatten, weight_table
+from dlm_jax.noise import add_noise
 from dlm_jax.training.optimizer import learning_rate, make_optimizer
 from dlm_jax.training.step import init_state, make_step
 
@@ -96,7 +97,7 @@ def test_metrics_are_those_of_the_loss_at_the_parameters_that_went_in(random_mod
     @functools.partial(jax.value_and_grad, has_aux=True)
     def mean_loss(params):
         batch = add_noise(jax.random.fold_in(jax.random.key(SEED), 0), *map(jnp.asarray, text), config.recipe)
-        rule = annealed_rule(config.recipe, jnp.int32(0), SEED)
+        rule = annealed_rule(config.recipe, jnp.int32(0), SEED, 8)
         sums = loss_sums(params, batch, rule, MASK, config.recipe, architecture)
         return sums.loss / sums.tokens, sums
 
