@@ -6,8 +6,10 @@ from pathlib import Path
 
 from dlm_jax.cluster import leader_first, leads, meet
 from dlm_jax.config import Config
+from dlm_jax.convert.native import write_native
 from dlm_jax.data.source import open_source, open_training
-from dlm_jax.opening import open_bundle, open_tokenizer, with_mask
+from dlm_jax.files import new_directory
+from dlm_jax.opening import ADAPTED_BASE, open_bundle, open_tokenizer, with_mask
 from dlm_jax.training.loop import Outcome, adapted_card, train
 from dlm_jax.training.workdir import claimed
 
@@ -32,6 +34,9 @@ def adapt(config: Config, workdir: str | Path) -> Outcome:
         if tokenizer is not None and leads():
             (workdir / "tokenizer").mkdir(exist_ok=True)
             tokenizer.save(workdir / "tokenizer")
+        if config.lora.rank and leads() and not (workdir / ADAPTED_BASE).exists():
+            with new_directory(workdir / ADAPTED_BASE) as partial:
+                write_native(partial, bundle)
         base = Path(config.model.base)
         card = adapted_card(bundle.card, config.recipe, base.resolve().name if base.is_dir() else config.model.base)
         return train(config, dataclasses.replace(bundle, card=card), training, validation, workdir)

@@ -1,4 +1,4 @@
-"""The command line: `dlm demo | import | export | prepare | train | sample | infill | eval`. Parse, call, print.
+"""The command line: `dlm demo | import | export | prepare | train | sample | infill | eval ...`. Parse, call, print.
 
 Results go to stdout and progress to stderr; with --json the last line of stdout is one JSON object. Exit codes: 0, 2
 for what the user can mend, told in one sentence, and 130 after Ctrl-C.
@@ -50,15 +50,23 @@ def make_parser() -> Parser:
     sub.add_argument("--mask", help="mask token: 'new' for a new row, or an existing token or id")
     sub.add_argument("--recipe", help="what made it a diffusion model, where its files do not say: diffullama, ...")
     sub.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as stored")
+    sub.add_argument("--adapter", metavar="DIR", help="a PEFT directory whose LoRA adapters are merged into it")
 
     sub = command("export", commands.run_export, "write a model as a Hugging Face directory for PyTorch")
     sub.add_argument("model", help=MODEL_HELP)
     sub.add_argument("--out", required=True, help="new directory")
 
+    sub.add_argument("--adapter", action="store_true", help="of a run with adapters: only those, for PEFT")
+
     sub = command("prepare", commands.run_prepare, "pack text into records for training")
-    sub.add_argument("--text", required=True, nargs="+",
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", nargs="+",
                      help="text, JSONL (field 'text') or parquet: files, patterns, gs:// or s3:// names (text "
                           "and JSONL also as .gz or .zst), or tfds:NAME[:SPLIT]")
+    what.add_argument("--pairs", nargs="+",
+                      help="JSONL of prompts and answers (prompt, answer; question, answer; or instruction, output)")
+    sub.add_argument("--layout", choices=["packed", "diffullama"],
+                     help="of pairs: whole pairs one after the other (default), or one a record filled with end tokens")
     sub.add_argument("--model", required=True, help="whose tokenizer: " + MODEL_HELP)
     sub.add_argument("--length", required=True, type=whole(2), help="tokens of a record")
     how = sub.add_mutually_exclusive_group()
@@ -85,6 +93,16 @@ def make_parser() -> Parser:
     sub.add_argument("--max-tokens", type=whole(1), default=64, metavar="N", help="how long, in tokens (default 64)")
     add_sampling_flags(sub)
 
+    sub = command("generate", commands.run_generate, "write samples of an autoregressive base as text to train on")
+    sub.add_argument("model", help=MODEL_HELP)
+    sub.add_argument("--out", required=True, help="new file of JSON lines")
+    sub.add_argument("--documents", required=True, type=whole(1), metavar="N", help="how many samples")
+    sub.add_argument("--max-tokens", required=True, type=whole(1), metavar="N", help="how long, in tokens")
+    sub.add_argument("--prompts", nargs="+", metavar="FILE", help="texts whose beginnings the samples begin with")
+    sub.add_argument("--prompt-tokens", type=whole(0), default=16, metavar="N", help="of a beginning (default 16)")
+    sub.add_argument("--batch", type=whole(1), default=64, metavar="N", help="drawn at once (default 64)")
+    add_draw_flags(sub, temperature=1.0)
+
     sub = command("infill", commands.run_infill, "fill the holes of a text")
     sub.add_argument("model", help=MODEL_HELP)
     sub.add_argument("text", type=unicode_text, help="text with holes such as [MASK:8], 8 tokens wide")
@@ -107,14 +125,19 @@ def add_sampling_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--steps", type=whole(1), metavar="N",
                      help="denoising steps of the text, or of each block (default: one a token, at most 64)")
     sub.add_argument("--order", default="confidence", help=ORDER_HELP)
-    sub.add_argument("--temperature", type=float, default=0.0, metavar="X",
-                     help="of the draw; 0, the default, takes the likeliest token")
+    add_draw_flags(sub, temperature=0.0)
+    sub.add_argument("--watch", action="store_true", help="show the denoising in the terminal")
+
+
+def add_draw_flags(sub: argparse.ArgumentParser, temperature: float) -> None:
+    """How a token is drawn."""
+    sub.add_argument("--temperature", type=float, default=temperature, metavar="X",
+                     help=f"of the draw (default {temperature}); 0 takes the likeliest token")
     sub.add_argument("--top-k", type=whole(0), default=0, metavar="N",
                      help="draw among the N likeliest (default 0: all)")
     sub.add_argument("--top-p", type=float, default=1.0, metavar="P",
                      help="draw among the likeliest that hold this share of the probability (default 1: all)")
     sub.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the draw (default 0)")
-    sub.add_argument("--watch", action="store_true", help="show the denoising in the terminal")
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -25,14 +25,18 @@ def run_demo(a: Arguments) -> dict[str, Any]:
 
 def run_import(a: Arguments) -> dict[str, Any]:
     from dlm_jax.importing import import_model
-    return import_model(a.source, Path(a.out), a.mask, a.recipe, a.dtype)
+    return import_model(a.source, Path(a.out), a.mask, a.recipe, a.dtype, a.adapter)
 
 
 def run_export(a: Arguments) -> dict[str, Any]:
     from dlm_jax.files import check_new
     from dlm_jax.language_model import load
     check_new(a.out)
-    load(a.model).export(a.out)
+    if a.adapter:
+        from dlm_jax.exporting import export_adapter
+        export_adapter(Path(a.model), Path(a.out))
+    else:
+        load(a.model).export(a.out)
     return {"out": str(a.out)}
 
 
@@ -41,11 +45,19 @@ def run_prepare(a: Arguments) -> dict[str, Any]:
     from dlm_jax.files import check_new
     from dlm_jax.opening import open_bundle, open_tokenizer
     check_new(a.out)
-    names = expand(a.text)
+    names = expand(a.text or a.pairs)
     tokenizer = open_tokenizer(open_bundle(a.model))
     if tokenizer is None:
         raise UserError(f"{a.model} has no tokenizer files; name a model that has")
-    if a.beam is None:
+    if a.pairs:
+        from dlm_jax.data.pairs import prepare_pairs, read_pairs
+        if a.beam is not None or a.processes is not None:
+            raise UserError("pairs are prepared by one process; leave out --beam and --processes")
+        with counter("prepared") as count:
+            description = prepare_pairs(read_pairs(names), tokenizer, a.length, a.out, a.layout or "packed", count)
+    elif a.layout is not None:
+        raise UserError("--layout is for --pairs; leave it out")
+    elif a.beam is None:
         from dlm_jax.data.prepare import prepare
         from dlm_jax.data.text import read_documents
         with counter("prepared") as count:
@@ -55,6 +67,17 @@ def run_prepare(a: Arguments) -> dict[str, Any]:
         description = prepare_with_beam(names, tokenizer, a.length, a.out, shlex.split(a.beam))
     told = ("records", "length", "tokens", "documents", "bytes")
     return {"out": str(a.out), **{key: description[key] for key in told}}
+
+
+def run_generate(a: Arguments) -> dict[str, Any]:
+    from dlm_jax.data.text import read_documents
+    from dlm_jax.language_model import load
+    from dlm_jax.on_policy import write_samples
+    from dlm_jax.sampling.proposal import Proposal
+    prompts = read_documents(a.prompts) if a.prompts else ()
+    return write_samples(load(a.model), Path(a.out), a.documents, a.max_tokens,
+                         Proposal(a.temperature, a.top_k, a.top_p), prompts=prompts, prompt_tokens=a.prompt_tokens,
+                         batch=a.batch, seed=a.seed)
 
 
 def tell() -> None:

@@ -166,7 +166,7 @@ class Config:
     def _check_recipe_name(self) -> None:
         """A name alone changes nothing, and must not claim what the other keys do not say."""
         known = RECIPES.get(self.recipe.name, self.recipe)
-        for key in ("streams", "alignment", "corruption"):
+        for key in ("streams", "alignment", "corruption", "clean_half"):
             ours, named = getattr(self.recipe, key), getattr(known, key)
             if ours != named:
                 raise UserError(f"config: recipe.name is '{known.name}', whose {key} is {named!r}, and recipe.{key} is "

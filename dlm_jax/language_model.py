@@ -117,9 +117,10 @@ class LanguageModel:
     def encode(self, text: str) -> list[int]:
         """Start token and ids of a text. A model without a start token borrows its end token."""
         start = self.card.start_id
-        return [*([] if start is None else [start]), *self._text().encode(text)]
+        return [*([] if start is None else [start]), *self.text_tokenizer().encode(text)]
 
-    def _text(self) -> Tokenizer:
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises `UserError` where there is none."""
         if self.tokenizer is None:
             raise UserError("this model has no tokenizer files, so it cannot read or write text; copy its "
                             "tokenizer.json and tokenizer_config.json beside it")
@@ -140,7 +141,7 @@ class LanguageModel:
         tokens = self.encode(parts[0])
         masked = [False] * len(tokens)
         for width, after in zip(widths, parts[2::2]):
-            ids = self._text().encode_inside(after)
+            ids = self.text_tokenizer().encode_inside(after)
             tokens += [0] * width + ids
             masked += [True] * width + [False] * len(ids)
         return Request(tokens, masked, stop=False)

@@ -12,6 +12,7 @@ from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.mask_token import add_mask_row, reuse_mask_row
 
 BUNDLED = "bundled"
+ADAPTED_BASE = "base"  # in the work directory of a run with adapters: what they are added to
 BUNDLED_DIRECTORY = Path(__file__).parent / "assets" / "base"
 
 
@@ -22,7 +23,8 @@ def open_bundle(source: str | Path) -> Bundle:
         return read_native(path)
     if (path / "model.json").is_file() and (path / "checkpoints").is_dir():
         from dlm_jax.training.checkpoint import read_work_directory  # Orbax is slow to import
-        return read_work_directory(path)
+        base = path / ADAPTED_BASE
+        return read_work_directory(path, read_native(base).params if base.is_dir() else None)
     fetched = fetch(path if path.is_dir() else str(source))
     bundle = read_hf(fetched.directory)
     if fetched.revision is None or bundle.card.base_model is not None:

@@ -49,7 +49,7 @@ def write_part(documents: Iterable[str], tokenizer: Tokenizer, length: int, dire
     counts = {"documents": 0, "bytes": 0}
     with contextlib.closing(_encoded(documents, tokenizer, processes)) as groups:
         records = pack(_counted(groups, counts, progress), length, tokenizer.bos_id, tokenizer.eos_id)
-        written = _write(records, length, directory, name)
+        written = write_records(records, length, directory, name)
     return {**counts, **written}
 
 
@@ -97,7 +97,7 @@ def _groups(documents: Iterable[str]) -> Iterator[Group]:
         yield texts, size
 
 
-def _write(records: Iterator[tuple[np.ndarray, np.ndarray]], length: int, directory: Path, prefix: str) -> dict:
+def write_records(records: Iterator[tuple[np.ndarray, np.ndarray]], length: int, directory: Path, prefix: str) -> dict:
     """Writes the shards into `directory`; returns how many records and real tokens they hold."""
     per_shard = max(1, SHARD_BYTES // (8 * length))
     shards: list[dict] = []

@@ -57,8 +57,9 @@ def _reader(name: str) -> Callable[[str], Iterator[str]]:
     return _separated_documents if plain.endswith(".txt") else _whole_document
 
 
-def _lines(name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines, their endings as they are."""
+def numbered_lines(name: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines of a file that `inputs.expand` gave, from 1, their endings as they are. Raises `UserError` for
+    what cannot be read."""
     number = 0
     try:
         with open_bytes(name) as file:
@@ -72,13 +73,13 @@ def _lines(name: str) -> Iterator[tuple[int, str]]:
 
 
 def _whole_document(name: str) -> Iterator[str]:
-    yield "".join(line for _, line in _lines(name))
+    yield "".join(line for _, line in numbered_lines(name))
 
 
 def _separated_documents(name: str) -> Iterator[str]:
     """The line break before a separator belongs to the separator, so a document is the text between."""
     kept: list[str] = []
-    for _, line in _lines(name):
+    for _, line in numbered_lines(name):
         if line.rstrip("\r\n") == SEPARATOR:
             yield "".join(kept).removesuffix("\n").removesuffix("\r")
             kept = []
@@ -88,15 +89,22 @@ def _separated_documents(name: str) -> Iterator[str]:
 
 
 def _json_documents(name: str) -> Iterator[str]:
-    for number, line in _lines(name):
+    for place, record in json_lines(name):
+        yield checked(record.get("text"), place)
+
+
+def json_lines(name: str) -> Iterator[tuple[str, dict]]:
+    """The objects of a file of JSON lines, each with its place in words; another value counts as an empty object.
+    Raises `UserError` for a line that is not JSON."""
+    for number, line in numbered_lines(name):
         if line.isspace():
             continue
+        place = f"{name}, line {number}"
         try:
             record = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{name}, line {number} is not JSON ({error}); write one JSON object a line") from error
-        text = record.get("text") if isinstance(record, dict) else None
-        yield _checked(text, f"{name}, line {number}")
+            raise UserError(f"{place} is not JSON ({error}); write one JSON object a line") from error
+        yield place, record if isinstance(record, dict) else {}
 
 
 def _parquet_documents(name: str) -> Iterator[str]:
@@ -110,20 +118,20 @@ def _parquet_documents(name: str) -> Iterator[str]:
             batches = file.iter_batches(batch_size=PARQUET_ROWS, columns=["text"])
             texts = (text for batch in batches for text in batch.column(0).to_pylist())
             for row, text in enumerate(texts, start=1):
-                yield _checked(text, f"{name}, row {row}")
+                yield checked(text, f"{name}, row {row}")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {name} after row {row} ({error}); restore the file") from error
 
 
 def _tfds_documents(name: str) -> Iterator[str]:
     for number, text in tfds_texts(name):
-        yield _checked(text, f"{name}, record {number}")
+        yield checked(text, f"{name}, record {number}")
 
 
-def _checked(text: object, place: str) -> str:
+def checked(text: object, place: str, field: str = "text") -> str:
     """`text` itself where it is text that UTF-8 can hold: JSON can also spell half a surrogate pair."""
     if not isinstance(text, str):
-        raise UserError(f"{place} has no field 'text' that is a string; give each record one")
+        raise UserError(f"{place} has no field '{field}' that is a string; give each record one")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -134,6 +134,6 @@ def recipe_at(recipe: Recipe, step: int, length: int) -> Recipe:
         return recipe
     size = block_at(step, block_phases(recipe.blocks), recipe.block_size)
     if size >= length and recipe.corruption == "uniform" and not recipe.ar_weight and not recipe.kl_weight:
-        return dataclasses.replace(recipe, blocks="", streams=1, block_size=0, clean_half="block_causal",
-                                   levels="block")
+        return dataclasses.replace(recipe, name=f"{recipe.name}, whole records", blocks="", streams=1, block_size=0,
+                                   clean_half="block_causal", levels="block")
     return dataclasses.replace(recipe, blocks="", block_size=size)

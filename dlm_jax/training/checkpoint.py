@@ -18,7 +18,8 @@ from dlm_jax.files import read_json, write_text
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.card import Card
 from dlm_jax.models.config import ModelConfig
-from dlm_jax.models.weights import map_table
+from dlm_jax.models.lora import Lora, join, trained_table
+from dlm_jax.models.weights import Params, flatten, unflatten
 from dlm_jax.training.step import State
 from dlm_jax.training.workdir import checkpoint_steps
 
@@ -63,25 +64,44 @@ class Checkpoints:
             self._manager.close()
 
 
-def write_model_file(workdir: Path, config: ModelConfig, card: Card) -> None:
+def write_model_file(workdir: Path, config: ModelConfig, card: Card, lora: Lora) -> None:
     """What the parameters of this work directory are, beside them."""
     fields = {"model": dataclasses.asdict(config), **dataclasses.asdict(card)}
+    if lora.rank:
+        fields["lora"] = dataclasses.asdict(lora)
     write_text(workdir / MODEL_FILE, json.dumps(fields, indent=2) + "\n")
 
 
-def read_work_directory(workdir: Path) -> Bundle:
-    """The model of the newest checkpoint. Raises `UserError` where there is none yet, or where it is damaged."""
+def read_work_directory(workdir: Path, base: Params | None = None) -> Bundle:
+    """The model of the newest checkpoint; where the run has adapters, those are merged into its `base`.
+
+    Raises `UserError` where there is no checkpoint yet, or where it is damaged.
+    """
+    bundle, lora = read_trained(workdir)
+    if not lora.rank:
+        return bundle
+    if base is None:
+        raise UserError(f"{workdir} holds adapters and lacks the directory of their base; copy the whole directory")
+    frozen = {path: w for path, w in flatten(base).items() if path not in flatten(bundle.params)}
+    return dataclasses.replace(bundle, params=join(bundle.params, unflatten(frozen), lora))
+
+
+def read_trained(workdir: Path) -> tuple[Bundle, Lora]:
+    """What the newest checkpoint holds, which is the whole model, or its adapters and what was trained beside them; and
+    how they were made. Raises `UserError` as `read_work_directory`."""
     fields = read_json(workdir / MODEL_FILE)
     steps = checkpoint_steps(workdir)
     if not steps:
         raise UserError(f"{workdir} has no checkpoint yet; let the run reach its first one")
-    config, card = ModelConfig.from_dict(fields.pop("model")), Card.from_dict(fields)
-    abstract = map_table(config, lambda _, w: jax.ShapeDtypeStruct(w.shape, "float32"))
+    config, lora = ModelConfig.from_dict(fields.pop("model")), Lora(**fields.pop("lora", {}))
+    card = Card.from_dict(fields)
+    table = trained_table(config, lora)
+    abstract = unflatten({path: jax.ShapeDtypeStruct(w.shape, "float32") for path, w in table.items()})
     directory = (workdir / "checkpoints" / str(steps[-1])).absolute()
     with _damage(directory), ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(directory / "params", abstract)
     tokenizer = workdir / "tokenizer"
-    return Bundle(config, params, card, tokenizer if tokenizer.is_dir() else None)
+    return Bundle(config, params, card, tokenizer if tokenizer.is_dir() else None), lora
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validatio
     shape = config.mesh
     mesh = make_mesh(shape.replica, shape.fsdp, shape.tensor)
     if leads():
-        write_model_file(workdir, bundle.config, bundle.card)
+        write_model_file(workdir, bundle.config, bundle.card, config.lora)
     params = bundle.params
     if config.model.init == "scratch":
         params = init(bundle.config, jax.random.key(config.train.seed))
