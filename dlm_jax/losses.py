@@ -10,7 +10,16 @@ import jax.numpy as jnp
 from flax import struct
 
 from dlm_jax.attention.plan import document_positions
-from dlm_jax.attention.rules import Annealed, Bidirectional, BlockDiffusion, Causal, LookAhead, Rule, hash32
+from dlm_jax.attention.rules import (
+    Annealed,
+    Bidirectional,
+    BlockCausal,
+    BlockDiffusion,
+    Causal,
+    LookAhead,
+    Rule,
+    hash32,
+)
 from dlm_jax.diffusion.objective import cross_entropy_sums, divergence_sum, shift, shift_two_streams
 from dlm_jax.diffusion.recipe import Recipe
 from dlm_jax.diffusion.schedule import growth
@@ -44,7 +53,7 @@ def annealed_rule(recipe: Recipe, step: jax.Array, seed: int, length: int) -> Ru
     if recipe.corruption == "none":
         return Causal()
     if recipe.anneal_steps == 0:
-        return Bidirectional()
+        return BlockCausal(recipe.block_size) if recipe.block_size else Bidirectional()
     opened = growth(step, recipe.anneal_steps)
     if recipe.annealing == "look_ahead":
         return LookAhead(jnp.round(opened * length).astype(jnp.int32))

@@ -69,7 +69,8 @@ def draw_levels(key: jax.Array, within: jax.Array, recipe: Recipe, step: jax.Arr
     t_max: jax.Array | float = recipe.t_max
     if recipe.level_warmup and step is not None:
         t_max = recipe.t_min + (recipe.t_max - recipe.t_min) * growth(step, recipe.level_warmup)
-    blocks = 1 if recipe.levels == "sequence" else -(-n // (recipe.block_size or n))
+    per_block = recipe.streams == 2 and recipe.levels == "block"
+    blocks = -(-n // recipe.block_size) if per_block else 1
     levels = stratified_levels(key, (b, blocks), recipe.t_min, t_max)
     # A packed row has more blocks than an unbroken one: those beyond the end use the row's levels again.
     block_index = jnp.cumsum(within == 0, axis=1) - 1

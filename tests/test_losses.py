@@ -30,6 +30,10 @@ RECIPES = {
     "autoregressive": AR,
 }
 
+# All that one pass can hold: pairs of masks, an AR loss on the clean half, a divisor that is not the tokens.
+HYBRID = Recipe("hybrid", 2, "same_position", "exact_count", block_size=4, complementary=True, weight="inverse_count",
+                normaliser="masked", clean_half="token_causal", ar_weight=0.5)
+
 
 # ------------------------------------------------------------------------------------- the independent implementation
 def rms(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -87,6 +91,13 @@ def numpy_predictors(params: dict, clean: np.ndarray, noisy: np.ndarray, recipe:
     return out
 
 
+def numpy_log_p(params: dict, text: np.ndarray) -> np.ndarray:
+    """log p(next token) after each token of one document, read left to right: [n, v]."""
+    n = len(text)
+    logits = numpy_hidden(params, text, np.tri(n, dtype=bool)) @ np.asarray(params["embed"]["tokens"], np.float64).T
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
 def numpy_loss(params: dict, batch: Noised, recipe: Recipe) -> tuple[float, int]:
     """(sum of weighted losses, number of targets), one document at a time."""
     table = np.asarray(params["embed"]["tokens"], np.float64).T
@@ -141,13 +152,23 @@ def model(random_model):
 
 
 @pytest.fixture(scope="module")
-def gradient(model):
-    """(params, batch) -> (gradients of the summed loss, sums), for two streams of blocks of 4."""
-    def total(params, batch):
-        sums = loss_sums(params, batch, Bidirectional(), MASK, RECIPES["two_streams_same_position"], model[1])
-        return sums.loss, sums
+def gradient_of(model):
+    """recipe -> (params, batch) -> (gradients of the summed loss, sums)."""
+    @functools.cache
+    def make(recipe):
+        def total(params, batch):
+            sums = loss_sums(params, batch, Bidirectional(), MASK, recipe, model[1])
+            return sums.loss, sums
 
-    return jax.jit(jax.grad(total, has_aux=True))
+        return jax.jit(jax.grad(total, has_aux=True))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def gradient(gradient_of):
+    """The same for two streams of blocks of 4."""
+    return gradient_of(RECIPES["two_streams_same_position"])
 
 
 def assert_trees_close(a, b, atol: float = 1e-4) -> None:
@@ -174,6 +195,66 @@ def test_blocks_of_one_shifted_and_all_masked_are_next_token_training(model):
     assert per_token(run_sums(model[0], batch, recipe=ones, config=model[1])) == pytest.approx(ar, rel=1e-5)
 
 
+def test_blocks_of_one_that_a_recipe_masks_whole_are_the_bases_own_loss(model):
+    """Nothing but the recipe makes it so: one mask in every block, whose weight is then 1."""
+    for clean_half in ("block_causal", "token_causal"):
+        ones = Recipe("ones", 2, "shifted", "exact_count", block_size=1, at_least_one=True, weight="inverse_count",
+                      clean_half=clean_half)
+        batch = noised(1, ones)
+        np.testing.assert_array_equal(batch.masked, batch.targets)
+        ar = per_token(run_sums(model[0], noised(1, AR), recipe=AR, config=model[1]))
+        assert per_token(run_sums(model[0], batch, recipe=ones, config=model[1])) == pytest.approx(ar, rel=1e-5)
+
+
+def test_the_hybrid_loss_goes_from_the_diffusion_loss_to_the_bases_own(model):
+    params, config = model
+    batch = noised(12, HYBRID)
+
+    @functools.partial(jax.jit, static_argnames="recipe")
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params, recipe):
+        sums = loss_sums(params, batch, rule_of(recipe), MASK, recipe, config)
+        return sums.loss / sums.tokens, sums
+
+    def at(alpha: float):
+        return loss(params, recipe=dataclasses.replace(HYBRID, ar_weight=alpha))
+
+    ar_batch = noised(12, AR)
+    (ar, _), ar_gradient = jax.value_and_grad(lambda p: (lambda s: (s.loss / s.tokens, s))(
+        loss_sums(p, ar_batch, Causal(), MASK, AR, config)), has_aux=True)(params)
+    (alone, _), gradient = at(0.0)
+    (both, sums), both_gradient = at(0.7)
+    assert float(sums.ar_loss / sums.tokens) == pytest.approx(float(ar), rel=1e-5)
+    assert float(both) == pytest.approx(float(alone) + 0.7 * float(ar), rel=1e-5)
+    assert_trees_close(both_gradient, jax.tree.map(lambda g, a: g + 0.7 * a, gradient, ar_gradient))
+    (large, _), large_gradient = at(1e5)
+    assert float(large) / 1e5 == pytest.approx(float(ar), rel=1e-4)
+    assert_trees_close(jax.tree.map(lambda g: g / 1e5, large_gradient), ar_gradient, atol=1e-3)
+
+
+def test_the_divergence_from_the_base_is_that_of_the_next_token_distributions(model, random_model):
+    params, config = model
+    held = dataclasses.replace(HYBRID, ar_weight=0.0, kl_weight=2.0)
+    batch = noised(13, held)
+    teacher = random_model("qwen2", seed=1)[1]
+
+    @jax.jit
+    def sums(teacher):
+        return loss_sums(params, batch, Bidirectional(), MASK, held, config, teacher)
+
+    free = run_sums(params, batch, recipe=dataclasses.replace(held, kl_weight=0.0), config=config)
+    itself, other = sums(params), sums(teacher)
+    assert abs(float(itself.kl)) < 1e-3 and float(itself.loss) == pytest.approx(float(free.loss), rel=1e-5)
+    expected = 0.0
+    for tokens, segments in zip(batch.tokens, batch.segments, strict=True):
+        for document in set(segments.tolist()) - {0}:
+            text = tokens[segments == document]
+            log_p, log_q = (numpy_log_p(each, text) for each in (teacher, params))
+            expected += np.sum((np.exp(log_p) * (log_p - log_q))[:-1])
+    assert float(other.kl) == pytest.approx(expected, rel=1e-4)
+    assert float(other.loss) == pytest.approx(float(free.loss) + 2 * expected, rel=1e-4)
+
+
 def test_one_block_of_the_whole_length_is_one_stream(model):
     one = RECIPES["one_stream_same_position"]
     whole = Recipe("whole", 2, "same_position", block_size=N)
@@ -184,18 +265,19 @@ def test_one_block_of_the_whole_length_is_one_stream(model):
     assert found.tokens == expected.tokens and found.masked == expected.masked
 
 
-def test_two_stream_training_is_block_by_block_cached_decoding(model):
+@pytest.mark.parametrize("clean_half, finished", [("block_causal", BlockCausal(2)), ("token_causal", Causal())])
+def test_two_stream_training_is_block_by_block_cached_decoding(model, clean_half, finished):
     params, config = model
-    two = Recipe("pairs", 2, "same_position", block_size=2)
+    two = Recipe("pairs", 2, "same_position", block_size=2, clean_half=clean_half)
     batch = noised(3, two, segments=np.ones((2, 8), int))
     trained = run_predictors(params, batch, recipe=two, config=config)
-    cached = jax.jit(functools.partial(forward_cached, params, config=config, rule=BlockCausal(2)))
+    cached = jax.jit(functools.partial(forward_cached, params, config=config))
     noisy = np.where(batch.masked, MASK, batch.tokens)
     cache = empty_cache(config, 2, 8)
     for first in range(0, 8, 2):
-        hidden, _ = cached(noisy[:, first:first + 2], cache, first)  # the denoised block, in place and then forgotten
-        np.testing.assert_allclose(trained[:, first:first + 2], hidden, atol=1e-5)
-        _, cache = cached(batch.tokens[:, first:first + 2], cache, first)
+        hidden, _ = cached(noisy[:, first:first + 2], cache, first, rule=BlockCausal(2))
+        np.testing.assert_allclose(trained[:, first:first + 2], hidden, atol=1e-5)  # in place, and then forgotten
+        _, cache = cached(batch.tokens[:, first:first + 2], cache, first, rule=finished)
 
 
 def test_a_packed_document_is_trained_as_if_alone(model):
@@ -211,15 +293,17 @@ def test_a_packed_document_is_trained_as_if_alone(model):
     np.testing.assert_allclose(packed[5:], second[1:5], atol=1e-5)
 
 
-def test_sums_and_gradients_of_parts_add_up_to_those_of_the_batch(model, gradient):
-    batch = noised(5, RECIPES["two_streams_same_position"])
-    parts = [jax.tree.map(lambda x, row=row: x[row:row + 1], batch) for row in range(3)]
+@pytest.mark.parametrize("recipe", [RECIPES["two_streams_same_position"], HYBRID], ids=["plain", "hybrid"])
+def test_sums_and_gradients_of_parts_add_up_to_those_of_the_batch(model, gradient_of, recipe):
+    gradient, batch = gradient_of(recipe), noised(5, recipe)
+    parts = [jax.tree.map(lambda x, row=row: x[row:row + 1], batch) for row in range(len(batch.tokens))]
     pieces = [gradient(model[0], part) for part in parts]
     assert_trees_close(jax.tree.map(lambda *x: sum(x), *pieces), gradient(model[0], batch), atol=1e-3)
 
 
-def test_rows_and_columns_of_padding_add_nothing(model, gradient):
-    batch = noised(6, RECIPES["two_streams_same_position"])
+@pytest.mark.parametrize("recipe", [RECIPES["two_streams_same_position"], HYBRID], ids=["plain", "hybrid"])
+def test_rows_and_columns_of_padding_add_nothing(model, gradient_of, recipe):
+    gradient, batch = gradient_of(recipe), noised(6, recipe)
 
     def padded(x: np.ndarray) -> np.ndarray:
         return np.pad(x, ((0, 2), (0, 3)))
@@ -294,8 +378,17 @@ def test_the_weighted_loss_estimates_the_same_number_whatever_the_level(model):
 def test_the_rule_of_one_stream_opens_with_the_steps():
     assert annealed_rule(AR, jnp.int32(5), 0, N) == Causal()
     assert annealed_rule(recipe("mdlm"), jnp.int32(0), 0, N) == Bidirectional()
+    ahead = dataclasses.replace(recipe("diffullama"), anneal_steps=10, annealing="look_ahead")
+    assert [int(annealed_rule(ahead, jnp.int32(step), 3, 20).ahead) for step in (0, 4, 9, 50)] == [2, 10, 20, 20]
     annealing = dataclasses.replace(recipe("diffullama"), anneal_steps=10)
     rules = [annealed_rule(annealing, jnp.int32(step), 3, N) for step in (0, 4, 9, 50)]
     assert all(isinstance(rule, Annealed) for rule in rules)
     np.testing.assert_allclose([rule.probability for rule in rules], [0.1, 0.5, 1, 1])
     assert len({int(rule.seed) for rule in rules}) == 4  # the open edges are drawn afresh at every step
+
+
+def test_one_stream_in_blocks_sees_a_noisy_context_and_nothing_later():
+    noisy = Recipe("noisy", 1, "same_position", block_size=4)
+    assert annealed_rule(noisy, jnp.int32(0), 0, N) == BlockCausal(4) and noisy.rule == "block_causal"
+    t = noised(10, noisy).t
+    assert all(len(set(row)) == 1 for row in t)

@@ -15,7 +15,8 @@ class Recipe:
     streams: 1, the model reads the corrupted text; 2, it reads [noisy || clean]; a recipe without corruption is plain
     autoregressive training.
     alignment: 'shifted', the output at n-1 predicts token n; 'same_position', the output at n predicts token n.
-    block_size: with two streams, the tokens that are denoised together; 0 with one, where the sequence is one block.
+    block_size: with two streams, the tokens that are denoised together. With one, 0 for the whole text; otherwise a
+    token sees its own block and earlier ones, which are noisy too (Efficient-DLM's ablation).
     clean_half: of two streams, what a clean token sees: clean tokens up to the end of its block, or to itself.
 
     corruption: 'uniform' masks each token by itself, 'exact_count' round(t m) of the m of a block,
@@ -78,18 +79,16 @@ class Recipe:
             f"{''.join(negative[:1])} must not be negative": bool(negative),
             f"t_min must lie in (0, 1), not {self.t_min}": not 0 < self.t_min < 1,
             f"t_max must lie in (t_min, 1], not {self.t_max}": not self.t_min < self.t_max <= 1,
-            f"two streams need a block_size of at least 1, not {self.block_size}":
-                self.streams == 2 and self.block_size < 1,
+            f"block_size must not be negative, and with two streams be at least 1, not {self.block_size}":
+                self.block_size < self.streams - 1,
         }
 
     def _contradictions(self) -> dict[str, bool]:
         two, positional = self.streams == 2, self.corruption == "position_dependent"
         phases = block_phases(self.blocks)
         return {
-            f"block_size {self.block_size} needs two streams; set streams to 2 or block_size to 0":
-                not two and self.block_size != 0,
-            "anneal_steps opens the causal mask of one stream; with two streams it must be 0":
-                two and self.anneal_steps != 0,
+            "anneal_steps opens the causal mask of one stream to the full one; with blocks it must be 0":
+                self.block_size > 0 and self.anneal_steps != 0,
             "half_life goes with position_dependent corruption in two streams, and only with it":
                 positional != (self.half_life > 0) or (positional and not two),
             "half_life_steps goes with position_dependent corruption": self.half_life_steps > 0 and not positional,
@@ -121,7 +120,7 @@ class Recipe:
         """The rule under which the trained model denoises (a `Card.rule`)."""
         if self.corruption == "none":
             return "causal"
-        return self.clean_half if self.streams == 2 else "bidirectional"
+        return self.clean_half if self.block_size else "bidirectional"
 
 
 def recipe_at(recipe: Recipe, step: int, length: int) -> Recipe:

@@ -4,7 +4,7 @@ loop once and a kernel not at all."""
 import math
 
 from dlm_jax.attention.plan import visible_pairs
-from dlm_jax.attention.rules import Bidirectional, BlockDiffusion, Causal, Rule
+from dlm_jax.attention.rules import Bidirectional, BlockCausal, BlockDiffusion, Causal, Rule
 from dlm_jax.diffusion.recipes import Recipe
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import weight_table
@@ -22,6 +22,8 @@ def step_flops(model: ModelConfig, recipe: Recipe, batch: int, length: int) -> f
     head = sizes.pop("embed.tokens")
     head = sizes.pop("head.weight", head)
     rule: Rule = Causal() if recipe.corruption == "none" else Bidirectional()
+    if recipe.block_size:
+        rule = BlockCausal(recipe.block_size)
     if recipe.streams == 2:
         rule = BlockDiffusion(length, recipe.block_size, recipe.clean_half)
     pairs = float(visible_pairs(rule, recipe.streams * length)[0])

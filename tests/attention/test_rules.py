@@ -15,6 +15,7 @@ from dlm_jax.attention.rules import (
     BlockCausal,
     BlockDiffusion,
     Causal,
+    LastBlock,
     hash32,
 )
 
@@ -56,6 +57,8 @@ DEFINITIONS = {
        for b in (1, 3, 4, 20)},
     **{f"block_diffusion_{b}": (BlockDiffusion(LENGTH, b), 2, lambda q, k, b=b: block_diffusion(q, k, b))
        for b in (1, 3, 4, 20)},
+    "last_block_20": (LastBlock(20), 1, lambda q, k: True),
+    "last_block_1": (LastBlock(1), 1, lambda q, k: k.position <= q.position),
 }
 
 
@@ -154,3 +157,11 @@ def test_hash32_is_a_bijection_in_the_small_and_mixes():
     assert len(np.unique(hashed)) == 1 << 16
     bits = (hashed[:, None] >> np.arange(32)) & 1
     assert abs(bits.mean(0) - 0.5).max() < 0.01
+
+
+def test_the_last_block_sees_itself_and_all_before_it_is_causal():
+    mask = np.asarray(dense_mask(LastBlock(4), 10))[0]
+    expected = np.tri(10, dtype=bool)
+    expected[8:, 8:] = True
+    np.testing.assert_array_equal(mask, expected)
+    np.testing.assert_array_equal(np.asarray(dense_mask(LastBlock(4), 12))[0][8:, 8:], True)

@@ -153,7 +153,7 @@ def train(refused, tiny_config, tiny_run):
     ("train.seed=-1", "train.seed must"),
     ("train.accumulate=3", "cannot be cut into train.accumulate 3 equal parts"),
     ("optimizer.learning_rate=nan", "optimizer.learning_rate must"),
-    ("recipe.streams=2", "two streams need a block_size"),
+    ("recipe.streams=2", "with two streams be at least 1, not 0"),
     ("optimizer.decay=5", "optimizer.decay is for the schedule 'wsd'"),
     ("model.base=/nowhere", "there is no directory /nowhere"),
     ("model.mask=two words", "is not one token"),

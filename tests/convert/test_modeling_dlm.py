@@ -17,7 +17,8 @@ MASK, BOS, EOS = 95, 1, 2
 CARDS = {"shifted_bidirectional": Card("shifted", "bidirectional", None, MASK, BOS, EOS),
          "shifted_blocks": Card("shifted", "block_causal", 4, MASK, BOS, EOS),
          "same_bidirectional": Card("same_position", "bidirectional", None, MASK, BOS, EOS),
-         "same_blocks": Card("same_position", "block_causal", 4, MASK, BOS, EOS)}
+         "same_blocks": Card("same_position", "block_causal", 4, MASK, BOS, EOS),
+         "same_token_causal": Card("same_position", "token_causal", 4, MASK, BOS, EOS)}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,8 @@ def test_infilling_changes_only_the_masks(card, loaded, tokens):
 def test_one_hole_is_filled_with_the_likeliest_token(card, loaded, tokens):
     model, holes = loaded(card), torch.tensor(tokens)
     holes[:, 0], holes[:, 7] = BOS, MASK
-    logits = model(holes).logits[:, 7 - (CARDS[card].alignment == "shifted")].detach()
+    seen = holes[:, :8] if CARDS[card].rule == "token_causal" else holes  # up to the end of the hole's block
+    logits = model(seen).logits[:, 7 - (CARDS[card].alignment == "shifted")].detach()
     logits[:, MASK] = -torch.inf
     assert torch.equal(model.infill(holes)[:, 7], logits.argmax(-1))
 

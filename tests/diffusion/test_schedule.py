@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from dlm_jax.diffusion.schedule import growth, stratified_levels
+from dlm_jax.diffusion.schedule import block_at, block_phases, growth, stratified_levels
+from dlm_jax.errors import UserError
 
 T_MIN = 0.01
 
@@ -42,6 +43,18 @@ def test_neighbouring_places_have_unrelated_strata(levels):
 
 def test_annealing_grows_linearly_to_one_and_stays():
     np.testing.assert_allclose(growth(np.arange(6), 4), [0.25, 0.5, 0.75, 1, 1, 1])
+
+
+def test_the_size_of_a_block_is_a_function_of_the_step():
+    phases = block_phases("1x2, 4x1")
+    assert phases == ((1, 2), (4, 1)) and block_phases("") == ()
+    assert [block_at(step, phases, 8) for step in range(5)] == [1, 1, 4, 8, 8]
+
+
+@pytest.mark.parametrize("text", ["4", "4x", "0x5", "4x0", "1x2,,4x4", "-1x3"])
+def test_a_schedule_of_blocks_that_is_none_is_refused(text):
+    with pytest.raises(UserError, match="is no schedule of blocks; write SIZExSTEPS"):
+        block_phases(text)
 
 
 def test_no_annealing_opens_everything_at_once():

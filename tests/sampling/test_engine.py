@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from dlm_jax.attention.rules import Bidirectional, BlockCausal, Causal
+from dlm_jax.attention.rules import Bidirectional, BlockCausal, Causal, LastBlock
 from dlm_jax.models.transformer import forward, unembed
 from dlm_jax.sampling.generate import Request
 
@@ -63,11 +63,14 @@ def fill(model, tokens, masked, rule, places, steps=64, tau=None):
 
 
 def uncached(model, prompt, new, size, **how):
-    """Blocks of `size` one after the other, every step a full forward pass. Returns (tokens, steps of each block)."""
+    """Blocks of `size` one after the other, every step a full forward pass over the text up to the end of the block.
+    Returns (tokens, steps of each block)."""
     tokens = np.array([*prompt, *[0] * new])
     masked = np.arange(len(tokens)) >= len(prompt)
-    steps = [fill(model, tokens, masked, BlockCausal(size), slice(start, min(start + size, len(tokens))), **how)
-             for start in range(0, len(tokens), size)]
+    rule = {"block_causal": BlockCausal, "token_causal": LastBlock}[model.card.rule](size)
+    ends = [min(start + size, len(tokens)) for start in range(0, len(tokens), size)]
+    steps = [fill(model, tokens[:end], masked[:end], rule, slice(number * size, end), **how)
+             for number, end in enumerate(ends)]
     return tokens.tolist(), steps + [0] * (8 - len(steps))
 
 
@@ -88,8 +91,9 @@ def test_autoregressive_decoding_makes_a_prefill_and_a_pass_a_place(toy, prompts
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("order", ("confidence", "threshold:0.3"))
-def test_cached_blocks_are_the_uncached_ones_token_for_token(toy, prompts, alignment, order):
-    model = toy("block_causal", alignment, 4)
+@pytest.mark.parametrize("rule", ("block_causal", "token_causal"))
+def test_cached_blocks_are_the_uncached_ones_token_for_token(toy, prompts, alignment, order, rule):
+    model = toy(rule, alignment, 4)
     for steps in (4, 2):
         how = {"tau": 0.3} if order == "threshold:0.3" else {"steps": steps}
         expected = [uncached(model, prompt, 11, 4, **how) for prompt in prompts]

@@ -1,0 +1,98 @@
+"""Prompts and answers as records: what is given, what is learnt, and that documents stay whole."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dlm_jax.cli import main
+from dlm_jax.data.dataset import Dataset
+from dlm_jax.data.pairs import prepare_pairs, read_pairs
+from dlm_jax.data.tokenizer import Tokenizer
+from dlm_jax.diffusion.corruption import GIVEN, part_given, predictable
+from dlm_jax.errors import UserError
+
+PAIRS = [("the cat", "sat"), ("a dog ran on the hill", "it was quiet"), ("under", "the mat and then all"),
+         ("a cat", "ran")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base) -> Tokenizer:
+    return Tokenizer.load(base)
+
+
+def records(tmp_path, tokenizer, length: int, layout: str):
+    prepare_pairs(PAIRS, tokenizer, length, tmp_path / "records", layout)
+    tokens, segments = Dataset.open(tmp_path / "records").rows(slice(None))
+    return tokens, *map(np.asarray, part_given(segments))
+
+
+def expected(tokenizer, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """(ids before the answer, the answer's ids with the end token)."""
+    return [0, *tokenizer.encode(prompt + "\n")], [*tokenizer.encode(answer), 1]
+
+
+def test_packed_pairs_are_whole_documents_one_after_the_other(tmp_path, tokenizer):
+    tokens, documents, given = records(tmp_path, tokenizer, 24, "packed")
+    found = [(row[docs == d][hides[docs == d]].tolist(), row[docs == d][~hides[docs == d]].tolist())
+             for row, docs, hides in zip(tokens, documents, given) for d in range(1, docs.max() + 1)]
+    assert found == [expected(tokenizer, *pair) for pair in PAIRS]
+    assert 1 < len(tokens) < len(PAIRS) and (documents == 0).any()
+    assert not given[documents == 0].any()
+
+
+def test_the_layout_of_diffullama_fills_each_record_with_end_tokens_to_be_learnt(tmp_path, tokenizer):
+    tokens, documents, given = records(tmp_path, tokenizer, 24, "diffullama")
+    assert len(tokens) == len(PAIRS) and (documents == 1).all()
+    for row, hides, pair in zip(tokens, given, PAIRS):
+        before, answer = expected(tokenizer, *pair)
+        assert row[hides].tolist() == before
+        assert row[~hides].tolist() == answer + [1] * (24 - len(before) - len(answer))
+    assert np.asarray(predictable(documents))[:, 1:].all()
+
+
+def test_a_pair_that_is_too_long_loses_the_start_of_its_prompt_then_the_end_of_its_answer(tmp_path, tokenizer):
+    pairs = [("the cat sat on the mat", "dog"), ("a", "the hill was quiet and the dog ran on under it")]
+    prepare_pairs(pairs, tokenizer, 8, tmp_path / "records")
+    tokens, segments = Dataset.open(tmp_path / "records").rows(slice(None))
+    before, answer = expected(tokenizer, "the cat sat on the mat", "dog")
+    assert tokens[0].tolist() == [0, *before[len(before) - (7 - len(answer)):], *answer]
+    long = expected(tokenizer, "a", "the hill was quiet and the dog ran on under it")[1]
+    assert tokens[1].tolist() == [0, *long[:7]] and (segments[1] >= GIVEN).tolist() == [True] + [False] * 7
+
+
+@pytest.mark.parametrize("names", [("prompt", "answer"), ("question", "answer"), ("instruction", "output")])
+def test_the_usual_names_of_fields_are_read(tmp_path, names):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(dict(zip(names, pair))) + "\n" for pair in PAIRS))
+    assert list(read_pairs([file])) == PAIRS
+
+
+@pytest.mark.parametrize("line, words", [
+    ('{"question": "a"}', "line 1 has no field 'prompt' that is a string"),
+    ('{"question": "a", "answer": 3}', "line 1 has no field 'answer' that is a string"), ("[1]", "no field 'prompt'")])
+def test_a_line_without_its_fields_is_refused(tmp_path, line, words):
+    (tmp_path / "pairs.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=words):
+        list(read_pairs([tmp_path / "pairs.jsonl"]))
+
+
+def test_gsm8k_is_prepared_and_trained_on_from_the_command_line(shared, base, tiny_config, tiny_run, tmp_path):
+    lines = (shared / "gsm8k" / "train.jsonl").read_text().splitlines()[:12]
+    (tmp_path / "gsm.jsonl").write_text("\n".join(lines) + "\n")
+    assert main(["prepare", "--pairs", str(tmp_path / "gsm.jsonl"), "--model", str(base), "--length", "64", "--layout",
+                 "diffullama", "--out", str(tmp_path / "gsm")]) == 0
+    assert len(Dataset.open(tmp_path / "gsm").rows(slice(None))[0]) == 12
+    changes = [*tiny_run, f"data.train={tmp_path / 'gsm'}", f"data.validation={tmp_path / 'gsm'}", "train.steps=2"]
+    assert main(["train", "--config", str(tiny_config), "--workdir", str(tmp_path / "run"),
+                 *(f"--config.{change}" for change in changes)]) == 0
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--length", "3"], "has no room for a prompt and its answer"),
+    (["--length", "8", "--processes", "2"], "leave out --beam and --processes")])
+def test_pairs_that_cannot_be_prepared_are_refused(tmp_path, base, capsys, flags, words):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    assert main(["prepare", "--pairs", str(tmp_path / "pairs.jsonl"), "--model", str(base), "--out",
+                 str(tmp_path / "out"), *flags]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
