@@ -42,7 +42,7 @@ def prepare_pairs(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, length
     target. 'packed': whole pairs one after the other, each a document of its own, what remains of a record being
     padding. 'diffullama': one pair a record, and the end token fills it, learnt like the answer, so that the model
     knows how long an answer is (arXiv 2410.17891; LLaMA-Factory's `ddm-sft`). A pair that is too long loses the start
-    of its prompt, and then the end of its answer.
+    of its prompt, all but its last token, and then the end of its answer.
 
     Raises `UserError` for a `length` below 4, no pairs at all, and a tokenizer without an end token.
     """

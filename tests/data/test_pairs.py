@@ -58,7 +58,8 @@ def test_a_pair_that_is_too_long_loses_the_start_of_its_prompt_then_the_end_of_i
     before, answer = expected(tokenizer, "the cat sat on the mat", "dog")
     assert tokens[0].tolist() == [0, *before[len(before) - (7 - len(answer)):], *answer]
     long = expected(tokenizer, "a", "the hill was quiet and the dog ran on under it")[1]
-    assert tokens[1].tolist() == [0, *long[:7]] and (segments[1] >= GIVEN).tolist() == [True] + [False] * 7
+    assert tokens[1].tolist() == [0, *tokenizer.encode("\n"), *long[:6]]
+    assert (segments[1] >= GIVEN).tolist() == [True] * 2 + [False] * 6
 
 
 @pytest.mark.parametrize("names", [("prompt", "answer"), ("question", "answer"), ("instruction", "output")])

@@ -26,7 +26,7 @@ RANK = Lora(rank=3, alpha=6.0)
 
 def trained_apart(random_model, family: str = "llama", lora: Lora = RANK):
     """(config, whole, trained, frozen), the adapters with random values as training leaves them."""
-    config, params = random_model(family)
+    config, params = random_model(family, **({"head_dim": 4} if family == "gpt2" else {}))
     trained, frozen = split(params, config, lora, jax.random.key(0))
     random = np.random.default_rng(1)
     trained = {path: random.normal(0, 0.1, w.shape).astype(np.float32) if path.startswith("lora.") else np.asarray(w)

@@ -1,0 +1,209 @@
+"""Do the papers' claims hold in miniature? Small conversions of one base: same tokens, several seeds, paired.
+
+    python benchmarks/claims.py --base MODEL --train TRAIN.jsonl --validation VALIDATION.jsonl --workdir DIR
+
+Each run takes a minute or two on two CPU cores and leaves one file, so that what is interrupted goes on where it was.
+Writes DIR/claims.md and DIR/claims.png, with --docs there; --only takes some claims by the start of their names.
+"""
+
+import argparse
+import dataclasses
+import platform
+from datetime import date
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+from claims_runs import LENGTH, measure, measured, spread
+from scipy.stats import t as student
+
+from dlm_jax.data.dataset import Dataset
+from dlm_jax.data.prepare import prepare
+from dlm_jax.data.text import read_documents
+from dlm_jax.files import write_text
+from dlm_jax.language_model import load
+from dlm_jax.on_policy import write_samples
+from dlm_jax.sampling.proposal import Proposal
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+BASE = "the base"
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """`better` has a smaller `measure` than `worse` plus `margin`."""
+
+    text: str
+    better: str
+    worse: str
+    measure: str = "nelbo"
+    margin: float = 0.0
+
+
+CLAIMS = (
+    Claim("adapted beats from scratch, one stream", "one shifted", "one shifted scratch"),
+    Claim("adapted beats from scratch, two streams", "two same", "two same scratch"),
+    Claim("shift beats same position, one stream (DiffuLLaMA)", "one shifted", "one same"),
+    Claim("same position beats shift, two streams (Efficient-DLM)", "two same", "two shifted"),
+    Claim("annealing helps (DiffuLLaMA)", "one shifted annealed", "one shifted"),
+    Claim("annealing calms the first gradients", "one shifted annealed", "one shifted", "first_norms"),
+    Claim("scattered annealing beats look-ahead", "one shifted annealed", "one shifted look-ahead"),
+    Claim("blocks of noisy context beat one stream (Efficient-DLM)", "noisy blocks", "one same"),
+    Claim("clean context beats noisy context (Efficient-DLM)", "two same", "noisy blocks"),
+    Claim("clean context drifts less than noisy, attention", "two same", "noisy blocks", "drift_attention"),
+    Claim("clean context drifts less than one stream, attention", "two same", "one same", "drift_attention"),
+    Claim("clean context drifts less than one stream, mlp", "two same", "one same", "drift_mlp"),
+    Claim("loss rises inside a block more than in one stream", "one same", "two same", "position"),
+    *(Claim(f"position-dependent masks of {half_life} beat uniform at {k} a forward", f"late {half_life}", "exact",
+            f"parallel_{k}") for half_life in (0.25, 0.1, 0.05) for k in (1, 2, 4)),
+    *(Claim(f"training block {train} beats 16 where 16 is decoded", f"two same block {train}", "two same", "nelbo_16")
+      for train in (4, 8, 32)),
+    *(Claim(f"training block {size} is best where {size} is decoded", f"two same block {size}", "two same",
+            f"nelbo_{size}") for size in (4, 8, 32)),
+    Claim("full training beats LoRA 16 (Efficient-DLM)", "two same", "lora 16"),
+    Claim("full training beats LoRA 64 (Efficient-DLM)", "two same", "lora 64"),
+    Claim("LoRA 64 beats LoRA 16 (Efficient-DLM)", "lora 64", "lora 16"),
+    Claim("token-causal clean half beats block-causal (NBDiff)", "token-causal", "two same"),
+    Claim("AR loss helps the diffusion loss (Nemotron, NBDiff)", "token-causal AR", "token-causal"),
+    Claim("AR loss keeps the AR ability to 0.1 nats", "token-causal AR", BASE, "ar_nll", 0.1),
+    Claim("global averaging beats local (Nemotron)", "masked, batch", "masked, each"),
+    Claim("blocks that grow help (NBDiff)", "token-causal AR grown", "token-causal AR"),
+    *(Claim(f"position-dependent masks help a token-causal AR model at {k} a forward (new)", "token-causal AR late",
+            "token-causal AR", f"parallel_{k}") for k in (1, 2, 4)),
+    Claim("complementary masks help (Fast-dLLM v2)", "complementary", "exact m/k"),
+    Claim("the base's own text is better to train on", "own text", "two same"),
+    Claim("our best beats bd3lm", "best", "two same"),
+    Claim("our best beats efficient_dlm at 4 a forward", "best", "late 0.1", "parallel_4"),
+    Claim("our best keeps the AR ability to 0.1 nats", "best", BASE, "ar_nll", 0.1),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """better, worse: means and spreads over seeds; gain: worse + margin - better, paired by seed, and the half-width of
+    its 95 % interval (Student's t)."""
+
+    claim: Claim
+    better: tuple[float, float]
+    worse: tuple[float, float]
+    gain: float
+    half_width: float
+
+    @property
+    def verdict(self) -> str:
+        if not abs(self.gain) > self.half_width:  # also where one seed gives no interval
+            return "cannot tell"
+        return "holds" if self.gain > 0 else "does not"
+
+
+def judge(claim: Claim, a: argparse.Namespace) -> Finding:
+    """Runs what the claim needs."""
+    def values(name: str) -> np.ndarray:
+        found = [a.base_measures if name == BASE else measured(name, seed, a) for seed in range(a.seeds)]
+        return np.array([each[claim.measure] for each in found])
+
+    better, worse = values(claim.better), values(claim.worse)
+    gains = worse + claim.margin - better
+    error = spread(gains)[1] / np.sqrt(len(gains)) * (student.ppf(0.975, len(gains) - 1) if len(gains) > 1 else 1)
+    return Finding(claim, spread(better), spread(worse), float(gains.mean()), float(error))
+
+
+def table(findings: list[Finding]) -> str:
+    """One line a claim."""
+    lines = ["| claim | measure | better | worse | gain | verdict |", "|---|---|---:|---:|---:|---|"]
+    for f in findings:
+        pair = [f"{name} {mean:.3f} ± {sd:.3f}" for name, (mean, sd) in ((f.claim.better, f.better),
+                                                                       (f.claim.worse, f.worse))]
+        lines.append(f"| {f.claim.text} | {f.claim.measure} | {pair[0]} | {pair[1]} | {f.gain:+.3f} ± "
+                     f"{f.half_width:.3f} | {f.verdict} |")
+    return "\n".join(lines)
+
+
+def draw(findings: list[Finding], path: Path) -> None:
+    """Each gain relative to the larger mean, with its interval, coloured by the verdict."""
+    colours = {"holds": "#4e9a06", "does not": "#a40000", "cannot tell": "#888a85"}
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.28 * len(findings)), layout="constrained")
+    for place, f in enumerate(reversed(findings)):
+        scale = 100 / max(abs(f.worse[0]), abs(f.better[0]), 1e-9)
+        axes.errorbar(scale * f.gain, place, xerr=scale * np.nan_to_num(f.half_width), fmt="o",
+                      color=colours[f.verdict])
+    axes.axvline(0, color="black", linewidth=0.5)
+    axes.set_yticks(range(len(findings)), [f.claim.text for f in reversed(findings)], fontsize=8)
+    axes.set(xlabel="gain [% of the measure], 95 % interval over seeds")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def prepare_data(a: argparse.Namespace) -> None:
+    """Records of the texts, and of as much text of the base's own, once."""
+    lm = load(a.base)
+    tokenizer = lm.text_tokenizer()
+    own = a.workdir / "own.jsonl"
+    sources = {"train": a.train, "validation": a.validation}
+    if any(claim.better == "own text" for claim in a.claims):
+        sources["own"] = str(own)
+        if not own.exists():
+            count = sum(1 for _ in read_documents([a.train]))
+            write_samples(lm, own, count, min(256, lm.config.max_length - 1), Proposal(temperature=1.0))
+    for name, source in sources.items():
+        if not (a.workdir / name).exists():
+            prepare(read_documents([source]), tokenizer, LENGTH, a.workdir / name)
+
+
+def report(findings: list[Finding], a: argparse.Namespace) -> str:
+    """docs/claims.md."""
+    said = (f"python benchmarks/claims.py --base {Path(a.base).name} --train {Path(a.train).name} --validation "
+            f"{Path(a.validation).name} --steps {a.steps} --seeds {a.seeds}")
+    return f"""# The papers' claims in miniature
+
+Every conversion starts from the same base and sees the same tokens: {a.steps} steps of 32 x {LENGTH}. Gains are paired
+by seed ({a.seeds} of them); a claim holds, or does not, where the 95 % interval of its gain leaves zero out. What holds
+at this size need not hold at a larger one.
+
+    {said}
+
+{date.today()}, {platform.machine()}, {jax.devices()[0].platform}, jax {jax.__version__}. Measures: `nelbo`, `ar_nll` in
+nats a token on {a.records} validation records; `nelbo_B` decoded in blocks of B; `parallel_k` nats a token of true text
+that is decoded k tokens of a block at a time, the most confident first; `drift` mean absolute change of weights;
+`first_norms` mean gradient norm of ten steps; `position` nats that the last quarter of a block costs more than its
+first.
+The base has an AR NLL of {a.base_measures["ar_nll"]:.3f}.
+
+{table(findings)}
+
+![gains](claims.png)
+"""
+
+
+def main() -> None:
+    """Prepares, runs, judges, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("--base", "--train", "--validation"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--docs", type=Path, help="where claims.md and claims.png go (default: the workdir)")
+    parser.add_argument("--only", nargs="+", default=[""], help="beginnings of claims")
+    for name, default in (("--steps", 400), ("--seeds", 3), ("--records", 256)):
+        parser.add_argument(name, type=int, default=default)
+    a = parser.parse_args()
+    a.claims = [claim for claim in CLAIMS if claim.text.startswith(tuple(a.only))]
+    (a.workdir / "runs").mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(a.workdir / "compiled"))
+    prepare_data(a)
+    a.rows = list(zip(*map(np.asarray, Dataset.open(a.workdir / "validation").rows(slice(0, a.records)))))
+    base = load(a.base)
+    a.base_measures = measure(base, base, a.rows)
+    findings = []
+    for claim in a.claims:
+        findings.append(judge(claim, a))
+        print(table(findings[-1:]).splitlines()[-1], flush=True)
+    folder = a.docs or a.workdir
+    write_text(folder / "claims.md", report(findings, a))
+    draw(findings, folder / "claims.png")
+
+
+if __name__ == "__main__":
+    main()

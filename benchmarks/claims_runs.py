@@ -1,0 +1,188 @@
+"""What `claims.py` compares: small conversions of one base, and what is measured of each."""
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlm_jax.adapt import adapt
+from dlm_jax.config import load_config
+from dlm_jax.diffusion.objective import cross_entropy
+from dlm_jax.diffusion.recipe import Recipe
+from dlm_jax.diffusion.recipes import RECIPES
+from dlm_jax.evaluation.likelihood import AR, denoising_recipe, likelihood
+from dlm_jax.files import write_text
+from dlm_jax.language_model import LanguageModel, load
+from dlm_jax.losses import annealed_rule, predictors
+from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.lora import Lora
+from dlm_jax.models.transformer import unembed
+from dlm_jax.models.weights import Params, flatten
+from dlm_jax.noise import Noised, add_noise
+
+CONFIG = Path(__file__).parent.parent / "configs" / "tiny_stories.py"
+BLOCK, LENGTH, GRID, PER_FORWARD = 16, 128, (4, 8, 16, 32), (1, 2, 4)
+EVERYTHING = "embeddings,norms,head"  # trained beside adapters, as Efficient-DLM does
+Rows = list[tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A conversion: a recipe from the base (or from random weights), on the text or on the base's own samples."""
+
+    recipe: Recipe
+    init: str = "base"
+    lora: Lora = Lora()
+    data: str = "train"
+
+
+def one(alignment: str = "shifted", **fields) -> Recipe:
+    return Recipe("one", 1, alignment, **fields)  # type: ignore[arg-type]
+
+
+def two(alignment: str = "same_position", block_size: int = BLOCK, **fields) -> Recipe:
+    return Recipe("two", 2, alignment, block_size=block_size, **fields)  # type: ignore[arg-type]
+
+
+def late(half_life: float, **fields) -> Recipe:
+    return two(corruption="position_dependent", half_life=half_life, **fields)
+
+
+CAUSAL = {"clean_half": "token_causal"}
+HYBRID = {**CAUSAL, "ar_weight": 1.0}
+SETUPS = {
+    "one shifted": Setup(one()),
+    "one shifted annealed": Setup(one(anneal_steps=50)),
+    "one shifted look-ahead": Setup(one(anneal_steps=50, annealing="look_ahead")),
+    "one shifted scratch": Setup(one(), init="scratch"),
+    "one same": Setup(one("same_position")),
+    "noisy blocks": Setup(one("same_position", block_size=BLOCK)),
+    "two same": Setup(two()),
+    "two same scratch": Setup(two(), init="scratch"),
+    "two shifted": Setup(two("shifted")),
+    **{f"two same block {size}": Setup(two(block_size=size)) for size in GRID if size != BLOCK},
+    "exact": Setup(two(corruption="exact_count")),
+    **{f"late {half_life}": Setup(late(half_life)) for half_life in (0.25, 0.1, 0.05)},
+    "exact m/k": Setup(two(corruption="exact_count", weight="inverse_count")),
+    "complementary": Setup(two(corruption="exact_count", weight="inverse_count", complementary=True)),
+    "lora 16": Setup(two(), lora=Lora(16, whole=EVERYTHING)),
+    "lora 64": Setup(two(), lora=Lora(64, alpha=128, whole=EVERYTHING)),
+    "masked, batch": Setup(two(normaliser="masked")),
+    "masked, each": Setup(two(normaliser="masked_each")),
+    "token-causal": Setup(two(**CAUSAL)),
+    "token-causal AR": Setup(two(**HYBRID)),
+    "token-causal AR late": Setup(late(0.1, **HYBRID)),
+    "token-causal AR grown": Setup(two(blocks="1x50,2x50,4x50,8x50", **HYBRID)),
+    "own text": Setup(two(), data="own"),
+    "best": Setup(RECIPES["best"]),
+}
+
+
+def measured(name: str, seed: int, a) -> dict:
+    """What is measured of a setup, from its file or by a run of some minutes that then writes it."""
+    file = a.workdir / "runs" / f"{name.replace(' ', '_').replace('/', '')}-{a.steps}-{seed}.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    setup, run = SETUPS[name], file.with_suffix("")
+    config = load_config(CONFIG, [
+        f"model.base={a.base}", f"model.init={setup.init}", f"data.train={a.workdir / setup.data}",
+        f"data.validation={a.workdir / 'validation'}", f"data.validation_records={a.records}", f"train.steps={a.steps}",
+        f"train.seed={seed}", "log.every=1", f"evaluate.every={a.steps}", "evaluate.samples=1",
+        f"checkpoint.every={min(100, a.steps)}"])
+    adapt(dataclasses.replace(config, recipe=setup.recipe, lora=setup.lora), run)
+    norms = [json.loads(line)["gradient_norm"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {**measure(load(run), load(a.base).with_mask(), a.rows), "first_norms": float(np.mean(norms[:10]))}
+    write_text(file, json.dumps(found))
+    shutil.rmtree(run)
+    return found
+
+
+def measure(lm: LanguageModel, base: LanguageModel, rows: Rows) -> dict:
+    """Everything the claims ask of a model. Nats a token, always under the same noise."""
+    found = {"ar_nll": nats(lm, AR, rows), **drift(lm, base)}
+    if not lm.card.is_diffusion:
+        return found
+    own = denoising_recipe(lm.card)
+    found["nelbo"] = nats(lm, own, rows)
+    found["position"] = position_slope(lm, own, rows)
+    if own.streams == 2:
+        found |= {f"nelbo_{size}": nats(lm, dataclasses.replace(own, block_size=size), rows) for size in GRID}
+        found |= {f"parallel_{k}": parallel_nll(lm, own, rows[:64], k) for k in PER_FORWARD}
+    return found
+
+
+def nats(lm: LanguageModel, recipe: Recipe, rows: Rows) -> float:
+    samples = 1 if recipe.corruption == "none" else 4
+    return float(likelihood(lm.params, lm.config, recipe, lm.card.mask_token_id, rows, samples))
+
+
+def drift(lm: LanguageModel, base: LanguageModel) -> dict[str, float]:
+    """Mean absolute change of the weights of attention and of the mlp."""
+    after, before = flatten(lm.params), flatten(base.params)
+    return {f"drift_{part}": float(np.mean([np.abs(after[path] - before[path]).mean() for path in after
+                                            if path.startswith(f"layers.{part}.") and path.endswith("weight")]))
+            for part in ("attention", "mlp")}
+
+
+def token_losses(lm: LanguageModel, batch: Noised, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """-log p of each token, and the largest probability there: float [b, n]."""
+    mask_id = lm.card.mask_token_id
+    return jax.device_get(losses_and_confidence(lm.params, batch, mask_id, recipe=recipe, config=lm.config))
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "config"))
+def losses_and_confidence(params: Params, batch: Noised, mask_id: int, *, recipe: Recipe,
+                          config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    rule = annealed_rule(recipe, jnp.int32(0), 0, batch.tokens.shape[1])
+    logits = unembed(params, predictors(params, batch, rule, mask_id, recipe, config), config)
+    return cross_entropy(logits, batch.tokens), jax.nn.log_softmax(logits).max(-1)
+
+
+def position_slope(lm: LanguageModel, recipe: Recipe, rows: Rows) -> float:
+    """How much more a masked token costs in the last quarter of its block (of 16, also in one stream) than in the
+    first: nats."""
+    tokens, segments = (np.stack(x) for x in zip(*rows))
+    batch = add_noise(jax.random.key(1), tokens, segments, recipe)
+    losses, _ = token_losses(lm, batch, recipe)
+    index = positions(segments) % BLOCK
+    masked = np.asarray(batch.masked)
+    return float(losses[masked & (index >= 12)].mean() - losses[masked & (index < 4)].mean())
+
+
+def positions(segments: np.ndarray) -> np.ndarray:
+    """Of each token in its document: int [b, n]."""
+    starts = np.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    index = np.broadcast_to(np.arange(segments.shape[1]), segments.shape)
+    return index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
+
+
+def parallel_nll(lm: LanguageModel, recipe: Recipe, rows: Rows, per_forward: int) -> float:
+    """-log p of true text that is decoded block by block, the `per_forward` most confident places of a block at a time,
+    each step after the truth of the steps before: nats a token. All blocks of a text are decoded in one pass.
+
+    What tokens committed together do not know of each other, they pay here: without sampling, and without a judge.
+    """
+    tokens, segments = (np.stack(x) for x in zip(*rows))
+    batch = jax.device_get(add_noise(jax.random.key(0), tokens, segments, recipe))
+    masked, total = batch.targets.copy(), 0.0
+    block = np.cumsum(positions(segments) % recipe.block_size == 0, axis=1) + 1000 * np.arange(len(rows))[:, None]
+    while masked.any():
+        losses, confidence = token_losses(lm, dataclasses.replace(batch, masked=masked), recipe)
+        order = np.lexsort((-np.where(masked, confidence, -np.inf).ravel(), block.ravel()))
+        rank = np.empty(order.size, int)
+        rank[order] = np.arange(order.size) - np.searchsorted(block.ravel()[order], block.ravel()[order])
+        chosen = masked & (rank.reshape(masked.shape) < per_forward)
+        total += losses[chosen].sum()
+        masked &= ~chosen
+    return float(total / batch.targets.sum())
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
