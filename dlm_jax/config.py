@@ -19,6 +19,8 @@ from ml_collections import ConfigDict
 from dlm_jax.diffusion.recipes import RECIPES, Recipe, recipe
 from dlm_jax.errors import UserError
 
+Remat = Literal["none", "dots", "full"]
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelChoice:
@@ -33,7 +35,7 @@ class ModelChoice:
     init: Literal["base", "scratch"] = "base"
     mask: str = "new"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Remat = "none"
 
 
 @dataclasses.dataclass(frozen=True)
