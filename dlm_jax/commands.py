@@ -101,8 +101,13 @@ def run_train(a: Arguments) -> dict[str, Any]:
 
 def run_aot(a: Arguments) -> dict[str, Any]:
     from dlm_jax.aot import aot
+    from dlm_jax.aot_search import search
     from dlm_jax.config import load_config
-    return dataclasses.asdict(aot(load_config(a.config, a.overrides), a.topology, a.slices))
+    config = load_config(a.config, a.overrides)
+    if not a.search:
+        return dataclasses.asdict(aot(config, a.topology, a.slices))
+    tell()
+    return dataclasses.asdict(search(config, a.topology, a.slices)[0])
 
 
 def run_sample(a: Arguments) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from dlm_jax.diffusion.recipes import RECIPES, Recipe, recipe
 from dlm_jax.errors import UserError
 from dlm_jax.models.lora import Lora
 
+Remat = Literal["none", "dots", "full"]
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelChoice:
@@ -34,7 +36,7 @@ class ModelChoice:
     init: Literal["base", "scratch"] = "base"
     mask: str = "new"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Remat = "none"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,10 @@ from dlm_jax.attention.rules import (
     Rule,
     hash32,
 )
-from dlm_jax.diffusion.objective import cross_entropy_sums, divergence_sum, shift, shift_two_streams
+from dlm_jax.diffusion.objective import divergence_sum, shift, shift_two_streams
 from dlm_jax.diffusion.recipe import Recipe
 from dlm_jax.diffusion.schedule import growth
+from dlm_jax.head_loss import token_sums
 from dlm_jax.mesh import shares
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.transformer import forward, unembed
@@ -100,23 +101,20 @@ def loss_sums(params: Params, batch: Noised, rule: Rule, mask_id: int | None, re
     """The sums of the loss over a batch, accumulated in fp32: weighted cross-entropy of the masked targets, and in the
     same pass what the recipe asks of the clean half; `teacher` is the base that it is held to."""
     noisy, clean = outputs(params, batch, rule, mask_id, recipe, config, **compute)
-    # Each device makes the logits of its share of the batch and of the vocabulary.
-    share = -(-config.vocab_size // shares("replica", "fsdp", "tensor"))
-
-    def head(hidden: jax.Array) -> jax.Array:
-        return unembed(params, hidden, config)
-
     targets = batch.targets.astype(jnp.float32)
     weights = jnp.stack([batch.weight, batch.masked.astype(jnp.float32)])
-    loss, masked_loss = cross_entropy_sums(aligned(noisy, clean, batch.segments, recipe), batch.tokens, weights, head,
-                                           share)
+    hidden = aligned(noisy, clean, batch.segments, recipe)
+    loss, masked_loss = token_sums(params, hidden, batch.tokens, weights, config)
     ar_loss = kl = jnp.zeros(())
     if recipe.ar_weight and clean is not None:
-        ar_loss = cross_entropy_sums(shift(clean), batch.tokens, targets[None], head, share)[0]
+        ar_loss = token_sums(params, shift(clean), batch.tokens, targets[None], config)[0]
         loss += recipe.ar_weight * ar_loss
     if recipe.kl_weight and clean is not None:
         assert teacher is not None, "a divergence needs the base"
         base = forward(teacher, batch.tokens, config=config, rule=Causal(), segments=batch.segments, **compute)
-        kl = divergence_sum(shift(clean), shift(base), targets, head, lambda h: unembed(teacher, h, config), share)
+        # Each device makes the logits of its share of the batch and of the vocabulary.
+        share = -(-config.vocab_size // shares("replica", "fsdp", "tensor"))
+        kl = divergence_sum(shift(clean), shift(base), targets, lambda h: unembed(params, h, config),
+                            lambda h: unembed(teacher, h, config), share)
         loss += recipe.kl_weight * kl
     return Sums(loss, jnp.sum(batch.targets), masked_loss, jnp.sum(batch.masked), ar_loss, kl)

@@ -40,6 +40,39 @@ def test_collectives_are_counted_with_the_trips_of_their_loops():
     assert collective_bytes(LOOP) == {"all-gather": 128 * 4 + 10 * 4 * 128 * 2, "reduce-scatter": 10 * 16 * 4 * 4}
 
 
+STARTED_AND_DONE = """\
+HloModule step
+
+%less (p: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(9)
+  %counter = s32[] get-tuple-element(%p), index=0
+  ROOT %compare = pred[] compare(%counter, %limit), direction=LT
+}
+
+%fused (p: f32[8]) -> f32[8] {
+  ROOT %inner = f32[32] all-reduce(%p), channel_id=5, to_apply=%add
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %two = s32[] constant(2)
+  %counter.1 = s32[] get-tuple-element(%p), index=0
+  %next = s32[] add(%counter.1, %two)
+  %first = f32[32] all-reduce(%x), channel_id=5, to_apply=%add
+  %fusion = f32[8] fusion(%first), kind=kCustom, calls=%fused
+  %sent = (f32[4], f32[4], u32[], u32[]) collective-permute-start(%fusion), channel_id=6
+  ROOT %out = (s32[], f32[8]) tuple(%next, %fusion)
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  ROOT %loop = (s32[], f32[8]) while(%t), condition=%less, body=%body
+}
+"""
+
+
+def test_a_loop_that_does_not_say_how_often_it_runs_is_read_and_a_channel_counts_once():
+    assert collective_bytes(STARTED_AND_DONE) == {"all-reduce": 5 * 32 * 4, "collective-permute": 5 * 4 * 4}
+
+
 def test_a_program_of_one_device_sends_nothing():
     assert collective_bytes(jax.jit(lambda x: x @ x).lower(jnp.ones((4, 4))).compile().as_text()) == {}
 
@@ -64,7 +97,7 @@ def test_flops_are_six_for_a_weight_and_token_and_the_visible_pairs():
 
 
 @needs_compiler
-@pytest.mark.parametrize("topology, mesh", [("v5e:2x2", []), ("v5p:2x2x1", ["mesh.tensor=2"])])
+@pytest.mark.parametrize("topology, mesh", [("v4:2x2x1", []), ("v5e:2x2", []), ("v5p:2x2x1", ["mesh.tensor=2"])])
 def test_the_step_compiles_for_a_topology_and_tells_its_memory(topology, mesh, tiny_config, tiny_run):
     report = aot(load_config(tiny_config, [*tiny_run, "train.batch=8", "train.accumulate=1", *mesh]), topology)
     assert report.fits and 0 < report.arguments_gib + report.temporaries_gib <= report.peak_gib < report.capacity_gib

@@ -28,7 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"attention", "mesh", "errors"},
     "config": {"diffusion", "models", "errors"},
     "noise": {"attention", "diffusion"},
-    "losses": {"attention", "diffusion", "mesh", "models", "noise"},
+    "head_loss": {"diffusion", "mesh", "models"},
+    "losses": {"attention", "diffusion", "head_loss", "mesh", "models", "noise"},
     "convert": {"models", "files", "errors"},
     "data": {"diffusion", "models", "files", "errors"},
     "sampling": MODEL,
@@ -36,8 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": MODEL | {"cluster", "data", "evaluation"},  # the loop reads records and measures the validation loss
 }
 # What joins the parts for the user may import any of them, and none of them may import it.
-FRONT = {"__init__", "adapt", "aot", "assets", "cli", "commands", "demo", "exporting", "importing", "language_model",
-         "on_policy", "opening"}
+FRONT = {"__init__", "adapt", "aot", "aot_search", "assets", "cli", "commands", "demo", "exporting", "importing",
+         "language_model", "on_policy", "opening"}
 TORCH_AT_HOME = {"convert/modeling_dlm.py"}  # travels with an export; nothing here imports it
 TORCH_ON_DEMAND = {"demo.py"}  # inside a function, where PyTorch is installed
 
