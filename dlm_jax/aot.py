@@ -88,6 +88,9 @@ def aot(config: Config, topology: str, slices: int = 1) -> Report:
     A step that does not fit has no program, so nothing is known of its code and collectives.
     Raises `UserError` for an unknown topology, a mesh that does not fit it, or without `libtpu`.
     """
+    if config.lora.rank or config.recipe.kl_weight:
+        raise UserError("dlm aot plans the training of all weights without a frozen base; set lora.rank and "
+                        "recipe.kl_weight to 0")
     model, found, started = shape_of(config), devices(topology, slices), time.perf_counter()
     peak = peak_of(found[0].device_kind)
     if peak is None:

@@ -33,7 +33,8 @@ class Noised:
 def add_noise(key: jax.Array, tokens: jax.Array, segments: jax.Array, recipe: Recipe,
               step: jax.Array | None = None) -> Noised:
     """Draws levels and masks for a whole (global) batch, tokens and segments int [b, n]; segments as they are recorded,
-    with `corruption.GIVEN` at the tokens of prompts, which are never masked and never count.
+    with `corruption.GIVEN` at the tokens of prompts, which are never masked and never count. Nor does padding; an end
+    token is a token like any other.
 
     Nothing but the key, the shape, the segments and the schedules at `step` decides the draw; without a step the
     schedules are over. Complementary masks make two rows of each record: [2b, n].

@@ -159,7 +159,7 @@ def _validator(config: Config, bundle: Bundle, dataset: Dataset) -> Callable[[St
     samples = 1 if exact else config.evaluate.samples
 
     def validate(state: State) -> float:
-        params = model_params(state, config.lora)
+        params = model_params(state, config.lora, bundle.config)
         return float(likelihood(params, bundle.config, recipe, bundle.card.mask_token_id, rows, samples))
 
     return validate

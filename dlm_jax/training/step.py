@@ -50,10 +50,14 @@ def init_state(params: Params, config: Config, model: ModelConfig) -> State:
     return State(jnp.int32(0), trained, moments, frozen)
 
 
-def model_params(state: State, lora: Lora) -> Params:
+def model_params(state: State, lora: Lora, model: ModelConfig) -> Params:
     """The parameters of the model, adapters merged."""
-    return state.params if not lora.rank else jax.jit(join, static_argnums=2)(
-        state.params, state.frozen["model"], lora)
+    if not lora.rank:
+        return state.params
+    def merged(trained: Params, frozen: Params) -> Params:
+        return join(trained, frozen, lora)
+
+    return jax.jit(spread(merged, param_specs(weight_table(model))))(state.params, state.frozen["model"])
 
 
 def check_shares(train: Train) -> None:
