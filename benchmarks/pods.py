@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PARAMETERS = 6_738_419_712  # of the LLaMA that scales weakly, with its mask row
+LAYERS, HEAD = 6_476_005_376, 131_076_096  # numbers in the matrices of the LLaMA that scales weakly
 
 TARGETS = [
     ("tiny", "v5e:2x2", []),
@@ -62,8 +62,9 @@ def row(config: str, r: dict) -> str:
 
 def predicted(copies: int, shares: int) -> float:
     """GiB that a chip receives in a step of the 7B model in one part (see the text of the page)."""
-    gathers, scatters = 3 * 2 * PARAMETERS, 2 * PARAMETERS
-    return (gathers + scatters) / 2**30 + (2 * 4 * PARAMETERS / shares / 2**30 if copies > 1 else 0)
+    within = 3 * 2 * LAYERS + (2 + 4) * HEAD
+    across = 4 * (LAYERS + 2 * HEAD) / shares if copies > 1 else 0
+    return (within + across) / 2**30
 
 
 def weak_row(r: dict) -> str:
