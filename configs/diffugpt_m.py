@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     c.model.init = "base"
     c.model.mask = "new"
     c.model.dtype = "bfloat16"
-    c.model.remat = "none"
+    c.model.remat = "dots"
 
     c.data = ConfigDict()
     c.data.train = "data/fineweb"
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     c.train = ConfigDict()
     c.train.steps = 160_000
     c.train.batch = 1280
-    c.train.accumulate = 10  # 8 records a chip at a time
+    c.train.accumulate = 5  # 16 records a chip at a time
     c.train.seed = 0
 
     c.optimizer = ConfigDict()

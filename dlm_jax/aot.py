@@ -136,7 +136,8 @@ def abstract(config: Config, model: ModelConfig, mesh: jax.sharding.Mesh) -> tup
     rows = jax.ShapeDtypeStruct((config.train.batch, config.data.length), jnp.int32,
                                 sharding=NamedSharding(mesh, PartitionSpec(BATCH)))
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    return State(step, params, moments), rows
+    skipped: Any = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=whole)
+    return State(step, params, moments, skipped), rows
 
 
 def out_of_memory(error: Exception, arguments: Any) -> Memory:

@@ -34,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"diffusion", "models", "files", "errors"},
     "sampling": MODEL,
     "evaluation": MODEL,
-    "training": MODEL | {"cluster", "data", "evaluation"},  # the loop reads records and measures the validation loss
+    # The loop reads records and measures the validation loss.
+    "training": MODEL | {"cluster", "data", "evaluation", "hardware"},
 }
 # What joins the parts for the user may import any of them, and none of them may import it.
 FRONT = {"__init__", "adapt", "aot", "aot_search", "assets", "cli", "commands", "demo", "exporting", "importing",

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,14 @@ from dlm_jax.training.optimizer import learning_rate, make_optimizer
 
 @struct.dataclass
 class State:
-    """What a step turns into the next: step (int32), params (fp32; those that are trained), the optimizer's moments.
-    Beside them what stays, `frozen`: the rest of the `model`, and the `teacher` that a divergence is from."""
+    """What a step turns into the next: step (int32), params (fp32, those that are trained), the optimizer's moments,
+    and how many steps were skipped, in a row until now and in all (int32 [2]). Beside them what stays: `frozen`, the
+    rest of the `model` and the `teacher` that a divergence is from."""
 
     step: jax.Array
     params: Params
     optimizer: optax.OptState
+    skipped: jax.Array
     frozen: dict[str, Params] = struct.field(default_factory=dict)
 
 
@@ -47,13 +50,14 @@ def init_state(params: Params, config: Config, model: ModelConfig) -> State:
         frozen["teacher"] = place(params, whole)
     trained = place(trained, trained_table(model, config.lora))
     moments = jax.jit(make_optimizer(config.optimizer, config.train.steps, model, config.lora).init)(trained)
-    return State(jnp.int32(0), trained, moments, frozen)
+    return State(jnp.int32(0), trained, moments, jnp.zeros(2, jnp.int32), frozen)
 
 
 def model_params(state: State, lora: Lora, model: ModelConfig) -> Params:
     """The parameters of the model, adapters merged."""
     if not lora.rank:
         return state.params
+
     def merged(trained: Params, frozen: Params) -> Params:
         return join(trained, frozen, lora)
 
@@ -100,18 +104,30 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None) -> Step:
         gradients, sums = spread(gradient, layout)(state.params, state.frozen, tokens, segments, state.step)
         gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1), gradients)
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+        loss, norm = sums.loss / jnp.maximum(sums.tokens, 1), optax.tree.norm(gradients)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        params, moments = keep_if(good, (optax.apply_updates(state.params, updates), moments),
+                                  (state.params, state.optimizer))
+        skipped = jnp.where(good, state.skipped.at[0].set(0), state.skipped + 1)
         metrics = dict(
-            loss=sums.loss / jnp.maximum(sums.tokens, 1),
+            loss=loss,
             masked_loss=sums.masked_loss / jnp.maximum(sums.masked, 1),
-            gradient_norm=optax.tree.norm(gradients),
+            gradient_norm=norm,
             learning_rate=rate(state.step),
+            skipped_in_a_row=skipped[0],
+            skipped=skipped[1],
         )
         for name, weight in (("ar_loss", recipe.ar_weight), ("kl", recipe.kl_weight)):
             if weight:
                 metrics[name] = getattr(sums, name) / jnp.maximum(sums.tokens, 1)
-        return State(state.step + 1, optax.apply_updates(state.params, updates), moments, state.frozen), metrics
+        return State(state.step + 1, params, moments, skipped, state.frozen), metrics
 
     return step
+
+
+def keep_if(good: jax.Array, new: Any, old: Any) -> Any:
+    """The tree `new` where `good`, else `old`."""
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
 
 def rows_apart(x: jax.Array) -> jax.Array:
