@@ -40,8 +40,8 @@ def report(config: str, topology: str, overrides: list[str], results: Path) -> d
     """What `dlm aot --json` says, or said before."""
     file = results / "_".join([config, topology.replace(":", "_"), *overrides]).replace("=", "-")
     if not file.exists():
-        command = [sys.executable, "-m", "dlm_jax.cli", "aot", "--config", f"configs/{config}.py", "--topology", topology,
-                   "--json", *(f"--config.{override}" for override in overrides)]
+        command = [sys.executable, "-m", "dlm_jax.cli", "aot", "--json", "--config", f"configs/{config}.py",
+                   "--topology", topology, *(f"--config.{override}" for override in overrides)]
         print(" ".join(command[1:]), file=sys.stderr, flush=True)
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
@@ -70,7 +70,8 @@ def predicted(copies: int, shares: int) -> float:
 def weak_row(r: dict) -> str:
     """One line of the table of weak scaling."""
     copies = r["chips"] // 64
-    return (f"| {r['topology']} | {r['chips']} | {copies} | {r['peak_gib']:.2f} | {sum(r['collective_gib'].values()):.1f} "
+    sent = sum(r["collective_gib"].values())
+    return (f"| {r['topology']} | {r['chips']} | {copies} | {r['peak_gib']:.2f} | {sent:.1f} "
             f"| {predicted(copies, 64):.1f} | {r['seconds']['arithmetic']:.3g} | {r['seconds']['links']:.2g} |")
 
 
