@@ -84,8 +84,10 @@ print(json.dumps([list(losses(config, *each)) for each in shapes]))
 
 @pytest.mark.parametrize("changes", [["recipe.anneal_steps=4", "train.accumulate=2"],
                                      ["recipe=bd3lm", "recipe.block_size=8", "model.remat=full", "train.accumulate=1"],
-                                     ["recipe=best", "recipe.block_size=8", "recipe.blocks=", "recipe.kl_weight=0.5",
-                                      "recipe.normaliser=masked", "train.accumulate=2", "lora.rank=3"]])
+                                     pytest.param([
+                                         "recipe=best", "recipe.block_size=8", "recipe.blocks=", "recipe.kl_weight=0.5",
+                                         "recipe.normaliser=masked", "train.accumulate=2", "lora.rank=3"],
+                                         marks=pytest.mark.slow, id="all of it")])
 def test_every_mesh_gives_the_losses_of_one_device(changes, tiny_config):
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     changes = [*changes, "train.batch=16", "optimizer.warmup=0", "optimizer.learning_rate=0.01"]
