@@ -8,6 +8,7 @@ from dlm_jax.convert.hf_import import read_hf
 from dlm_jax.convert.native import read_native
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
+from dlm_jax.files import is_remote
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.mask_token import add_mask_row, reuse_mask_row
 
@@ -18,19 +19,27 @@ BUNDLED_DIRECTORY = Path(__file__).parent / "assets" / "base"
 
 def open_bundle(source: str | Path) -> Bundle:
     """The model of that name. What came from the hub says so in its card. Raises `UserError` with the cause."""
+    if is_remote(source):
+        from dlm_jax.training.remote import fetch as fetch_run
+        return read_run(fetch_run(str(source)))
     path = BUNDLED_DIRECTORY if str(source) == BUNDLED else Path(source)
     if (path / "dlm.json").is_file():
         return read_native(path)
     if (path / "model.json").is_file() and (path / "checkpoints").is_dir():
-        from dlm_jax.training.checkpoint import read_work_directory  # Orbax is slow to import
-        base = path / ADAPTED_BASE
-        return read_work_directory(path, read_native(base).params if base.is_dir() else None)
+        return read_run(path)
     fetched = fetch(path if path.is_dir() else str(source))
     bundle = read_hf(fetched.directory)
     if fetched.revision is None or bundle.card.base_model is not None:
         return bundle
     card = dataclasses.replace(bundle.card, base_model=str(source), base_revision=fetched.revision)
     return dataclasses.replace(bundle, card=card)
+
+
+def read_run(workdir: Path) -> Bundle:
+    """The model of a work directory, adapters merged into the base that lies in it."""
+    from dlm_jax.training.checkpoint import read_work_directory  # Orbax is slow to import
+    base = workdir / ADAPTED_BASE
+    return read_work_directory(workdir, read_native(base).params if base.is_dir() else None)
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer | None:

@@ -25,9 +25,9 @@ class Steps:
     """What the steps of a run need.
 
     step_at: steps done -> the compiled step; batches: its records; whole: state -> the model's parameters; validate:
-    parameters -> nats a token; texts: parameters -> samples;
-    ends: step number -> whether the run is to end there; alive: to be called after every step; speed: seconds a step ->
-    what follows from them for the log.
+    parameters -> nats a token; texts: parameters -> samples; speed: seconds a step -> what follows from them for the
+    log; ends: step number -> whether the run is to end there; alive, saved: to be called after every step and after a
+    checkpoint.
     """
 
     config: Config
@@ -41,6 +41,7 @@ class Steps:
     alive: Callable[[], None]
     trace: Trace | None
     checkpoints: Checkpoints
+    saved: Callable[[], None]
     log: NoLog
     progress: Progress
     clock: Clock
@@ -71,6 +72,7 @@ class Steps:
             if saves:
                 self.checked(number, metrics)
                 self.checkpoints.save(number, state)
+                self.saved()
                 saved = time.monotonic()
                 self.clock.spend("saving")
             if ends and not last:
