@@ -55,7 +55,7 @@ def late(half_life: float, **fields) -> Recipe:
 
 
 CAUSAL = {"clean_half": "token_causal"}
-HYBRID = {**CAUSAL, "ar_weight": 1.0}
+HYBRID = {**CAUSAL, "ar_weight": 1 / 0.3}
 SETUPS = {
     "one shifted": Setup(one()),
     "one shifted annealed": Setup(one(anneal_steps=50)),
