@@ -85,17 +85,13 @@ def run_aot(a: Arguments) -> dict[str, Any]:
 def run_sample(a: Arguments) -> dict[str, Any]:
     from dlm_jax.language_model import load
     lm = load(a.model)
-    start = time.perf_counter()
-    sample = lm.sample(a.prompt, max_tokens=a.max_tokens, **sampling(a))
-    return show_sample(lm, sample, time.perf_counter() - start, a)
+    return show_sample(lm, lm.sample(a.prompt, max_tokens=a.max_tokens, stop=a.stop, **settings(a)), a)
 
 
 def run_infill(a: Arguments) -> dict[str, Any]:
     from dlm_jax.language_model import load
     lm = load(a.model)
-    start = time.perf_counter()
-    sample = lm.infill(a.text, **sampling(a))
-    return show_sample(lm, sample, time.perf_counter() - start, a)
+    return show_sample(lm, lm.infill(a.text, **settings(a)), a)
 
 
 def run_eval(a: Arguments) -> dict[str, Any]:
@@ -115,12 +111,13 @@ def run_eval(a: Arguments) -> dict[str, Any]:
     return {"task": a.task, "nats_per_token": result, "tokens": result.tokens, "texts": len(texts)}
 
 
-def sampling(a: Arguments) -> dict[str, Any]:
+def settings(a: Arguments) -> dict[str, Any]:
     """The keywords that `sample` and `infill` share."""
-    return {name: getattr(a, name) for name in ("steps", "order", "temperature", "top_k", "top_p", "seed")}
+    from dlm_jax.sampling.settings import Settings
+    return {field.name: getattr(a, field.name) for field in dataclasses.fields(Settings)}
 
 
-def show_sample(lm: Any, sample: Any, seconds: float, a: Arguments) -> dict[str, Any]:
+def show_sample(lm: Any, sample: Any, a: Arguments) -> dict[str, Any]:
     """Prints the text (after its animation with --watch) and returns what --json says."""
     if a.watch:
         from rich.console import Console
@@ -130,7 +127,8 @@ def show_sample(lm: Any, sample: Any, seconds: float, a: Arguments) -> dict[str,
     if not a.json:
         print(sample.text)
     return {"text": sample.text, "tokens": sample.tokens, "new_tokens": sample.new_tokens, "forwards": sample.forwards,
-            "seconds": seconds}
+            "tokens_per_forward": sample.tokens_per_forward, "seconds": sample.batch.seconds,
+            "tokens_per_second": sample.batch.tokens_per_second, "peak_bytes": sample.batch.peak_bytes}
 
 
 def cores() -> int:

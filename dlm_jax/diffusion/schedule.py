@@ -24,3 +24,13 @@ def annealing_probability(step: jax.Array, steps: int) -> jax.Array:
     DiffuLLaMA, section 3.2; `steps` = 0 opens everything at once.
     """
     return jnp.minimum(1.0, (step + 1) / max(steps, 1)).astype(jnp.float32)
+
+
+def linear(progress: jax.Array) -> jax.Array:
+    """The masked share 1 - alpha after a share `progress` of the way: the even grid."""
+    return 1.0 - progress
+
+
+def cosine(progress: jax.Array) -> jax.Array:
+    """As `linear`, but slow at first and fast at the end (MaskGIT, arXiv 2202.04200)."""
+    return jnp.cos(progress * jnp.pi / 2)

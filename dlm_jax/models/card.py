@@ -7,6 +7,7 @@ from dlm_jax.errors import UserError
 
 ALIGNMENTS = ("shifted", "same_position")
 RULES = ("causal", "bidirectional", "block_causal")
+CLEAN_HALVES = ("block_causal", "token_causal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +17,8 @@ class Card:
     alignment: `shifted`, the output at n-1 predicts token n; `same_position`, the output at n predicts token n.
     rule: what a token sees when the model denoises: `causal` marks a plain autoregressive model.
     block_size: tokens of a block; only with the rule `block_causal`.
+    clean_half: how the finished text before a block sees itself, with the rule `block_causal`: in blocks
+    (`block_causal`), or left to right (`token_causal`), which makes it an autoregressive model as well.
     mask_token_id: the id of the mask token, None for a plain autoregressive model.
     bos_token_id: the token that a text starts with; eos_token_id: the token that ends it. None where there is none.
     """
@@ -29,6 +32,7 @@ class Card:
     recipe: str | None = None
     base_model: str | None = None
     base_revision: str | None = None
+    clean_half: Literal["block_causal", "token_causal"] = "block_causal"
 
     def __post_init__(self) -> None:
         if self.alignment not in ALIGNMENTS:
@@ -40,6 +44,10 @@ class Card:
                             f"'{self.rule}' and block_size {self.block_size}")
         if self.block_size is not None and self.block_size < 1:
             raise UserError(f"block_size must be at least 1, not {self.block_size}")
+        if self.clean_half not in CLEAN_HALVES:
+            raise UserError(f"clean_half '{self.clean_half}' is not one of {', '.join(CLEAN_HALVES)}")
+        if self.clean_half == "token_causal" and self.rule != "block_causal":
+            raise UserError(f"clean_half token_causal goes with the rule block_causal, not with '{self.rule}'")
 
     @property
     def is_diffusion(self) -> bool:
