@@ -85,6 +85,11 @@ def make_parser() -> Parser:
     sub.add_argument("model", help=MODEL_HELP)
     sub.add_argument("--prompt", default="", type=unicode_text, help="default: none, an unconditional sample")
     sub.add_argument("--max-tokens", type=whole(1), default=64, metavar="N", help="how long, in tokens (default 64)")
+    sub.add_argument("--prompts", metavar="FILE",
+                     help='many requests: JSON lines with "id", and "prompt" or "infill", and "max_tokens" if need be')
+    sub.add_argument("--out", metavar="FILE",
+                     help="where their results go, line by line; what is there is not done again")
+    sub.add_argument("--batch", type=whole(1), default=16, metavar="N", help="how many together (default 16)")
     sub.add_argument("--stop", type=unicode_text, metavar="TOKEN", help="what ends a text (default: the model's own)")
     add_sampling_flags(sub)
 
@@ -125,6 +130,8 @@ def add_sampling_flags(sub: argparse.ArgumentParser) -> None:
                                      "--block; for the others)")
     sub.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the draw (default 0)")
     sub.add_argument("--watch", action="store_true", help="show the denoising in the terminal")
+    sub.add_argument("--gif", metavar="FILE", help="draw the denoising as a GIF")
+    sub.add_argument("--html", metavar="FILE", help="write a page with a slider through the denoising")
 
 
 def whole(least: int) -> Callable[[str], int]:

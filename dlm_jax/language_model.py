@@ -24,7 +24,7 @@ from dlm_jax.models.transformer import forward, unembed
 from dlm_jax.models.weights import Params
 from dlm_jax.opening import open_bundle, open_tokenizer, with_mask
 from dlm_jax.sampling.generate import generate
-from dlm_jax.sampling.requests import Request, check_length, continuation, with_holes
+from dlm_jax.sampling.requests import Request, check, check_length, continuation, with_holes
 from dlm_jax.sampling.sample import Sample
 from dlm_jax.sampling.settings import Settings
 from dlm_jax.sampling.trace import Callback
@@ -97,6 +97,10 @@ class LanguageModel:
         if not self.card.is_diffusion:
             raise UserError("a plain autoregressive model cannot fill a hole; adapt it first with `dlm train`")
         return with_holes(text, self.encode, self.text_tokenizer().encode_inside, self.config.max_length)
+
+    def check(self, request: Request) -> None:
+        """Raises `UserError` for a request that the model cannot serve."""
+        check(request, self.config, self.card)
 
     def fill(self, requests: Sequence[Request], settings: Settings, numbers: Sequence[int] | None = None,
              callback: Callback | None = None) -> list[Sample]:

@@ -39,9 +39,8 @@ def sample_file(lm: LanguageModel, prompts: str | Path, out: str | Path, setting
     of n: it serves every n-th batch into a file of its own, and the first one joins them at the end. progress: called
     with the lines that are done and all lines. Returns how many were `served`, `refused` and there `before`.
     """
+    lm.fill([], settings)  # says what no line can mend
     lines = list(read_lines(lm, Path(prompts), max_tokens))
-    if lines:
-        lm.fill([line.requests[0] for line in lines if line.requests][:0], settings)  # says what no line can mend
     number, hosts = host
     own = Path(out) if hosts == 1 else Path(f"{out}.{number}-of-{hosts}")
     waiting = missing(lines, [own, Path(out), *others(Path(out))])
@@ -52,11 +51,12 @@ def sample_file(lm: LanguageModel, prompts: str | Path, out: str | Path, setting
         done = len(lines) - len(waiting)
         for line in refused if number == 0 else []:
             write(file, {"id": line.id, "error": line.error})
-        lengths = [canvas_length(max(len(r.tokens) for r in line.requests), lm.config.max_length, settings.size(lm.card))
+        size = settings.size(lm.card)
+        lengths = [canvas_length(max(len(request.tokens) for request in line.requests), lm.config.max_length, size)
                    for line in servable]
         for indices in list(in_batches(lengths, batch))[number::hosts]:
             group = [servable[i] for i in indices]
-            for result in serve(lm, group, settings):
+            for result in serve(lm, group, settings, batch):
                 write(file, result)
             done += len(group)
             progress(done + len(refused), len(lines))
@@ -66,10 +66,12 @@ def sample_file(lm: LanguageModel, prompts: str | Path, out: str | Path, setting
     return {"served": len(servable), "refused": len(refused), "before": len(lines) - len(waiting)}
 
 
-def serve(lm: LanguageModel, group: list[Line], settings: Settings) -> Iterator[dict[str, Any]]:
-    """The results of a batch."""
-    numbers = [line.number for line in group for _ in line.requests]
-    samples = iter(lm.fill([request for line in group for request in line.requests], settings, numbers))
+def serve(lm: LanguageModel, group: list[Line], settings: Settings, batch: int) -> Iterator[dict[str, Any]]:
+    """The results of some lines; a line with holes of unknown width is many requests."""
+    todo = [(line.number, request) for line in group for request in line.requests]
+    samples = iter([sample for start in range(0, len(todo), batch) for sample in lm.fill(
+        [request for _, request in todo[start:start + batch]], settings,
+        [number for number, _ in todo[start:start + batch]])])
     for line in group:
         best = best_of([next(samples) for _ in line.requests])
         written = [token for token, step in zip(best.tokens, best.order) if step]

@@ -70,21 +70,18 @@ def forward_cached(params: Params, tokens: jax.Array, cache: Cache, first: jax.A
     """Hidden states [b, n, d] of `tokens` standing at places first .. first + n, seeing the cache by `rule`.
 
     Their keys and values are written into the cache, which is returned; `write`, bool [b, n], leaves some of its places
-    as they were. first: one number, or int [b]; segments: int [b, places]; each sequence is one document from place 0,
-    so a place is a position. The cache is carried through the layers and not copied by them.
+    as they were (with a `first` that is an int). first: one number, or int [b]; segments: int [b, places]; each sequence
+    is one document from place 0, so a place is a position. The cache is carried through the layers and not copied.
     """
     b, n = tokens.shape
-    first = jnp.broadcast_to(jnp.asarray(first, jnp.int32), (b,))
-    positions = first[:, None] + jnp.arange(n, dtype=jnp.int32)
+    positions = jnp.atleast_1d(jnp.asarray(first, jnp.int32))[:, None] + jnp.arange(n, dtype=jnp.int32)
     plan = prepare(rule, cache.k.shape[2], segments, n, first)
 
     def put(whole: jax.Array, number: jax.Array, new: jax.Array) -> jax.Array:
         new = new.astype(whole.dtype)
         if write is not None:
-            old = jax.vmap(lambda x, at: jax.lax.dynamic_slice_in_dim(x, at, n))(whole[number], first)
-            new = jnp.where(write[..., None, None], new, old)
-        return jax.vmap(lambda x, y, at: jax.lax.dynamic_update_slice(x, y[None], (number, at, 0, 0)),
-                        in_axes=(1, 0, 0), out_axes=1)(whole, new, first)
+            new = jnp.where(write[..., None, None], new, whole[number, :, first:first + n])
+        return write_places(whole, number, new, first)
 
     def body(carry: tuple[jax.Array, Cache], layer_in: tuple[jax.Array, Params]) -> tuple[Any, None]:
         (x, cache), (number, w) = carry, layer_in
@@ -101,6 +98,18 @@ def forward_cached(params: Params, tokens: jax.Array, cache: Cache, first: jax.A
     layers = jnp.arange(config.depth), params["layers"]
     (x, cache), _ = jax.lax.scan(body, (embed(params, tokens, positions), cache), layers)
     return norm(x, params["final_norm"], config), cache
+
+
+def write_places(cache: jax.Array, number: jax.Array, new: jax.Array, first: jax.Array | int) -> jax.Array:
+    """`cache` [depth, b, places, g, k] with `new` [b, n, g, k] in layer `number`, from place `first` on: one number, or
+    int [b]. In place, where XLA may: no axis is moved."""
+    if jnp.ndim(first) == 0:
+        return jax.lax.dynamic_update_slice(cache, new[None], (number, 0, first, 0, 0))
+    b = len(new)
+    where = jnp.stack([jnp.full(b, number), jnp.arange(b), first], -1)
+    numbers = jax.lax.ScatterDimensionNumbers(update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1),
+                                              scatter_dims_to_operand_dims=(0, 1, 2))
+    return jax.lax.scatter(cache, where, new, numbers, unique_indices=True, mode=jax.lax.GatherScatterMode.CLIP)
 
 
 def unembed(params: Params, hidden: jax.Array, config: ModelConfig) -> jax.Array:

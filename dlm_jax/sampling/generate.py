@@ -32,19 +32,14 @@ def generate(params: Params, config: ModelConfig, card: Card, requests: Sequence
 
     Raises `UserError` for a request the model cannot serve.
     """
-    order = parse_order(settings.order)
-    if isinstance(order.selector, Speculate) and card.rule != "causal" and card.clean_half != "token_causal":
-        raise UserError("the order speculate needs a model whose clean half is token_causal; choose another order")
-    left_to_right = card.rule == "causal" or isinstance(order.selector, Speculate)
+    order, size, caching = order_for(card, settings), settings.size(card), settings.caching(card)
     for request in requests:
         check(request, config, card)
-        if left_to_right:
+        if isinstance(order.selector, Speculate):
             check_left_to_right(request)
     if not requests:
         return []
-    order = Order(Speculate()) if left_to_right else order
-    sampler = Sampler(*_numbers(requests, settings, card), settings.proposal(), order, settings.caching(card),
-                      settings.size(card), callback)
+    sampler = Sampler(*_numbers(requests, settings, card), settings.proposal(), order, caching, size, callback)
     mesh = None if callback else _mesh(len(sampler.end))
     folded = np.resize(range(len(requests)) if numbers is None else numbers, len(sampler.end))
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(settings.seed), folded)
@@ -53,6 +48,16 @@ def generate(params: Params, config: ModelConfig, card: Card, requests: Sequence
     samples = [_sample(trace, i, request, int(sampler.end[i])) for i, request in enumerate(requests)]
     cost = Cost(int(max(trace.passes)), sum(sample.new_tokens for sample in samples), seconds, peak_bytes())
     return [dataclasses.replace(sample, batch=cost) for sample in samples]
+
+
+def order_for(card: Card, settings: Settings) -> Order:
+    """The order in which a model fills: an autoregressive one knows only left to right."""
+    order = parse_order(settings.order)
+    if card.rule == "causal":
+        return Order(Speculate())
+    if isinstance(order.selector, Speculate) and card.clean_half != "token_causal":
+        raise UserError("the order speculate needs a model whose clean half is token_causal; choose another order")
+    return order
 
 
 def timed(*arguments: Any, mesh: Mesh | None, **static: Any) -> tuple[Trace, float]:
