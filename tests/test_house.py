@@ -115,7 +115,7 @@ def test_pytorch_is_needed_by_nobody():
 
 def test_files_stay_short_enough_to_read():
     lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in FILES}
-    assert not {name: n for name, n in lengths.items() if n > 400}
+    assert not {name: n for name, n in lengths.items() if n > (450 if name in TORCH_AT_HOME else 400)}
 
 
 def seconds_to_import(statement: str) -> float:

@@ -70,8 +70,9 @@ def forward_cached(params: Params, tokens: jax.Array, cache: Cache, first: jax.A
     """Hidden states [b, n, d] of `tokens` standing at places first .. first + n, seeing the cache by `rule`.
 
     Their keys and values are written into the cache, which is returned; `write`, bool [b, n], leaves some of its places
-    as they were (with a `first` that is an int). first: one number, or int [b]; segments: int [b, places]; each sequence
-    is one document from place 0, so a place is a position. The cache is carried through the layers and not copied.
+    as they were (with a `first` that is an int). first: one number, or int [b]; segments: int [b, places]; each
+    sequence is one document from place 0, so a place is a position. The cache is carried through the layers and not
+    copied.
     """
     b, n = tokens.shape
     positions = jnp.atleast_1d(jnp.asarray(first, jnp.int32))[:, None] + jnp.arange(n, dtype=jnp.int32)
