@@ -162,6 +162,14 @@ def show_sample(lm: Any, sample: Any, recorder: Any, a: Arguments) -> dict[str, 
     facts = {"new_tokens": sample.new_tokens, "forwards": sample.forwards,
              "tokens_per_forward": round(sample.tokens_per_forward, 3)}
     moments = recorder.moments(lm.tokenizer, sample.tokens) if recorder else []
+    if a.watch:
+        from rich.console import Console
+
+        from dlm_jax.sampling.render import frame
+        console = Console(stderr=True)
+        if not console.is_terminal:  # nothing has moved there, so the finished text is shown
+            pieces = [piece or "" for piece in moments[-1].pieces]
+            console.print(frame(pieces, sample.order, max(sample.order) + 1), soft_wrap=True)
     if a.gif:
         from dlm_jax.sampling.picture import write_gif
         write_gif(moments, a.gif)

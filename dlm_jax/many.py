@@ -9,13 +9,13 @@ order in which they are finished; whoever starts again with the same files gets 
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlm_jax.cluster import leads, meet
 from dlm_jax.errors import UserError
+from dlm_jax.files import write_text
 from dlm_jax.language_model import LanguageModel, best_of
 from dlm_jax.sampling.generate import canvas_length
 from dlm_jax.sampling.requests import Request, in_batches
@@ -37,33 +37,41 @@ def sample_file(lm: LanguageModel, prompts: str | Path, out: str | Path, setting
                 batch: int, progress: Callable[[int, int], None], host: tuple[int, int] = (0, 1)) -> dict[str, int]:
     """Serves the lines of `prompts` that are not yet in `out`, at most `batch` together. host: (i, n), this is host i
     of n: it serves every n-th batch into a file of its own, and the first one joins them at the end. progress: called
-    with the lines that are done and all lines. Returns how many were `served`, `refused` and there `before`.
+    with how many lines this host has served, and is to serve. Returns how many lines, of all hosts, were `served`,
+    `refused` and there `before`.
     """
     lm.fill([], settings)  # says what no line can mend
     lines = list(read_lines(lm, Path(prompts), max_tokens))
     number, hosts = host
     own = Path(out) if hosts == 1 else Path(f"{out}.{number}-of-{hosts}")
-    waiting = missing(lines, [own, Path(out), *others(Path(out))])
+    waiting = missing(lines, [Path(out), *parts(Path(out))])
     mend(own)
-    refused = [line for line in waiting if line.error is not None]
-    servable = [line for line in waiting if line.error is None]
     with open(own, "a", encoding="utf-8") as file:
-        done = len(lines) - len(waiting)
-        for line in refused if number == 0 else []:
-            write(file, {"id": line.id, "error": line.error})
-        size = settings.size(lm.card)
-        lengths = [canvas_length(max(len(request.tokens) for request in line.requests), lm.config.max_length, size)
-                   for line in servable]
-        for indices in list(in_batches(lengths, batch))[number::hosts]:
-            group = [servable[i] for i in indices]
+        for line in waiting if number == 0 else []:
+            if line.error is not None:
+                write(file, {"id": line.id, "error": line.error})
+        left = {line.number for line in waiting}
+        mine = [line for line in share(lm, lines, settings, batch, host) if line.number in left]
+        for start in range(0, len(mine), batch):
+            group = mine[start:start + batch]
             for result in serve(lm, group, settings, batch):
                 write(file, result)
-            done += len(group)
-            progress(done + len(refused), len(lines))
-    if hosts > 1:
-        meet("all lines are served")
-        join_parts(Path(out))
-    return {"served": len(servable), "refused": len(refused), "before": len(lines) - len(waiting)}
+            progress(start + len(group), len(mine))
+    meet("all lines are served")
+    if leads() and parts(Path(out)):
+        join(Path(out))
+    refused = sum(line.error is not None for line in waiting)
+    return {"served": len(waiting) - refused, "refused": refused, "before": len(lines) - len(waiting)}
+
+
+def share(lm: LanguageModel, lines: list[Line], settings: Settings, batch: int, host: tuple[int, int]) -> list[Line]:
+    """The lines of one of the hosts, short ones first: every n-th batch, whatever is done already, so that hosts that
+    start one after the other agree."""
+    servable, size = [line for line in lines if line.error is None], settings.size(lm.card)
+    lengths = [canvas_length(max(len(request.tokens) for request in line.requests), lm.config.max_length, size)
+               for line in servable]
+    number, hosts = host
+    return [servable[i] for indices in list(in_batches(lengths, batch))[number::hosts] for i in indices]
 
 
 def serve(lm: LanguageModel, group: list[Line], settings: Settings, batch: int) -> Iterator[dict[str, Any]]:
@@ -129,19 +137,14 @@ def requests_of(lm: LanguageModel, fields: dict[str, Any], max_tokens: int) -> l
 
 def missing(lines: list[Line], files: list[Path]) -> list[Line]:
     """The lines that are not yet in the files: by their id, and, where they are refused, by their error."""
-    done: Counter[tuple[str, str | None]] = Counter()
-    for file in files:
-        for text in file.read_bytes().split(b"\n")[:-1] if file.exists() else []:
-            result = read_result(text, file)
-            done[json.dumps(result.get("id")), result.get("error")] += 1
-    waiting = []
-    for line in lines:
-        key = json.dumps(line.id), line.error
-        if done[key]:
-            done[key] -= 1
-        else:
-            waiting.append(line)
-    return waiting
+    results = [read_result(text, file) for file in files for text in whole_lines(file)]
+    done = {(json.dumps(result.get("id")), result.get("error")) for result in results}
+    return [line for line in lines if (json.dumps(line.id), line.error) not in done]
+
+
+def whole_lines(file: Path) -> list[bytes]:
+    """The lines of a file, but for one that a kill has cut short; none where there is no file."""
+    return file.read_bytes().split(b"\n")[:-1] if file.exists() else []
 
 
 def read_result(text: bytes, file: Path) -> dict[str, Any]:
@@ -156,7 +159,7 @@ def read_result(text: bytes, file: Path) -> dict[str, Any]:
 
 
 def mend(file: Path) -> None:
-    """Cuts off the last line of a file where a kill has left a part of it."""
+    """Cuts off what a kill has left of a line."""
     if file.exists() and not (content := file.read_bytes()).endswith(b"\n"):
         os.truncate(file, content.rfind(b"\n") + 1)
 
@@ -167,18 +170,14 @@ def write(file: Any, result: dict[str, Any]) -> None:
     file.flush()
 
 
-def others(out: Path) -> list[Path]:
+def parts(out: Path) -> list[Path]:
     """The files of the hosts."""
     return sorted(out.parent.glob(f"{out.name}.*-of-*"))
 
 
-def join_parts(out: Path) -> None:
-    """Adds the lines of all hosts to `out`; by the first host, when all are there."""
-    if leads():
-        mend(out)
-        for part in others(out):
-            mend(part)
-            with open(out, "ab") as whole:
-                whole.write(part.read_bytes())
-            part.unlink()
-    meet("the files are one")
+def join(out: Path) -> None:
+    """Makes `out` of itself and the files of all hosts; a kill in between costs nothing and doubles nothing."""
+    lines = dict.fromkeys(line for file in (out, *parts(out)) for line in whole_lines(file))
+    write_text(out, "".join(line.decode() + "\n" for line in lines))
+    for part in parts(out):
+        part.unlink()
