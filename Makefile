@@ -2,6 +2,7 @@
 # make demo    the whole story on the bundled model, about 5 minutes on two CPU cores
 # make test    lint, types and all tests
 # make kernels  every shape of the attention kernels through the TPU compiler, and their cost in its schedule
+# make pods    every config through the TPU compiler for its target: docs/pods.md, an hour on two cores
 # make compat  the fast tests on Python 3.12 with the newest jax; those that need PyTorch are skipped there
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,7 +13,7 @@ export JAX_PLATFORMS ?= cpu
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
 
-.PHONY: setup demo test lint kernels compat clean
+.PHONY: setup demo test lint kernels pods compat clean
 
 setup: .venv/.ready
 
@@ -38,6 +39,9 @@ test: lint
 kernels: setup
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m kernels
 	.venv/bin/python benchmarks/attention_tpu.py
+
+pods: setup
+	.venv/bin/python benchmarks/pods.py
 
 .venv-compat/.ready: setup.py
 	$(PYTHON312) -m venv .venv-compat

@@ -123,7 +123,7 @@ def quality(base: LanguageModel, texts: list[list[int]]) -> dict[str, float]:
 
 def frontier(base: LanguageModel, one: LanguageModel, blocks: LanguageModel, ar: Any, prompts: list[list[int]]
              ) -> list[dict[str, Any]]:
-    """Each way of sampling at temperature 0.9 and top-p 0.95: tokens a second, tokens a pass, and the quality of the texts."""
+    """Each way, at temperature 0.9 and top-p 0.95: tokens a second, tokens a pass, and the quality of the texts."""
     rows = []
     ways = [("blocks, cached", blocks, {"order": f"threshold:{tau}"}) for tau in (0.99, 0.9, 0.7, 0.5, 0.3)]
     ways += [("one stream, random order", one, {"order": "random", "steps": steps}) for steps in (128, 64, 32, 16)]

@@ -1,6 +1,8 @@
 """Planning a run without its devices: the real training step, compiled for a TPU topology and read."""
 
 import dataclasses
+import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from dlm_jax.models.shapes import SHAPES
 from dlm_jax.models.sharding import spec_of
 from dlm_jax.models.weights import map_table
 from dlm_jax.topology import devices
-from dlm_jax.training.cost import step_flops
+from dlm_jax.training.cost import remade_flops, step_flops
 from dlm_jax.training.optimizer import make_optimizer
 from dlm_jax.training.step import State, check_shares, make_step
 
@@ -34,10 +36,11 @@ class Report:
     devices: int
     chips: int
     batch: int
+    accumulate: int
     remat: str
     arguments_gib: float
     temporaries_gib: float
-    code_gib: float
+    code_gib: float | None
     peak_gib: float
     capacity_gib: float
     fits: bool
@@ -46,6 +49,22 @@ class Report:
     seconds: dict[str, float]
     bound: str
     compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device; code is None where there is no program."""
+
+    arguments: int
+    temporaries: int
+    code: int | None
+    peak: int
+
+    @classmethod
+    def of(cls, found: Any) -> "Memory":
+        """From the compiler's analysis."""
+        parts = found.argument_size_in_bytes, found.temp_size_in_bytes, found.generated_code_size_in_bytes
+        return cls(*parts, sum(parts) + found.output_size_in_bytes - found.alias_size_in_bytes)
 
 
 def shape_of(config: Config) -> ModelConfig:
@@ -66,21 +85,40 @@ def shape_of(config: Config) -> ModelConfig:
 def aot(config: Config, topology: str, slices: int = 1) -> Report:
     """Compiles the training step of `config` for `topology`, such as `v5p:4x4x4`, times `slices`.
 
+    A step that does not fit has no program, so nothing is known of its code and collectives.
     Raises `UserError` for an unknown topology, a mesh that does not fit it, or without `libtpu`.
     """
     model, found, started = shape_of(config), devices(topology, slices), time.perf_counter()
     peak = peak_of(found[0].device_kind)
     if peak is None:
         raise UserError(f"the memory of a '{found[0].device_kind}' is not known; the known kinds are in hardware.py")
+    memory, sent = compile_step(config, model, found)
+    chips = len({(*device.coords, getattr(device, "slice_index", 0)) for device in found})
+    flops, times = roofline(config, model, memory, sent, len(found), peak)
+    return Report(
+        topology=topology, devices=len(found), chips=chips, batch=config.train.batch,
+        accumulate=config.train.accumulate, remat=config.model.remat, arguments_gib=memory.arguments / GIB,
+        temporaries_gib=memory.temporaries / GIB, code_gib=memory.code and memory.code / GIB,
+        peak_gib=memory.peak / GIB, capacity_gib=peak.memory / GIB,
+        fits=memory.code is not None and memory.peak <= peak.memory,
+        collective_gib={kind: size / GIB for kind, size in sent.items()}, flops=flops, seconds=times,
+        bound=max(times, key=lambda name: times[name]), compile_seconds=time.perf_counter() - started)
+
+
+def compile_step(config: Config, model: ModelConfig, found: list[Any]) -> tuple[Memory, dict[str, int]]:
+    """What a device of `found` needs in memory for the step, and receives in collectives (bytes by kind)."""
     mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor, found)
     assert mesh is not None  # no topology has a single device
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         check_shares(config.train)
         state, rows = abstract(config, model, mesh)
         step: Any = make_step(config, model, model.vocab_size - 1)
-        compiled = step.trace(state, rows, rows).lower(lowering_platforms=("tpu",)).compile()
-    chips = len({(*device.coords, getattr(device, "slice_index", 0)) for device in found})
-    return read(compiled, config, model, topology, len(found), chips, peak, time.perf_counter() - started)
+        lowered = step.trace(state, rows, rows).lower(lowering_platforms=("tpu",))
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            return out_of_memory(error, (state, rows, rows)), {}
+    return Memory.of(compiled.memory_analysis()), collective_bytes(compiled.as_text())
 
 
 def abstract(config: Config, model: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[Any, jax.ShapeDtypeStruct]:
@@ -95,24 +133,28 @@ def abstract(config: Config, model: ModelConfig, mesh: jax.sharding.Mesh) -> tup
     rows = jax.ShapeDtypeStruct((config.train.batch, config.data.length), jnp.int32,
                                 sharding=NamedSharding(mesh, PartitionSpec(BATCH)))
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    return State(step, params, moments), rows
+    skipped: Any = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=whole)
+    return State(step, params, moments, skipped), rows
 
 
-def read(compiled: Any, config: Config, model: ModelConfig, topology: str, count: int, chips: int, peak: Peak,
-         seconds: float) -> Report:
-    """The report of a compiled step."""
-    memory = compiled.memory_analysis()
-    most = (memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-            + memory.output_size_in_bytes - memory.alias_size_in_bytes)
-    sent = collective_bytes(compiled.as_text())
-    flops = step_flops(model, config.recipe, config.train.batch, config.data.length)
+def out_of_memory(error: Exception, arguments: Any) -> Memory:
+    """What the compiler says of the memory of a step that does not fit. Raises any other error again."""
+    said = re.search(r"(temporaries \(|Used )([\d.]+)([GM])", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or said is None or "vmem" in str(error):
+        raise error
+    own = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(arguments))
+    stated = int(float(said[2]) * (GIB if said[3] == "G" else 2**20))
+    temporaries = stated - own if said[1] == "Used " else stated
+    return Memory(own, temporaries, None, own + temporaries)
+
+
+def roofline(config: Config, model: ModelConfig, memory: Memory, sent: dict[str, int], count: int,
+             peak: Peak) -> tuple[float, dict[str, float]]:
+    """Operations of a step, and the least seconds it takes on `count` devices by what it computes (here with what it
+    makes again), moves in memory and sends."""
+    run = model, config.recipe, config.train.batch, config.data.length
+    flops, done = step_flops(*run), step_flops(*run) + remade_flops(*run, config.model.remat)
     # The state is read and written; the temporaries at least once each.
-    moved = 2 * memory.argument_size_in_bytes + 2 * memory.temp_size_in_bytes
-    times = {"arithmetic": flops / count / peak.flops, "memory": moved / peak.bandwidth,
-             "links": sum(sent.values()) / peak.links}
-    return Report(
-        topology=topology, devices=count, chips=chips, batch=config.train.batch, remat=config.model.remat,
-        arguments_gib=memory.argument_size_in_bytes / GIB, temporaries_gib=memory.temp_size_in_bytes / GIB,
-        code_gib=memory.generated_code_size_in_bytes / GIB, peak_gib=most / GIB, capacity_gib=peak.memory / GIB,
-        fits=most <= peak.memory, collective_gib={kind: size / GIB for kind, size in sent.items()}, flops=flops,
-        seconds=times, bound=max(times, key=lambda name: times[name]), compile_seconds=seconds)
+    moved = 2 * (memory.arguments + memory.temporaries)
+    return flops, {"arithmetic": done / count / peak.flops, "memory": moved / peak.bandwidth,
+                   "links": sum(sent.values()) / peak.links}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from dlm_jax import __version__, commands
-from dlm_jax.errors import UserError
+from dlm_jax.errors import Stopped, UserError
 from dlm_jax.models.shapes import SHAPES
 
 Arguments = argparse.Namespace
@@ -73,12 +73,16 @@ def make_parser() -> Parser:
     sub = command("train", commands.run_train, "adapt a model as a config file says, or go on with a run")
     sub.add_argument("--config", required=True, help="a file such as configs/tiny.py")
     sub.add_argument("--workdir", required=True, help="directory of the run")
+    sub.add_argument("--profile-steps", "--profile_steps", type=step_range, metavar="FIRST:LAST",
+                     help="leave a trace of these steps in the work directory's profile/, for TensorBoard or Perfetto")
     sub.epilog = "Any key of the config can be given as --config.group.key=value, such as --config.train.steps=100."
 
     sub = command("aot", commands.run_aot, "compile the training step of a config for a TPU that is not there")
-    sub.add_argument("--config", required=True, help="a file such as configs/qwen_blocks.py")
+    sub.add_argument("--config", required=True, help="a file such as configs/diffullama_7b.py")
     sub.add_argument("--topology", required=True, help="such as v5e:4x4, v5p:4x4x4, v6e:4x8 or tpu7x:2x2x1")
     sub.add_argument("--slices", type=whole(1), default=1, metavar="N", help="how many of them (default 1)")
+    sub.add_argument("--search", action="store_true",
+                     help="find the model.remat and the least train.accumulate that fit and take the least time")
     sub.epilog = f"Keys of the config as for `train`. These bases are known and need not be there: {', '.join(SHAPES)}."
 
     sub = command("sample", commands.run_sample, "continue a prompt")
@@ -144,6 +148,14 @@ def whole(least: int) -> Callable[[str], int]:
     return number
 
 
+def step_range(text: str) -> tuple[int, int]:
+    """Reads FIRST:LAST, two step numbers."""
+    first, colon, last = text.partition(":")
+    if not colon or not first.isdecimal() or not last.isdecimal() or not 1 <= int(first) <= int(last):
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form FIRST:LAST, such as 10:12")
+    return int(first), int(last)
+
+
 def unicode_text(text: str) -> str:
     """Text that is to be tokenised; what a shell hands over need not be UTF-8."""
     try:
@@ -164,7 +176,8 @@ def take_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. The exit code is 0; 2 with a sentence on stderr; 130 after Ctrl-C."""
+    """Runs one command. The exit code is 0; 2 with a sentence on stderr; 130 after Ctrl-C, 143 after
+    SIGTERM."""
     try:
         rest, overrides = take_overrides(sys.argv[1:] if arguments is None else arguments)
         parsed = make_parser().parse_args(rest)
@@ -181,6 +194,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         from dlm_jax.files import describe
         return fail(f"{describe(error)}; check that place, the rights to it and the space on its disk")
+    except Stopped as stopped:
+        print("dlm:", stopped, file=sys.stderr)
+        return 143  # as a shell says of a process that SIGTERM ended
     except KeyboardInterrupt:
         print("dlm: interrupted", file=sys.stderr)
         return 130

@@ -76,6 +76,26 @@ def meet(place: str) -> None:
         multihost_utils.sync_global_devices(place)
 
 
+def agreed(value: bool) -> bool:
+    """What the first process says, in all of them."""
+    import jax
+    if jax.process_count() == 1:
+        return value
+    import numpy as np
+    from jax.experimental import multihost_utils
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+def everywhere(value: bool) -> bool:
+    """Whether it is so in all processes."""
+    import jax
+    if jax.process_count() == 1:
+        return value
+    import numpy as np
+    from jax.experimental import multihost_utils
+    return bool(multihost_utils.process_allgather(np.array(value)).all())
+
+
 @contextlib.contextmanager
 def leader_first(place: str) -> Iterator[None]:
     """The block runs in the first process before it does in the others."""

@@ -72,14 +72,27 @@ def run_train(a: Arguments) -> dict[str, Any]:
     config = load_config(a.config, a.overrides)
     join()
     tell()
-    outcome = {"workdir": str(a.workdir), **dataclasses.asdict(adapt(config, a.workdir))}
+    keep_compiled(Path(a.workdir))
+    outcome = {"workdir": str(a.workdir), **dataclasses.asdict(adapt(config, a.workdir, a.profile_steps))}
     return outcome if leads() else {}
+
+
+def keep_compiled(workdir: Path) -> None:
+    """What is compiled stays in the work directory, where a restarted run finds it; unless the user names a place."""
+    import jax
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
 
 
 def run_aot(a: Arguments) -> dict[str, Any]:
     from dlm_jax.aot import aot
+    from dlm_jax.aot_search import search
     from dlm_jax.config import load_config
-    return dataclasses.asdict(aot(load_config(a.config, a.overrides), a.topology, a.slices))
+    config = load_config(a.config, a.overrides)
+    if not a.search:
+        return dataclasses.asdict(aot(config, a.topology, a.slices))
+    tell()
+    return dataclasses.asdict(search(config, a.topology, a.slices)[0])
 
 
 def run_sample(a: Arguments) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from ml_collections import ConfigDict
 from dlm_jax.diffusion.recipes import RECIPES, Recipe, recipe
 from dlm_jax.errors import UserError
 
+Remat = Literal["none", "dots", "full"]
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelChoice:
@@ -33,7 +35,7 @@ class ModelChoice:
     init: Literal["base", "scratch"] = "base"
     mask: str = "new"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Remat = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,9 @@ class Data:
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """AdamW. schedule: after `warmup` steps of linear growth 'constant' stays, 'cosine' falls to `final` times the peak
-    at the last step, 'wsd' stays and falls linearly in the last `decay` steps. clip: largest global gradient norm."""
+    at the last step, 'wsd' stays and falls linearly in the last `decay` steps. clip: largest global gradient norm.
+    skip: a step whose loss or gradient is no finite number changes nothing; after more than so many in a row the run
+    ends."""
 
     learning_rate: float
     schedule: Literal["constant", "cosine", "wsd"] = "cosine"
@@ -64,6 +68,7 @@ class Optimizer:
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+    skip: int = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +102,30 @@ class Every:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointEvery(Every):
-    """keep: how many checkpoints stay on disk."""
+    """keep: how many checkpoints stay on disk, the newest; keep_every: those of every so many steps stay too (0: none);
+    minutes: also save when so many have passed since the last one, at the next logged step (0: never)."""
 
     keep: int = 2
+    keep_every: int = 0
+    minutes: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LogEvery(Every):
+    """stall: seconds without a step after which the stacks of all threads are shown (0: never); wandb: the Weights &
+    Biases project that gets the same numbers, or nothing."""
+
+    stall: float = 1800.0
+    wandb: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateEvery(Every):
-    """samples: levels drawn for each validation record."""
+    """samples: levels drawn for each validation record; texts: how many unconditional samples to write to
+    samples.jsonl."""
 
     samples: int = 1
+    texts: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +138,7 @@ class Config:
     optimizer: Optimizer
     train: Train
     checkpoint: CheckpointEvery
-    log: Every
+    log: LogEvery
     evaluate: EvaluateEvery
     mesh: MeshShape = MeshShape()
 
@@ -135,6 +154,9 @@ class Config:
             "data.validation_records": self.data.validation_records, "optimizer.warmup": self.optimizer.warmup,
             "optimizer.decay": self.optimizer.decay, "optimizer.final": self.optimizer.final,
             "optimizer.epsilon": self.optimizer.epsilon, "optimizer.weight_decay": self.optimizer.weight_decay,
+            "optimizer.skip": self.optimizer.skip, "checkpoint.keep_every": self.checkpoint.keep_every,
+            "checkpoint.minutes": self.checkpoint.minutes, "log.stall": self.log.stall,
+            "evaluate.texts": self.evaluate.texts,
         }
         for key, value in positive.items():
             if value <= 0:

@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it on stderr and exits with code 2; the library raises it as it is.
     """
+
+
+class Stopped(Exception):
+    """A run that was asked to end, by SIGTERM, and has saved its state."""

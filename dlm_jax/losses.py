@@ -12,12 +12,12 @@ from flax import struct
 from dlm_jax.attention.plan import document_positions
 from dlm_jax.attention.rules import Annealed, Bidirectional, BlockDiffusion, Causal, Rule, hash32
 from dlm_jax.diffusion import corruption
-from dlm_jax.diffusion.objective import cross_entropy_sums, shift, shift_two_streams
+from dlm_jax.diffusion.objective import shift, shift_two_streams
 from dlm_jax.diffusion.recipes import Recipe
 from dlm_jax.diffusion.schedule import annealing_probability, stratified_levels
-from dlm_jax.mesh import shares
+from dlm_jax.head_loss import token_sums
 from dlm_jax.models.config import ModelConfig
-from dlm_jax.models.transformer import forward, unembed
+from dlm_jax.models.transformer import forward
 from dlm_jax.models.weights import Params
 
 
@@ -114,8 +114,6 @@ def loss_sums(params: Params, batch: Noised, rule: Rule, mask_id: int | None, re
     is no corruption). Accumulated in fp32."""
     hidden = predictors(params, batch, rule, mask_id, recipe, config, **compute)
     masked = batch.masked.astype(jnp.float32)
-    # Each device makes the logits of its share of the batch and of the vocabulary.
-    share = -(-config.vocab_size // shares("replica", "fsdp", "tensor"))
-    loss, masked_loss = cross_entropy_sums(hidden, batch.tokens, jnp.stack([masked / batch.t, masked]),
-                                           lambda h: unembed(params, h, config), share)
+    weights = jnp.stack([masked / batch.t, masked])
+    loss, masked_loss = token_sums(params, hidden, batch.tokens, weights, config)
     return Sums(loss, jnp.sum(batch.targets), masked_loss, jnp.sum(batch.masked))

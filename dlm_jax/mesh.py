@@ -5,7 +5,7 @@ The model itself is computed with the axes left to the compiler (`spread`), pinn
 say nothing of devices. Without a mesh (one device) all of this is nothing.
 """
 
-import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,15 +26,9 @@ def make_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[Any] | Non
     the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [replica, fsdp, tensor]
-    known = functools.reduce(lambda a, b: a * b, (size for size in sizes if size > 0), 1)
-    whole = sizes.count(-1) <= 1 and min(size for size in [*sizes, 1] if size != -1) > 0
-    if not whole or len(devices) % known or (-1 not in sizes and known != len(devices)):
-        raise UserError(f"mesh.replica {replica} x mesh.fsdp {fsdp} x mesh.tensor {tensor} does not make up the "
-                        f"{len(devices)} devices; let one of them be -1, which takes what is left")
+    sizes = mesh_sizes(replica, fsdp, tensor, len(devices))
     if len(devices) == 1:
         return None
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes[0] % slices:
         raise UserError(f"mesh.replica {sizes[0]} must be a multiple of the {slices} slices: only it goes across them")
@@ -45,10 +39,21 @@ def make_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[Any] | Non
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
 
 
+def mesh_sizes(replica: int, fsdp: int, tensor: int, count: int) -> list[int]:
+    """The sizes on `count` devices, -1 replaced. Raises `UserError` where they do not make up that number."""
+    sizes = [replica, fsdp, tensor]
+    known = math.prod(size for size in sizes if size > 0)
+    whole = sizes.count(-1) <= 1 and min(size for size in [*sizes, 1] if size != -1) > 0
+    if not whole or count % known or (-1 not in sizes and known != count):
+        raise UserError(f"mesh.replica {replica} x mesh.fsdp {fsdp} x mesh.tensor {tensor} does not make up the "
+                        f"{count} devices; let one of them be -1, which takes what is left")
+    return [count // known if size == -1 else size for size in sizes]
+
+
 def shares(*axes: str) -> int:
     """Into how many shares these axes cut, in the mesh of the program that is traced; 1 without a mesh."""
     sizes = jax.sharding.get_abstract_mesh().shape
-    return functools.reduce(lambda a, b: a * b, (sizes.get(axis, 1) for axis in axes), 1)
+    return math.prod(sizes.get(axis, 1) for axis in axes)
 
 
 def spread(function: Callable, out: Any) -> Callable:

@@ -25,8 +25,10 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
-        several = {"num_slices": slices} if slices > 1 else {}
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **several).devices)
+        settings: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+        if topology.startswith("v4:"):
+            settings["chip_config_name"] = "megacore"  # the two cores of a chip are one device, as JAX has them
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **settings).devices)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the TPU compiler does not know the topology '{topology}': {reason}") from None

@@ -1,5 +1,6 @@
 """Planning without devices: formulas against counting, the reading of compiled programs, and the real TPU compiler."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -40,6 +41,39 @@ def test_collectives_are_counted_with_the_trips_of_their_loops():
     assert collective_bytes(LOOP) == {"all-gather": 128 * 4 + 10 * 4 * 128 * 2, "reduce-scatter": 10 * 16 * 4 * 4}
 
 
+STARTED_AND_DONE = """\
+HloModule step
+
+%less (p: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(9)
+  %counter = s32[] get-tuple-element(%p), index=0
+  ROOT %compare = pred[] compare(%counter, %limit), direction=LT
+}
+
+%fused (p: f32[8]) -> f32[8] {
+  ROOT %inner = f32[32] all-reduce(%p), channel_id=5, to_apply=%add
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %two = s32[] constant(2)
+  %counter.1 = s32[] get-tuple-element(%p), index=0
+  %next = s32[] add(%counter.1, %two)
+  %first = f32[32] all-reduce(%x), channel_id=5, to_apply=%add
+  %fusion = f32[8] fusion(%first), kind=kCustom, calls=%fused
+  %sent = (f32[4], f32[4], u32[], u32[]) collective-permute-start(%fusion), channel_id=6
+  ROOT %out = (s32[], f32[8]) tuple(%next, %fusion)
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  ROOT %loop = (s32[], f32[8]) while(%t), condition=%less, body=%body
+}
+"""
+
+
+def test_a_loop_that_does_not_say_how_often_it_runs_is_read_and_a_channel_counts_once():
+    assert collective_bytes(STARTED_AND_DONE) == {"all-reduce": 5 * 32 * 4, "collective-permute": 5 * 4 * 4}
+
+
 def test_a_program_of_one_device_sends_nothing():
     assert collective_bytes(jax.jit(lambda x: x @ x).lower(jnp.ones((4, 4))).compile().as_text()) == {}
 
@@ -64,13 +98,30 @@ def test_flops_are_six_for_a_weight_and_token_and_the_visible_pairs():
 
 
 @needs_compiler
-@pytest.mark.parametrize("topology, mesh", [("v5e:2x2", []), ("v5p:2x2x1", ["mesh.tensor=2"])])
+@pytest.mark.parametrize("topology, mesh", [("v4:2x2x1", []), ("v5e:2x2", []), ("v5p:2x2x1", ["mesh.tensor=2"])])
 def test_the_step_compiles_for_a_topology_and_tells_its_memory(topology, mesh, tiny_config, tiny_run):
     report = aot(load_config(tiny_config, [*tiny_run, "train.batch=8", "train.accumulate=1", *mesh]), topology)
     assert report.fits and 0 < report.arguments_gib + report.temporaries_gib <= report.peak_gib < report.capacity_gib
     assert report.devices == report.chips == 4
     assert set(report.seconds) == {"arithmetic", "memory", "links"} and report.bound in report.seconds
     assert {"all-gather", "all-reduce"} <= report.collective_gib.keys()
+
+
+# GiB of one of four chips: two layers of LLaMA-2 7B in fp32 with their moments, and what a record of 512 tokens takes.
+PEAKS_OF_TWO_LAYERS = {"v4:2x2x1": 0, "v5e:2x2": 0, "v5p:2x2x1": 0, "v6e:2x2": 0}
+
+
+@needs_compiler
+@pytest.mark.parametrize("topology", PEAKS_OF_TWO_LAYERS)
+def test_two_layers_of_a_7b_model_take_the_memory_that_they_took(topology, tiny_config, tiny_run, monkeypatch):
+    two = dataclasses.replace(SHAPES["meta-llama/Llama-2-7b-hf"], depth=2)
+    monkeypatch.setitem(SHAPES, "two layers", two)
+    run = [*tiny_run, "model.base=two layers", "model.dtype=bfloat16", "model.remat=full", "data.length=512",
+           "train.batch=4", "train.accumulate=1"]
+    report = aot(load_config(tiny_config, run), topology)
+    state = 3 * 4 * parameter_count(dataclasses.replace(two, vocab_size=32001)) / 4 / 2**30
+    assert report.fits and report.arguments_gib == pytest.approx(state, rel=0.02)
+    assert report.peak_gib == pytest.approx(PEAKS_OF_TWO_LAYERS[topology], rel=0.1)
 
 
 @needs_compiler

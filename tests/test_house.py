@@ -27,16 +27,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "topology": {"errors"},
     "models": {"attention", "mesh", "errors"},
     "config": {"diffusion", "errors"},
-    "losses": {"attention", "diffusion", "mesh", "models"},
+    "head_loss": {"diffusion", "mesh", "models"},
+    "losses": {"attention", "diffusion", "head_loss", "models"},
     "convert": {"models", "files", "errors"},
     "data": {"models", "files", "errors"},
     "sampling": MODEL,
     "evaluation": MODEL,
-    "training": MODEL | {"cluster", "data", "evaluation"},  # the loop reads records and measures the validation loss
+    # The loop reads records and measures the validation loss.
+    "training": MODEL | {"cluster", "data", "evaluation", "hardware"},
 }
 # What joins the parts for the user may import any of them, and none of them may import it.
-FRONT = {"__init__", "adapt", "aot", "assets", "cli", "commands", "demo", "importing", "language_model", "many",
-         "opening"}
+FRONT = {"__init__", "adapt", "aot", "aot_search", "assets", "cli", "commands", "demo", "importing", "language_model",
+         "many", "opening"}
 TORCH_AT_HOME = {"convert/modeling_dlm.py"}  # travels with an export; nothing here imports it
 TORCH_ON_DEMAND = {"demo.py"}  # inside a function, where PyTorch is installed
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -111,6 +113,28 @@ def test_two_processes_are_one_run(alone, tiny_config, tiny_run, tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "process 1 of 2, 2 of 4 devices" in done.stdout + done.stderr
     np.testing.assert_allclose(metrics(tmp_path / "run"), alone, rtol=2e-4)
+
+
+def test_sigterm_ends_all_processes_at_one_step_and_they_go_on_from_there(alone, tiny_config, tiny_run, tmp_path):
+    log = tmp_path / "run" / "metrics.jsonl"
+    arguments = command(tiny_config, tmp_path / "run", tiny_run[:4] + tiny_run[6:])
+    launch = [sys.executable, LAUNCH, "--processes", "2", "--devices-per-process", "1", "--grace", "60", "--",
+              sys.executable, "-c", RUN]
+    with subprocess.Popen([*launch, *arguments, "--config.train.steps=100000", "--config.checkpoint.every=100000"],
+                          env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 3):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        said = process.stdout.read()
+    [step] = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert process.returncode == 143, said
+    assert said.count(f"dlm: the run was asked to end and is saved at step {step}; the same command goes on") == 2
+    done = subprocess.run([*launch, *arguments, f"--config.train.steps={int(step) + 2}"], capture_output=True, text=True,
+                          env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = metrics(tmp_path / "run")
+    assert len(found) == int(step) + 2
+    np.testing.assert_allclose(found[:8], alone[:len(found)], rtol=2e-4)
 
 
 def test_one_device_needs_no_mesh_and_nothing_happens_without_one():

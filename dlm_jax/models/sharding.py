@@ -1,5 +1,6 @@
 """Where each weight lies in the mesh, from the meaning of its axes in the one weight table."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -59,10 +60,25 @@ def place(params: Params, config: ModelConfig) -> Params:
 def gathered(part: Params, config: ModelConfig, under: str) -> Params:
     """Weights on their way into a product, whole along `fsdp`: `part` is the subtree `under` a path, of one layer where
     that is `layers`."""
-    table, layer = weight_table(config), under == "layers"
+    table, layer, sizes = weight_table(config), under == "layers", jax.sharding.get_abstract_mesh().shape
 
-    def whole(path: str, w: jax.Array) -> jax.Array:
-        axes = table[f"{under}.{path}"].axes[layer:]
-        return pin(w, *(None if CUTS.get(axis) == "fsdp" else CUTS.get(axis) for axis in axes))
+    def whole(name: str, w: jax.Array) -> jax.Array:
+        path = f"{under}.{name}"
+        return gather(w, tuple(spec_of(path, table[path], sizes))[layer:])
 
     return unflatten({path: whole(path, w) for path, w in flatten(part).items()})
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(w: jax.Array, cut: tuple) -> jax.Array:
+    """`w`, which lies as `cut`, whole along `fsdp`. Its gradient is summed into shares again (reduce-scatter): left to
+    the transpose of a constraint, every device would get the whole sum, with twice the traffic."""
+    return pin(w, *map(without_fsdp, cut))
+
+
+gather.defvjp(lambda w, cut: (gather(w, cut), None), lambda cut, _, g: (pin(g, *cut),))
+
+
+def without_fsdp(axes: Any) -> Any:
+    """The axes of the mesh that still cut an axis of a gathered weight."""
+    return tuple(name for name in as_tuple(axes) if name != "fsdp") or None if axes else None

@@ -45,7 +45,7 @@ def forward(params: Params, tokens: jax.Array, *, config: ModelConfig, rule: Rul
     if REMAT[remat] is not None:
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
     params = cast(params, dtype)
-    x = embed({"embed": gathered(params["embed"], config, "embed")}, tokens, positions)
+    x = embed(params, tokens, positions)
     x, _ = jax.lax.scan(body, pin(x, BATCH, None, None), params["layers"])
     return norm(x, params["final_norm"], config)
 
@@ -123,11 +123,15 @@ def unembed(params: Params, hidden: jax.Array, config: ModelConfig) -> jax.Array
 
 
 def embed(params: Params, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-    """Token rows, plus the rows of learned positions where the family has them: [b, n, d]."""
-    x = params["embed"]["tokens"][tokens]
-    if "positions" in params["embed"]:
-        x = x + params["embed"]["positions"][positions]
-    return x
+    """Token rows, plus the rows of learned positions where the family has them: [b, n, d].
+
+    In a mesh each device looks up its columns of the rows of all, which are then exchanged: no table travels.
+    """
+    def rows(name: str, at: jax.Array) -> jax.Array:
+        return pin(params["embed"][name][pin(at, "replica", None)], "replica", None, "fsdp")
+
+    x = rows("tokens", tokens)
+    return x + rows("positions", positions) if "positions" in params["embed"] else x
 
 
 def layer(x: jax.Array, w: Params, positions: jax.Array, config: ModelConfig, attend: Attend) -> jax.Array:

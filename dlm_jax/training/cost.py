@@ -16,6 +16,18 @@ def step_flops(model: ModelConfig, recipe: Recipe, batch: int, length: int) -> f
 
     The head works on the tokens of the text; the layers on both streams. Annealing counts as already over.
     """
+    return 3.0 * batch * sum(forward_flops(model, recipe, length))
+
+
+def remade_flops(model: ModelConfig, recipe: Recipe, batch: int, length: int, remat: str) -> float:
+    """Operations of a step's backward pass that were done before: with `model.remat` 'dots' the attention, with 'full'
+    all but the head."""
+    matrices, head, pairs = forward_flops(model, recipe, length)
+    return batch * {"none": 0.0, "dots": pairs, "full": matrices + pairs}[remat]
+
+
+def forward_flops(model: ModelConfig, recipe: Recipe, length: int) -> tuple[float, float, float]:
+    """Of one record, forward: in the layers' matrices, in the head, and for visible pairs."""
     sizes = {path: math.prod(w.shape) for path, w in weight_table(model).items() if w.decays}
     sizes.pop("embed.positions", None)
     head = sizes.pop("embed.tokens")
@@ -24,6 +36,5 @@ def step_flops(model: ModelConfig, recipe: Recipe, batch: int, length: int) -> f
     if recipe.streams == 2:
         rule = BlockDiffusion(length, recipe.block_size)
     pairs = float(visible_pairs(rule, recipe.streams * length)[0])
-    forward = (2 * length * (recipe.streams * sum(sizes.values()) + head)
-               + 4 * model.head_dim * model.heads * model.depth * pairs)
-    return 3.0 * batch * forward
+    return (2.0 * length * recipe.streams * sum(sizes.values()), 2.0 * length * head,
+            4.0 * model.head_dim * model.heads * model.depth * pairs)

@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,33 @@ from dlm_jax.data.mixture import Mixture
 from dlm_jax.diffusion.recipes import Recipe
 from dlm_jax.errors import UserError
 from dlm_jax.evaluation.likelihood import AR, denoising_recipe, likelihood
+from dlm_jax.hardware import peak_of
 from dlm_jax.mesh import make_mesh, own_share, whole_batch
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.card import Card
+from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import Params, init
-from dlm_jax.training.checkpoint import Checkpoints, write_model_file
+from dlm_jax.training.checkpoint import Checkpoints, model_fields, write_model_file
+from dlm_jax.training.clock import Clock
+from dlm_jax.training.cost import step_flops
 from dlm_jax.training.metrics import NoLog, RunLog
 from dlm_jax.training.progress import Progress
-from dlm_jax.training.step import Metrics, State, check_shares, init_state, make_step
+from dlm_jax.training.step import State, check_shares, init_state, make_step
+from dlm_jax.training.steps import Steps
+from dlm_jax.training.watch import Trace, termination, watchdog
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run came to. nelbo_before is None where it was resumed; nats a token on the validation text."""
+    """What a run came to. nelbo_before is None where it was resumed; nats a token on the validation text; seconds of
+    this process, and the share of them that went into steps (goodput); how many steps were skipped."""
 
     steps: int
     nelbo_before: float | None
     nelbo_after: float
     seconds: float
+    goodput: float = 0.0
+    skipped: int = 0
 
 
 def adapted_card(card: Card, recipe: Recipe, base: str) -> Card:
@@ -44,13 +51,15 @@ def adapted_card(card: Card, recipe: Recipe, base: str) -> Card:
                                recipe=recipe.name, base_model=card.base_model or base)
 
 
-def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validation: Dataset, workdir: Path) -> Outcome:
+def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validation: Dataset, workdir: Path,
+          texts: Callable[[Params], list[str]] | None = None, profiled: tuple[int, int] | None = None) -> Outcome:
     """Trains `bundle` (with its mask token and final card) as `config` says, or goes on where the last run stopped.
 
     Everything a step computes is a function of the config and the step number, so a run that was killed and started
-    again writes the same losses, bit for bit, on the same hardware.
+    again writes the same losses, bit for bit, on the same hardware. texts: parameters -> samples, shown at validations;
+    profiled: first and last step of a trace.
     """
-    started = time.perf_counter()
+    clock = Clock()
     for dataset in (training, validation):
         _check_length(dataset, bundle)
     shape = config.mesh
@@ -65,22 +74,30 @@ def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validatio
         if mesh is not None:
             stack.enter_context(jax.set_mesh(mesh))
         check_shares(config.train)
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, config.checkpoint)))
-        state = checkpoints.restore(init_state(params, config, bundle.config))
+        about = {"config": dataclasses.asdict(config), "model": model_fields(bundle.config, bundle.card)}
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, config.checkpoint, about)))
+        progress = stack.enter_context(Progress(config))
+        state = checkpoints.restore(init_state(params, config, bundle.config), progress.say)
         start = int(state.step)
+        progress.begin(start)
         validate = _validator(config, bundle, validation)
-        progress = stack.enter_context(Progress(config, start, training.length))
         if start == config.train.steps:
             progress.say(f"{workdir} is finished at step {start}; give a larger train.steps to go on")
-            return Outcome(start, None, validate(state.params), time.perf_counter() - started)
-        log = stack.enter_context(contextlib.closing(RunLog(workdir, start) if leads() else NoLog()))
-        before = None if start else _record_validation(0, validate(state.params), log, progress)
-        step = _compiled_step(config, bundle, state, training.length)
+            return Outcome(start, None, validate(state.params), clock.elapsed())
+        log = stack.enter_context(contextlib.closing(RunLog(workdir, start, config) if leads() else NoLog()))
         batches = stack.enter_context(contextlib.closing(
             training.batches(config.train.batch, config.train.seed, start, own_share(config.train.batch))))
-        progress.begin()
-        after = _steps(config, state, start, step, batches, validate, checkpoints, log, progress)
-    return Outcome(config.train.steps, before, after, time.perf_counter() - started)
+        trace = Trace(workdir / "profile", *profiled) if profiled else None
+        if trace:
+            stack.callback(trace.close)
+        steps = Steps(
+            config=config, step=_compiled_step(config, bundle, state, training.length), batches=batches,
+            validate=validate, texts=texts, speed=_speed(config, bundle.config, training.length),
+            ends=stack.enter_context(termination()), alive=stack.enter_context(watchdog(config.log.stall)), trace=trace,
+            checkpoints=checkpoints, log=log, progress=progress, clock=clock)
+        before = None if start else steps.validated(0, state.params)
+        after = steps.run(state)
+    return Outcome(config.train.steps, before, after, clock.elapsed(), clock.goodput(), steps.skipped)
 
 
 def _compiled_step(config: Config, bundle: Bundle, state: State, length: int) -> Callable:
@@ -91,55 +108,17 @@ def _compiled_step(config: Config, bundle: Bundle, state: State, length: int) ->
     return step.lower(state, rows, rows).compile()
 
 
-def _steps(config: Config, state: State, start: int, step: Callable, batches: Iterator, validate: Callable,
-           checkpoints: Checkpoints, log: NoLog, progress: Progress) -> float:
-    """The loop itself. Metrics are read one step late, so that the device never waits for the host; but validation and
-    checkpoints never run ahead of the log, so that a run that is killed after them has lost no line."""
-    waiting: tuple[int, Metrics] | None = None
-    after = math.nan
-    for number in range(start + 1, config.train.steps + 1):
-        state, metrics = step(state, *(whole_batch(rows, config.train.batch) for rows in next(batches)))
-        _write(waiting, log, progress)
-        last = number == config.train.steps
-        waiting = (number, metrics) if number % config.log.every == 0 or last else None
-        progress.advance(number)
-        validates, saves = (number % every == 0 or last for every in (config.evaluate.every, config.checkpoint.every))
-        if validates or saves:
-            _write(waiting, log, progress)
-            waiting = None
-        if validates:
-            with progress.pause():
-                after = _record_validation(number, validate(state.params), log, progress)
-        if saves:
-            _finite(number, metrics)
-            checkpoints.save(number, state)
-    return after
+def _speed(config: Config, model: ModelConfig, length: int) -> Callable[[float], dict[str, float]]:
+    """Seconds a step -> tokens a second, and where the peak of the devices is known the share of it that is used (MFU):
+    `step_flops`, which counts visible pairs and nothing twice, over what all devices could do in that time."""
+    flops = step_flops(model, config.recipe, config.train.batch, length)
+    peak = peak_of(jax.devices()[0].device_kind)
 
+    def speed(seconds: float) -> dict[str, float]:
+        mfu = {"mfu": flops / seconds / (peak.flops * jax.device_count())} if peak else {}
+        return {"tokens_per_second": config.train.batch * length / seconds, **mfu}
 
-def _write(waiting: tuple[int, Metrics] | None, log: NoLog, progress: Progress) -> None:
-    """Logs the metrics of a step."""
-    if waiting is None:
-        return
-    number, metrics = waiting
-    values = {**_finite(number, metrics), "tokens_per_second": progress.tokens_per_second()}
-    log.training(number, values)
-    progress.report(number, values)
-
-
-def _finite(number: int, metrics: Metrics) -> dict[str, float]:
-    """The metrics of a step, waited for. Raises `UserError` where they are no numbers any more."""
-    values = {name: float(value) for name, value in metrics.items()}
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise UserError(f"{name} is {value} at step {number}; start anew in another work directory with a lower "
-                            "optimizer.learning_rate or optimizer.clip")
-    return values
-
-
-def _record_validation(number: int, nelbo: float, log: NoLog, progress: Progress) -> float:
-    log.validation(number, {"nelbo": nelbo})
-    progress.validated(number, nelbo)
-    return nelbo
+    return speed
 
 
 def _validator(config: Config, bundle: Bundle, dataset: Dataset) -> Callable[[Params], float]:

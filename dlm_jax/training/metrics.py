@@ -1,6 +1,9 @@
 """What a run leaves to be read: one JSON object a line, and the same for TensorBoard."""
 
+import dataclasses
+import hashlib
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from dlm_jax.config import Config
+from dlm_jax.errors import UserError
 from dlm_jax.files import write_text
 
 
@@ -30,8 +35,10 @@ class JsonLines:
         self._file = path.open("ab", buffering=0)  # a full disk shows at the write, and nothing waits to be flushed
 
     def write(self, record: dict[str, Any]) -> None:
-        """Hands one record to the operating system."""
-        line = json.dumps(record).encode() + b"\n"
+        """Hands one record to the operating system; what is no finite number becomes null."""
+        clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value
+                 for key, value in record.items()}
+        line = json.dumps(clean).encode() + b"\n"
         while line:
             line = line[self._file.write(line):]
 
@@ -72,30 +79,71 @@ class NoLog:
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         """Not here."""
 
+    def samples(self, step: int, texts: list[str]) -> None:
+        """Not here."""
+
     def close(self) -> None:
         """Nothing is open."""
 
 
-class RunLog(NoLog):
-    """`metrics.jsonl` (training), `validation.jsonl` and `tensorboard/` of a work directory."""
+class Wandb:
+    """A run of a Weights & Biases project; the same work directory goes on with the same run.
 
-    def __init__(self, workdir: Path, restored: int) -> None:
+    Raises `UserError` where its package is not installed.
+    """
+
+    def __init__(self, project: str, workdir: Path, config: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("log.wandb needs the package wandb: pip install wandb, or leave log.wandb empty") from None
+        name = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:16]
+        self._run = wandb.init(project=project, dir=str(workdir), name=workdir.name, id=name, resume="allow",
+                               config=config)
+
+    def scalars(self, group: str, step: int, values: dict[str, float]) -> None:
+        """Records the values as `group/name`."""
+        self._run.log({f"{group}/{name}": value for name, value in values.items()}, step=step)
+
+    def close(self) -> None:
+        """Ends the run."""
+        self._run.finish()
+
+
+class RunLog(NoLog):
+    """`metrics.jsonl` (training), `validation.jsonl`, `samples.jsonl` and `tensorboard/` of a work directory, and
+    Weights & Biases where the config names a project."""
+
+    def __init__(self, workdir: Path, restored: int, config: Config) -> None:
+        self._boards: list[Board | Wandb] = [Board(workdir / "tensorboard", restored)]
+        if config.log.wandb:
+            self._boards.append(Wandb(config.log.wandb, workdir, dataclasses.asdict(config)))
+        before = restored if restored else -1  # a new run writes of step 0 itself
         self._training = JsonLines(workdir / "metrics.jsonl", restored)
-        self._validation = JsonLines(workdir / "validation.jsonl", restored if restored else -1)
-        self._board = Board(workdir / "tensorboard", restored)
+        self._validation = JsonLines(workdir / "validation.jsonl", before)
+        self._samples = JsonLines(workdir / "samples.jsonl", before) if config.evaluate.texts else None
 
     def training(self, step: int, metrics: dict[str, float]) -> None:
         """Records the training metrics of a step."""
         self._training.write({"step": step, **metrics})
-        self._board.scalars("train", step, metrics)
+        for board in self._boards:
+            board.scalars("train", step, metrics)
 
     def validation(self, step: int, metrics: dict[str, float]) -> None:
         """Records what validation found after a step."""
         self._validation.write({"step": step, **metrics})
-        self._board.scalars("validation", step, metrics)
+        for board in self._boards:
+            board.scalars("validation", step, metrics)
+
+    def samples(self, step: int, texts: list[str]) -> None:
+        """Records what the model wrote after a step."""
+        if self._samples is not None:
+            self._samples.write({"step": step, "texts": texts})
 
     def close(self) -> None:
-        """Closes all three."""
-        self._training.close()
-        self._validation.close()
-        self._board.close()
+        """Closes all."""
+        for file in (self._training, self._validation, self._samples):
+            if file is not None:
+                file.close()
+        for board in self._boards:
+            board.close()

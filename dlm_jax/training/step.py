@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,13 @@ from dlm_jax.training.optimizer import learning_rate, make_optimizer
 
 @struct.dataclass
 class State:
-    """What a step turns into the next: step (int32), params (fp32), and the optimizer's moments."""
+    """What a step turns into the next: step (int32), params (fp32), the optimizer's moments, and how many steps were
+    skipped, in a row until now and in all (int32 [2])."""
 
     step: jax.Array
     params: Params
     optimizer: optax.OptState
+    skipped: jax.Array
 
 
 Metrics = dict[str, jax.Array]
@@ -36,7 +39,7 @@ def init_state(params: Params, config: Config, model: ModelConfig) -> State:
     """The state before the first step; in a mesh it lies as `param_specs` says, the moments like their weights."""
     params = place(params, model)
     moments = jax.jit(make_optimizer(config.optimizer, config.train.steps, model).init)(params)
-    return State(jnp.int32(0), params, moments)
+    return State(jnp.int32(0), params, moments, jnp.zeros(2, jnp.int32))
 
 
 def check_shares(train: Train) -> None:
@@ -76,15 +79,27 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None) -> Step:
         gradients, sums = spread(gradient, layout)(state.params, tokens, segments, state.step)
         gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1), gradients)
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+        loss, norm = sums.loss / jnp.maximum(sums.tokens, 1), optax.tree.norm(gradients)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        params, moments = keep_if(good, (optax.apply_updates(state.params, updates), moments),
+                                  (state.params, state.optimizer))
+        skipped = jnp.where(good, state.skipped.at[0].set(0), state.skipped + 1)
         metrics = dict(
-            loss=sums.loss / jnp.maximum(sums.tokens, 1),
+            loss=loss,
             masked_loss=sums.masked_loss / jnp.maximum(sums.masked, 1),
-            gradient_norm=optax.tree.norm(gradients),
+            gradient_norm=norm,
             learning_rate=rate(state.step),
+            skipped_in_a_row=skipped[0],
+            skipped=skipped[1],
         )
-        return State(state.step + 1, optax.apply_updates(state.params, updates), moments), metrics
+        return State(state.step + 1, params, moments, skipped), metrics
 
     return step
+
+
+def keep_if(good: jax.Array, new: Any, old: Any) -> Any:
+    """The tree `new` where `good`, else `old`."""
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
 
 def rows_apart(x: jax.Array) -> jax.Array:

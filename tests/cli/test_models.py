@@ -129,4 +129,5 @@ def test_train_ends_with_its_outcome(dlm, tiny_config, workdir, tiny_run):
     short = ["train.steps=2", "recipe.anneal_steps=0", "optimizer.warmup=0"]
     result = told(dlm("train", "--config", tiny_config, "--workdir", workdir, "--json",
                       *(f"--config.{o}" for o in [*tiny_run, *short])))
-    assert result.keys() == {"workdir", "steps", "nelbo_before", "nelbo_after", "seconds"} and result["steps"] == 2
+    assert result["steps"] == 2 and result.keys() == {
+        "workdir", "steps", "nelbo_before", "nelbo_after", "seconds", "goodput", "skipped"}

@@ -34,7 +34,7 @@ def test_training_tells_its_steps_on_stderr_and_its_outcome_on_stdout(dlm, tiny_
     overrides = [*tiny_run, "train.steps=2", "recipe.anneal_steps=0", "optimizer.warmup=0"]
     result = dlm("train", "--config", tiny_config, "--workdir", tmp_path / "run", *(f"--config.{o}" for o in overrides))
     assert [line.split(": ")[0] for line in result.out.splitlines()] == [
-        "workdir", "steps", "nelbo_before", "nelbo_after", "seconds"]
+        "workdir", "steps", "nelbo_before", "nelbo_after", "seconds", "goodput", "skipped"]
     assert [line.split("  ")[0] for line in result.err.splitlines()] == ["step 0/2", "step 1/2", "step 2/2", "step 2/2"]
 
 

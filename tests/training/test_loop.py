@@ -6,52 +6,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from dlm_jax.adapt import adapt
 from dlm_jax.config import load_config
 from dlm_jax.errors import UserError
-from dlm_jax.models.weights import flatten
-from dlm_jax.training.checkpoint import Checkpoints, read_work_directory
+from dlm_jax.training.checkpoint import Checkpoints
 from dlm_jax.training.metrics import RunLog
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-PATIENCE = 120
 
 
 class Killed(BaseException):
     """Stops a run where no handler is meant to catch it."""
-
-
-def records(workdir: Path, name: str = "metrics.jsonl") -> dict[int, float]:
-    """What a log says, without the clock; each step must be there once."""
-    lines = [json.loads(line) for line in (workdir / name).read_text().splitlines()]
-    for line in lines:
-        line.pop("tokens_per_second", None)
-    steps = [line.pop("step") for line in lines]
-    assert steps == sorted(set(steps))
-    return dict(zip(steps, lines))
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    a, b = (flatten(read_work_directory(workdir).params) for workdir in (a, b))
-    return all(np.array_equal(a[path], b[path]) for path in a)
-
-
-@pytest.fixture(scope="module")
-def config(tiny_config, tiny_run):
-    return load_config(tiny_config, tiny_run)
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory, config):
-    workdir = tmp_path_factory.mktemp("unbroken") / "run"
-    adapt(config, workdir)
-    return workdir
 
 
 @pytest.fixture
@@ -60,13 +28,13 @@ def finished(unbroken, tmp_path):
     return shutil.copytree(unbroken, tmp_path / "run")
 
 
-def test_a_run_leaves_every_step_once_its_validations_and_tensorboard_files(unbroken):
-    assert list(records(unbroken)) == list(range(1, 31))
-    assert list(records(unbroken, "validation.jsonl")) == [0, 15, 30]
+def test_a_run_leaves_every_step_once_its_validations_and_tensorboard_files(runs, unbroken):
+    assert list(runs.records(unbroken)) == list(range(1, 31))
+    assert list(runs.records(unbroken, "validation.jsonl")) == [0, 15, 30]
     assert sum(file.stat().st_size for file in (unbroken / "tensorboard").iterdir()) > 1000
 
 
-def test_tensorboard_holds_the_same_numbers(unbroken):
+def test_tensorboard_holds_the_same_numbers(runs, unbroken):
     from tensorboardX.proto.event_pb2 import Event
     [file] = (unbroken / "tensorboard").iterdir()
     data, place, found = file.read_bytes(), 0, {}
@@ -75,10 +43,10 @@ def test_tensorboard_holds_the_same_numbers(unbroken):
         event = Event.FromString(data[place + 12:place + 12 + size])
         found |= {event.step: value.simple_value for value in event.summary.value if value.tag == "train/loss"}
         place += size + 16
-    assert found == {step: pytest.approx(line["loss"]) for step, line in records(unbroken).items()}
+    assert found == {step: pytest.approx(line["loss"]) for step, line in runs.records(unbroken).items()}
 
 
-def test_a_run_stopped_anywhere_again_and_again_equals_an_unbroken_one(config, unbroken, tmp_path, monkeypatch):
+def test_a_run_stopped_anywhere_again_and_again_equals_an_unbroken_one(runs, config, unbroken, tmp_path, monkeypatch):
     def stop_after(owner, name, step):
         """The run stops as if killed when `owner.name(step)` has been done."""
         original = getattr(owner, name)
@@ -98,66 +66,52 @@ def test_a_run_stopped_anywhere_again_and_again_equals_an_unbroken_one(config, u
                 adapt(config, tmp_path / "run")
             monkeypatch.undo()
     adapt(config, tmp_path / "run")
-    assert records(tmp_path / "run") == records(unbroken)
-    assert records(tmp_path / "run", "validation.jsonl") == records(unbroken, "validation.jsonl")
-    assert same_weights(tmp_path / "run", unbroken)
+    assert runs.records(tmp_path / "run") == runs.records(unbroken)
+    assert runs.records(tmp_path / "run", "validation.jsonl") == runs.records(unbroken, "validation.jsonl")
+    assert runs.same_weights(tmp_path / "run", unbroken)
 
 
-def command(tiny_config, tiny_run, workdir: Path) -> list[str]:
-    return [sys.executable, "-m", "dlm_jax.cli", "train", "--config", str(tiny_config), "--workdir", str(workdir),
-            *(f"--config.{override}" for override in tiny_run)]
-
-
-def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
-    """Returns when the run has logged `step`."""
-    end = time.monotonic() + PATIENCE
-    log = workdir / "metrics.jsonl"
-    while not (log.exists() and log.read_bytes().count(b"\n") >= step):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
-def test_a_run_killed_by_the_system_and_started_again_equals_an_unbroken_one(tiny_config, tiny_run, unbroken, tmp_path):
+def test_a_run_killed_by_the_system_and_started_again_equals_an_unbroken_one(runs, tiny_config, tiny_run, unbroken,
+                                                                             tmp_path):
     workdir = tmp_path / "run"
-    with subprocess.Popen(command(tiny_config, tiny_run, workdir), stderr=subprocess.PIPE) as process:
-        wait_for_step(process, workdir, 12)
+    with subprocess.Popen(runs.command(tiny_config, tiny_run, workdir), stderr=subprocess.PIPE) as process:
+        runs.wait_for_step(process, workdir, 12)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert (workdir / "checkpoints" / "5").exists() and len(records(workdir)) < 30
+    assert (workdir / "checkpoints" / "5").exists() and len(runs.records(workdir)) < 30
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 30, "lo')  # as a kill in mid-line leaves it
-    again = subprocess.run(command(tiny_config, tiny_run, workdir), capture_output=True, text=True)
+    again = subprocess.run(runs.command(tiny_config, tiny_run, workdir), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert records(workdir) == records(unbroken)
-    assert records(workdir, "validation.jsonl") == records(unbroken, "validation.jsonl")
-    assert same_weights(workdir, unbroken)
+    assert runs.records(workdir) == runs.records(unbroken)
+    assert runs.records(workdir, "validation.jsonl") == runs.records(unbroken, "validation.jsonl")
+    assert runs.same_weights(workdir, unbroken)
 
 
-def test_ctrl_c_ends_a_run_with_one_line_and_code_130(tiny_config, tiny_run, tmp_path):
+def test_ctrl_c_ends_a_run_with_one_line_and_code_130(runs, tiny_config, tiny_run, tmp_path):
     workdir = tmp_path / "run"
-    with subprocess.Popen(command(tiny_config, tiny_run, workdir), stderr=subprocess.PIPE, text=True,
+    with subprocess.Popen(runs.command(tiny_config, tiny_run, workdir), stderr=subprocess.PIPE, text=True,
                           env=os.environ | {"TERM": "dumb"}) as process:
-        wait_for_step(process, workdir, 6)
+        runs.wait_for_step(process, workdir, 6)
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
     assert process.returncode == 130
     assert said.endswith("dlm: interrupted\n") and "Traceback" not in said
 
 
-def test_a_finished_run_started_again_does_nothing_and_says_so(config, finished, unbroken, capsys):
+def test_a_finished_run_started_again_does_nothing_and_says_so(runs, config, finished, unbroken, capsys):
     outcome = adapt(config, finished)
     assert "is finished at step 30" in capsys.readouterr().err
-    assert outcome.nelbo_after == records(unbroken, "validation.jsonl")[30]["nelbo"]
+    assert outcome.nelbo_after == runs.records(unbroken, "validation.jsonl")[30]["nelbo"]
     for file in ("metrics.jsonl", "validation.jsonl", "config.json", "model.json"):
         assert (finished / file).read_bytes() == (unbroken / file).read_bytes()
 
 
-def test_a_run_may_be_made_longer_and_log_otherwise(tiny_config, tiny_run, finished):
+def test_a_run_may_be_made_longer_and_log_otherwise(runs, tiny_config, tiny_run, finished):
     longer = [*tiny_run, "train.steps=36", "log.every=3", "checkpoint.every=4", "checkpoint.keep=1", "evaluate.every=5"]
     adapt(load_config(tiny_config, longer), finished)
-    assert list(records(finished)) == [*range(1, 31), 33, 36]
-    assert list(records(finished, "validation.jsonl")) == [0, 15, 30, 35, 36]
+    assert list(runs.records(finished)) == [*range(1, 31), 33, 36]
+    assert list(runs.records(finished, "validation.jsonl")) == [0, 15, 30, 35, 36]
 
 
 @pytest.mark.parametrize("change", ["train.batch=2", "train.seed=1", "optimizer.learning_rate=0.1",
@@ -177,8 +131,81 @@ def test_a_run_does_not_go_back(tiny_config, tiny_run, finished):
     assert json.loads((finished / "config.json").read_text())["train"]["steps"] == 30
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(tiny_config, tiny_run, tmp_path):
-    wild = load_config(tiny_config, [*tiny_run, "optimizer.learning_rate=1e30", "log.every=30", "optimizer.warmup=0"])
-    with pytest.raises(UserError, match=r"is (nan|inf) at step 5; start anew .* lower optimizer.learning_rate"):
+def test_a_run_of_losses_that_are_no_numbers_ends_without_saving_that_step(tiny_config, tiny_run, tmp_path, capsys):
+    wild = load_config(tiny_config, [*tiny_run, "optimizer.learning_rate=1e30", "log.every=30", "optimizer.warmup=0",
+                                     "optimizer.skip=6"])
+    with pytest.raises(UserError, match=r"no finite number 9 times in a row, more than optimizer.skip = 6; "):
         adapt(wild, tmp_path / "run")
+    assert "step 5: loss or gradient is no finite number; skipped 4 in a row" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["5"]
+
+
+def test_sigterm_saves_that_step_and_the_same_command_goes_on(runs, tiny_config, tiny_run, unbroken, tmp_path):
+    workdir = tmp_path / "run"
+    with subprocess.Popen(runs.command(tiny_config, tiny_run, workdir), stderr=subprocess.PIPE, text=True) as process:
+        runs.wait_for_step(process, workdir, 7)
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+    step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert process.returncode == 143
+    assert said.endswith(f"dlm: the run was asked to end and is saved at step {step}; the same command goes on\n")
+    assert subprocess.run(runs.command(tiny_config, tiny_run, workdir), capture_output=True).returncode == 0
+    assert runs.records(workdir) == runs.records(unbroken) and runs.same_weights(workdir, unbroken)
+
+
+def test_checkpoints_are_also_saved_by_time(tiny_config, tiny_run, tmp_path):
+    often = ["checkpoint.every=1000", "checkpoint.minutes=1e-6", "checkpoint.keep=99", "log.every=6", "train.steps=12"]
+    adapt(load_config(tiny_config, [*tiny_run, *often]), tmp_path / "run")
+    assert sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()) == [6, 12]
+
+
+def test_samples_are_written_at_every_validation(tiny_config, tiny_run, tmp_path):
+    adapt(load_config(tiny_config, [*tiny_run, "evaluate.texts=2", "train.steps=15"]), tmp_path / "run")
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in samples] == [0, 15]
+    assert all(len(line["texts"]) == 2 and all(isinstance(text, str) for text in line["texts"]) for line in samples)
+
+
+def test_a_trace_of_the_steps_that_were_asked_for_is_left(config, tmp_path):
+    adapt(config, tmp_path / "run", profiled=(3, 4))
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_weights_and_biases_gets_the_numbers_of_the_log(runs, tiny_config, tiny_run, tmp_path, monkeypatch):
+    (tmp_path / "wandb.py").write_text(
+        "import json\nlines = []\ndef init(**settings):\n    lines.append(settings)\n    return Run()\n"
+        "class Run:\n    def log(self, values, step):\n        lines.append((step, values))\n"
+        "    def finish(self):\n        lines.append('finished')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    adapt(load_config(tiny_config, [*tiny_run, "log.wandb=stories", "train.steps=5"]), tmp_path / "run")
+    import wandb
+    begin, *lines, end = wandb.lines
+    assert begin["project"] == "stories" and begin["config"]["train"]["steps"] == 5 and end == "finished"
+    losses = {step: values["train/loss"] for step, values in lines if "train/loss" in values}
+    assert losses == {step: line["loss"] for step, line in runs.records(tmp_path / "run").items()}
+
+
+def test_without_its_package_weights_and_biases_is_refused(tiny_config, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="log.wandb needs the package wandb: pip install wandb"):
+        adapt(load_config(tiny_config, [*tiny_run, "log.wandb=stories"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_step_that_does_not_end_shows_where_every_thread_is():
+    program = "import time\nfrom dlm_jax.training.watch import watchdog\nwith watchdog(0.2) as alive:\n" \
+              "    alive()\n    time.sleep(0.1)\n    alive()\n    time.sleep(0.5)\n"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0 and "Timeout (0:00:00.2" in result.stderr and "line 7 in <module>" in result.stderr
+
+
+def test_every_second_of_a_run_is_of_one_kind(monkeypatch):
+    from dlm_jax.training import clock
+    now = iter([0, 2, 3, 5, 9, 10, 20, 21.0])
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(now))
+    run = clock.Clock()
+    run.begin(4)
+    for kind in ("data", "host", "device", "saving", "validation"):
+        run.spend(kind)
+    assert run.split(6) == {"seconds_per_step": 3.5, "data_seconds": 0.5, "host_seconds": 1.0}
+    assert run.elapsed() == 21 and run.goodput() == 7 / 21

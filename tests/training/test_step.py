@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm_jax.config import CheckpointEvery, Config, Data, EvaluateEvery, Every, ModelChoice, Optimizer, Train
+from dlm_jax.config import CheckpointEvery, Config, Data, EvaluateEvery, LogEvery, ModelChoice, Optimizer, Train
 from dlm_jax.diffusion.recipes import RECIPES, recipe
 from dlm_jax.losses import add_noise, annealed_rule, loss_sums
 from dlm_jax.models.weights import flatten, weight_table
@@ -28,7 +28,7 @@ def make_config(name: str = "mdlm", accumulate: int = 1, **model) -> Config:
     chosen = dataclasses.replace(chosen, block_size=min(chosen.block_size, 4), anneal_steps=min(chosen.anneal_steps, 9))
     optimizer, run = Optimizer(PEAK, "constant", warmup=5), Train(STEPS, 8, accumulate, SEED)
     return Config(chosen, ModelChoice("nowhere", **model), Data("none", "none", 8), optimizer, run, CheckpointEvery(1),
-                  Every(1), EvaluateEvery(1))
+                  LogEvery(1), EvaluateEvery(1))
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,25 @@ def test_metrics_are_those_of_the_loss_at_the_parameters_that_went_in(random_mod
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
     np.testing.assert_allclose([m["learning_rate"] for m in three_steps[1]], PEAK * np.arange(1, 4) / 6, rtol=1e-5)
     assert int(three_steps[0].step) == 3
+
+
+def test_a_step_whose_loss_is_no_number_changes_nothing_and_is_counted(random_model, text):
+    architecture, params = random_model()
+    config = make_config("bd3lm")
+    step, state = compiled(config, architecture, MASK), init_state(params, config, architecture)
+    state, _ = step(state, *text)
+    spoilt = jax.tree.map(jnp.array, state)
+    spoilt.params["final_norm"]["scale"] = spoilt.params["final_norm"]["scale"].at[0].set(jnp.inf)
+    before = jax.device_get(spoilt)
+    for count in (1, 2):
+        spoilt, metrics = step(spoilt, *text)
+        assert (int(metrics["skipped_in_a_row"]), int(metrics["skipped"])) == (count, count)
+    for name in ("params", "optimizer"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(spoilt, name), getattr(before, name))
+    assert int(spoilt.step) == 3
+    good, metrics = step(spoilt.replace(params=jax.tree.map(jnp.array, before.params | {
+        "final_norm": jax.device_get(state.params["final_norm"])})), *text)
+    assert (int(metrics["skipped_in_a_row"]), int(metrics["skipped"])) == (0, 2) and np.isfinite(metrics["loss"])
 
 
 @pytest.mark.parametrize("kind", [np.array, jnp.array])
