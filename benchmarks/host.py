@@ -3,8 +3,8 @@
     python benchmarks/host.py
 
 Both in one run, medians. The time between steps is the `host_seconds` that `dlm train` logs: handing a step over,
-putting its records on devices, writing the log; on fake CPU
-devices, with a model so small that little else happens. Records are read as training reads them, by one process, per second of CPU.
+putting its records on devices, writing the log; on fake CPU devices, with a model so small that little else happens.
+Records are read as training reads them, by one process, per second of CPU.
 """
 
 import argparse

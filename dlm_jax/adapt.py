@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
+
 from dlm_jax.cluster import leader_first, leads, meet
 from dlm_jax.config import Config
 from dlm_jax.data.source import open_source, open_training
@@ -16,6 +18,7 @@ from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.weights import Params
 from dlm_jax.opening import open_bundle, open_tokenizer, with_mask
 from dlm_jax.training.loop import Outcome, adapted_card, train
+from dlm_jax.training.remote import mirrored
 from dlm_jax.training.workdir import claimed
 
 
@@ -26,7 +29,12 @@ def adapt(config: Config, workdir: str | Path, profiled: tuple[int, int] | None 
     A run that fails before its first step leaves nothing behind. Raises `UserError` for everything in the config, the
     model or the data that does not fit together, and for a work directory that holds something else.
     """
-    workdir = Path(workdir)
+    with mirrored(workdir, jax.process_index(), leads()) as here:
+        return _adapt(config, here, profiled)
+
+
+def _adapt(config: Config, workdir: Path, profiled: tuple[int, int] | None) -> Outcome:
+    """`adapt` in a directory of this machine."""
     with claimed(workdir, config) if leads() else contextlib.nullcontext():
         meet("claimed")
         bundle = open_bundle(config.model.base)
@@ -49,7 +57,6 @@ def adapt(config: Config, workdir: str | Path, profiled: tuple[int, int] | None 
 
 def _texts(config: Config, bundle: Bundle, tokenizer: Tokenizer | None) -> Callable[[Params], list[str]]:
     """Parameters -> `evaluate.texts` unconditional samples, made by one device from a copy of them."""
-    import jax
     if jax.process_count() > 1:
         raise UserError("evaluate.texts needs all parameters in one process; set it to 0 and sample from checkpoints")
     if tokenizer is None or config.recipe.corruption == "none":

@@ -72,16 +72,16 @@ def run_train(a: Arguments) -> dict[str, Any]:
     config = load_config(a.config, a.overrides)
     join()
     tell()
-    keep_compiled(Path(a.workdir))
+    keep_compiled(a.workdir)
     outcome = {"workdir": str(a.workdir), **dataclasses.asdict(adapt(config, a.workdir, a.profile_steps))}
     return outcome if leads() else {}
 
 
-def keep_compiled(workdir: Path) -> None:
+def keep_compiled(workdir: str) -> None:
     """What is compiled stays in the work directory, where a restarted run finds it; unless the user names a place."""
     import jax
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", f"{workdir}/compiled")
 
 
 def run_aot(a: Arguments) -> dict[str, Any]:

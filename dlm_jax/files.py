@@ -52,6 +52,25 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def is_remote(name: str | Path) -> bool:
+    """Whether a name is a URL, such as gs://bucket/run."""
+    return "://" in str(name)
+
+
+@contextlib.contextmanager
+def reachable(name: str) -> Iterator[None]:
+    """What fsspec and the packages behind it raise, as one sentence."""
+    try:
+        yield
+    except ImportError as error:
+        package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}.get(name.split("://")[0])
+        mend = f"pip install {package}" if package else "install it"
+        raise UserError(f"{name} needs a package that is not installed ({error}); {mend}") from error
+    except Exception as error:  # each store has errors of its own: no network, no rights, no such protocol
+        raise UserError(f"cannot reach {name} ({type(error).__name__}: {error}); check the name, the network and your "
+                        "rights to it") from error
+
+
 def describe(error: OSError) -> str:
     """The cause and the file, without the error's number."""
     place = f" ({error.filename})" if error.filename else ""

@@ -8,6 +8,7 @@ from dlm_jax.convert.hf_import import read_hf
 from dlm_jax.convert.native import read_native
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
+from dlm_jax.files import is_remote
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.mask_token import add_mask_row, reuse_mask_row
 
@@ -17,6 +18,10 @@ BUNDLED_DIRECTORY = Path(__file__).parent / "assets" / "base"
 
 def open_bundle(source: str | Path) -> Bundle:
     """The model of that name. What came from the hub says so in its card. Raises `UserError` with the cause."""
+    if is_remote(source):
+        from dlm_jax.training.checkpoint import read_work_directory
+        from dlm_jax.training.remote import fetch as fetch_run
+        return read_work_directory(fetch_run(str(source)))
     path = BUNDLED_DIRECTORY if str(source) == BUNDLED else Path(source)
     if (path / "dlm.json").is_file():
         return read_native(path)

@@ -129,8 +129,8 @@ def test_sigterm_ends_all_processes_at_one_step_and_they_go_on_from_there(alone,
     [step] = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert process.returncode == 143, said
     assert said.count(f"dlm: the run was asked to end and is saved at step {step}; the same command goes on") == 2
-    done = subprocess.run([*launch, *arguments, f"--config.train.steps={int(step) + 2}"], capture_output=True, text=True,
-                          env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    done = subprocess.run([*launch, *arguments, f"--config.train.steps={int(step) + 2}"], capture_output=True,
+                          text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     assert done.returncode == 0, done.stdout + done.stderr
     found = metrics(tmp_path / "run")
     assert len(found) == int(step) + 2

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from dlm_jax.errors import UserError
+from dlm_jax.files import is_remote, reachable
 
 TFDS = "tfds:"
 
@@ -23,7 +24,7 @@ def expand(names: Sequence[str | Path]) -> list[str]:
 
 
 def _files(name: str) -> list[str]:
-    if _is_remote(name):
+    if is_remote(name):
         found = _remote_files(name)
     else:
         found = [name] if Path(name).exists() else sorted(glob.glob(name, recursive=True))
@@ -33,29 +34,11 @@ def _files(name: str) -> list[str]:
     return found
 
 
-def _is_remote(name: str) -> bool:
-    return "://" in name
-
-
 def _remote_files(name: str) -> list[str]:
-    with _reachable(name):
+    with reachable(name):
         from fsspec.core import url_to_fs
         store, path = url_to_fs(name)
         return [store.unstrip_protocol(file) for file in sorted(store.glob(path)) if store.isfile(file)]
-
-
-@contextlib.contextmanager
-def _reachable(name: str) -> Iterator[None]:
-    """What fsspec and the packages behind it raise, as one sentence."""
-    try:
-        yield
-    except ImportError as error:
-        package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}.get(name.split("://")[0])
-        mend = f"pip install {package}" if package else "install it"
-        raise UserError(f"{name} needs a package that is not installed ({error}); {mend}") from error
-    except Exception as error:  # each store has errors of its own: no network, no rights, no such protocol
-        raise UserError(f"cannot reach {name} ({type(error).__name__}: {error}); check the name, the network and your "
-                        "rights to it") from error
 
 
 @contextlib.contextmanager
@@ -80,8 +63,8 @@ def open_bytes(name: str) -> Iterator[BinaryIO]:
 def open_stored(name: str) -> Iterator[BinaryIO]:
     """The bytes of a file as they are stored. It can be sought in."""
     with contextlib.ExitStack() as stack:
-        if _is_remote(name):
-            with _reachable(name):
+        if is_remote(name):
+            with reachable(name):
                 import fsspec
                 file = stack.enter_context(fsspec.open(name, "rb"))
         else:

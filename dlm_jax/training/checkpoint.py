@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.card import Card
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import map_table
+from dlm_jax.training.remote import checkpoints_of
 from dlm_jax.training.step import State
 from dlm_jax.training.workdir import checkpoint_steps
 
@@ -36,7 +36,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, settings: CheckpointEvery, about: dict[str, Any] | None = None) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=settings.keep, keep_period=settings.keep_every or None,
                                                cleanup_tmp_directories=True)
-        self._directory = (workdir / "checkpoints").absolute()
+        self._directory = checkpoints_of(workdir)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
         self._about = about or {}
 
@@ -71,9 +71,10 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         """Moves a damaged checkpoint out of the way of the one that the run will write for this step."""
         if leads():
-            kept = self._directory.with_name("damaged")
+            kept = self._directory.parent / "damaged"
             kept.mkdir(exist_ok=True)
-            shutil.rmtree(kept / str(step), ignore_errors=True)
+            if (kept / str(step)).exists():
+                (kept / str(step)).rmtree()
             (self._directory / str(step)).rename(kept / str(step))
         meet(f"set aside {step}")
         self._manager.reload()
@@ -111,7 +112,7 @@ def read_work_directory(workdir: Path) -> Bundle:
         raise UserError(f"{workdir} has no checkpoint yet; let the run reach its first one")
     config, card = ModelConfig.from_dict(fields.pop("model")), Card.from_dict(fields)
     abstract = map_table(config, lambda _, w: jax.ShapeDtypeStruct(w.shape, "float32"))
-    directory = (workdir / "checkpoints" / str(steps[-1])).absolute()
+    directory = checkpoints_of(workdir) / str(steps[-1])
     with damage(directory, "remove it to use the one before it"), ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(directory / "params", abstract)
     tokenizer = workdir / "tokenizer"
@@ -119,7 +120,7 @@ def read_work_directory(workdir: Path) -> Bundle:
 
 
 @contextlib.contextmanager
-def damage(directory: Path, mend: str = "") -> Iterator[None]:
+def damage(directory: Any, mend: str = "") -> Iterator[None]:
     """What goes wrong while the checkpoint `directory` is read, as one sentence with its mend; Orbax has an exception
     of another type for each kind of damage."""
     try:
@@ -132,7 +133,7 @@ def damage(directory: Path, mend: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _disk_errors(directory: Path) -> Iterator[None]:
+def _disk_errors(directory: Any) -> Iterator[None]:
     """TensorStore reports a full disk as a `ValueError`; here it is the `OSError` that it is everywhere else."""
     try:
         yield

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from dlm_jax.training.clock import Clock
 from dlm_jax.training.cost import step_flops
 from dlm_jax.training.metrics import NoLog, RunLog
 from dlm_jax.training.progress import Progress
+from dlm_jax.training.remote import push
 from dlm_jax.training.step import State, check_shares, init_state, make_step
 from dlm_jax.training.steps import Steps
 from dlm_jax.training.watch import Trace, termination, watchdog
@@ -94,10 +96,16 @@ def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validatio
             config=config, step=_compiled_step(config, bundle, state, training.length), batches=batches,
             validate=validate, texts=texts, speed=_speed(config, bundle.config, training.length),
             ends=stack.enter_context(termination()), alive=stack.enter_context(watchdog(config.log.stall)), trace=trace,
-            checkpoints=checkpoints, log=log, progress=progress, clock=clock)
+            checkpoints=checkpoints, saved=functools.partial(_copy, workdir), log=log, progress=progress, clock=clock)
         before = None if start else steps.validated(0, state.params)
         after = steps.run(state)
     return Outcome(config.train.steps, before, after, clock.elapsed(), clock.goodput(), steps.skipped)
+
+
+def _copy(workdir: Path) -> None:
+    """What the first process does after a checkpoint."""
+    if leads():
+        push(workdir)
 
 
 def _compiled_step(config: Config, bundle: Bundle, state: State, length: int) -> Callable:

@@ -25,8 +25,8 @@ class Steps:
     """What the steps of a run need.
 
     step: the compiled step; batches: its records; validate: parameters -> nats a token; texts: parameters -> samples;
-    ends: step number -> whether the run is to end there; alive: to be called after every step; speed: seconds a step ->
-    what follows from them for the log.
+    speed: seconds a step -> what follows from them for the log; ends: step number -> whether the run is to end there;
+    alive, saved: to be called after every step and after a checkpoint.
     """
 
     config: Config
@@ -39,6 +39,7 @@ class Steps:
     alive: Callable[[], None]
     trace: Trace | None
     checkpoints: Checkpoints
+    saved: Callable[[], None]
     log: NoLog
     progress: Progress
     clock: Clock
@@ -69,6 +70,7 @@ class Steps:
             if saves:
                 self.checked(number, metrics)
                 self.checkpoints.save(number, state)
+                self.saved()
                 saved = time.monotonic()
                 self.clock.spend("saving")
             if ends and not last:

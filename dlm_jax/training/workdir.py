@@ -9,6 +9,7 @@ from pathlib import Path
 from dlm_jax.config import Config, build, to_json
 from dlm_jax.errors import UserError
 from dlm_jax.files import describe, read_json, write_text
+from dlm_jax.training.remote import POINTER, checkpoints_of
 
 # Groups that a restarted run may change, and train.steps: how long it goes on and what it says, not what it computes.
 FREE_GROUPS = ("checkpoint", "log", "evaluate", "mesh")
@@ -42,7 +43,8 @@ def claimed(workdir: Path, config: Config) -> Iterator[None]:
 
 def checkpoint_steps(workdir: Path) -> list[int]:
     """The steps whose checkpoints are whole, in order; Orbax gives one that is being written another name."""
-    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+    place = checkpoints_of(workdir)
+    return sorted(int(path.name) for path in place.iterdir() if path.name.isdecimal()) if place.exists() else []
 
 
 def _has_begun(workdir: Path) -> bool:
@@ -61,7 +63,7 @@ def _clear(workdir: Path, itself: bool) -> None:
 def _check_empty(workdir: Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; name a directory for the run")
-    if workdir.exists() and any(path.suffix != ".partial" for path in workdir.iterdir()):
+    if workdir.exists() and any(path.suffix != ".partial" and path.name != POINTER for path in workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run; name a new directory or that of a run")
 
 
