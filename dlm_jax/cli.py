@@ -17,7 +17,9 @@ from dlm_jax.errors import Stopped, UserError
 from dlm_jax.models.shapes import SHAPES
 
 Arguments = argparse.Namespace
-ORDER_HELP = "which places are filled first: confidence (default), random, or threshold:0.9 (all above it at once)"
+ORDER_HELP = ("which places are filled first: confidence (default), margin, entropy, random (each also as "
+              "confidence:cosine), left, threshold:0.9 (all surer than that at once), factor:1, bound:0.5, speculate, "
+              "diffullama_random or diffullama_confidence:0.95; then +remask:0.3 or +edit:0.9 to change one's mind")
 MODEL_HELP = "a native, work or Hugging Face directory, a hub id, or 'bundled'"
 
 
@@ -95,6 +97,12 @@ def make_parser() -> Parser:
     sub.add_argument("model", help=MODEL_HELP)
     sub.add_argument("--prompt", default="", type=unicode_text, help="default: none, an unconditional sample")
     sub.add_argument("--max-tokens", type=whole(1), default=64, metavar="N", help="how long, in tokens (default 64)")
+    sub.add_argument("--prompts", metavar="FILE",
+                     help='many requests: JSON lines with "id", and "prompt" or "infill", and "max_tokens" if need be')
+    sub.add_argument("--out", metavar="FILE",
+                     help="where their results go, line by line; what is there is not done again")
+    sub.add_argument("--batch", type=whole(1), default=16, metavar="N", help="how many together (default 16)")
+    sub.add_argument("--stop", type=unicode_text, metavar="TOKEN", help="what ends a text (default: the model's own)")
     add_sampling_flags(sub)
 
     sub = command("generate", commands.run_generate, "write samples of an autoregressive base as text to train on")
@@ -109,7 +117,8 @@ def make_parser() -> Parser:
 
     sub = command("infill", commands.run_infill, "fill the holes of a text")
     sub.add_argument("model", help=MODEL_HELP)
-    sub.add_argument("text", type=unicode_text, help="text with holes such as [MASK:8], 8 tokens wide")
+    sub.add_argument("text", type=unicode_text,
+                     help="text with holes such as [MASK:8], 8 tokens wide, or [MASK:2-6], whichever fits best")
     add_sampling_flags(sub)
 
     sub = command("eval", commands.run_eval, "likelihood of texts, in nats a token")
@@ -130,7 +139,13 @@ def add_sampling_flags(sub: argparse.ArgumentParser) -> None:
                      help="denoising steps of the text, or of each block (default: one a token, at most 64)")
     sub.add_argument("--order", default="confidence", help=ORDER_HELP)
     add_draw_flags(sub, temperature=0.0)
+    sub.add_argument("--block", type=whole(1), metavar="N",
+                     help="fill N places before the next ones are begun (for models without blocks of their own)")
+    sub.add_argument("--cache", help="none, block (exact; for models with blocks), prefix or dual (approximate, with "
+                                     "--block; for the others)")
     sub.add_argument("--watch", action="store_true", help="show the denoising in the terminal")
+    sub.add_argument("--gif", metavar="FILE", help="draw the denoising as a GIF")
+    sub.add_argument("--html", metavar="FILE", help="write a page with a slider through the denoising")
 
 
 def add_draw_flags(sub: argparse.ArgumentParser, temperature: float) -> None:
@@ -141,6 +156,8 @@ def add_draw_flags(sub: argparse.ArgumentParser, temperature: float) -> None:
                      help="draw among the N likeliest (default 0: all)")
     sub.add_argument("--top-p", type=float, default=1.0, metavar="P",
                      help="draw among the likeliest that hold this share of the probability (default 1: all)")
+    sub.add_argument("--min-p", type=float, default=0.0, metavar="P",
+                     help="draw among those this probable beside the likeliest (default 0: all)")
     sub.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the draw (default 0)")
 
 

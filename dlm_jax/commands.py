@@ -73,11 +73,11 @@ def run_generate(a: Arguments) -> dict[str, Any]:
     from dlm_jax.data.text import read_documents
     from dlm_jax.language_model import load
     from dlm_jax.on_policy import write_samples
-    from dlm_jax.sampling.proposal import Proposal
+    from dlm_jax.sampling.settings import Settings
     prompts = read_documents(a.prompts) if a.prompts else ()
     return write_samples(load(a.model), Path(a.out), a.documents, a.max_tokens,
-                         Proposal(a.temperature, a.top_k, a.top_p), prompts=prompts, prompt_tokens=a.prompt_tokens,
-                         batch=a.batch, seed=a.seed)
+                         Settings(temperature=a.temperature, top_k=a.top_k, top_p=a.top_p, min_p=a.min_p, seed=a.seed),
+                         prompts=prompts, prompt_tokens=a.prompt_tokens, batch=a.batch)
 
 
 def tell() -> None:
@@ -119,19 +119,39 @@ def run_aot(a: Arguments) -> dict[str, Any]:
 
 
 def run_sample(a: Arguments) -> dict[str, Any]:
+    if a.prompts is not None or a.out is not None:
+        return run_prompts(a)
     from dlm_jax.language_model import load
     lm = load(a.model)
-    start = time.perf_counter()
-    sample = lm.sample(a.prompt, max_tokens=a.max_tokens, **sampling(a))
-    return show_sample(lm, sample, time.perf_counter() - start, a)
+    with watching(lm, a) as recorder:
+        sample = lm.sample(a.prompt, max_tokens=a.max_tokens, stop=a.stop, callback=recorder, **settings(a))
+    return show_sample(lm, sample, recorder, a)
+
+
+def run_prompts(a: Arguments) -> dict[str, Any]:
+    if a.prompts is None or a.out is None or a.prompt or a.watch or a.gif or a.html:
+        raise UserError("--prompts FILE and --out FILE go together, and without --prompt, --watch, --gif and --html; "
+                        "give both, or neither")
+    from dlm_jax.cluster import join
+    join()
+    import jax
+
+    from dlm_jax.language_model import load
+    from dlm_jax.many import sample_file
+    from dlm_jax.sampling.settings import Settings
+    lm = load(a.model).ending_with(a.stop)
+    host = jax.process_index(), jax.process_count()
+    with tally("served") as progress:
+        counts = sample_file(lm, a.prompts, a.out, Settings(**settings(a)), a.max_tokens, a.batch, progress, host)
+    return {"out": str(a.out), **counts} if host[0] == 0 else {}
 
 
 def run_infill(a: Arguments) -> dict[str, Any]:
     from dlm_jax.language_model import load
     lm = load(a.model)
-    start = time.perf_counter()
-    sample = lm.infill(a.text, **sampling(a))
-    return show_sample(lm, sample, time.perf_counter() - start, a)
+    with watching(lm, a) as recorder:
+        sample = lm.infill(a.text, callback=recorder, **settings(a))
+    return show_sample(lm, sample, recorder, a)
 
 
 def run_eval(a: Arguments) -> dict[str, Any]:
@@ -151,22 +171,52 @@ def run_eval(a: Arguments) -> dict[str, Any]:
     return {"task": a.task, "nats_per_token": result, "tokens": result.tokens, "texts": len(texts)}
 
 
-def sampling(a: Arguments) -> dict[str, Any]:
+def settings(a: Arguments) -> dict[str, Any]:
     """The keywords that `sample` and `infill` share."""
-    return {name: getattr(a, name) for name in ("steps", "order", "temperature", "top_k", "top_p", "seed")}
+    from dlm_jax.sampling.settings import Settings
+    return {field.name: getattr(a, field.name) for field in dataclasses.fields(Settings)}
 
 
-def show_sample(lm: Any, sample: Any, seconds: float, a: Arguments) -> dict[str, Any]:
-    """Prints the text (after its animation with --watch) and returns what --json says."""
+@contextlib.contextmanager
+def watching(lm: Any, a: Arguments) -> Iterator[Any]:
+    """A recorder of the steps where they are to be drawn, and None elsewhere; a terminal shows them as they come."""
+    if not (a.watch or a.gif or a.html):
+        yield None
+        return
+    from rich.console import Console
+
+    from dlm_jax.sampling.history import Recorder
+    from dlm_jax.sampling.screen import live
+    console = Console(stderr=True)
+    with contextlib.ExitStack() as stack:
+        screen = a.watch and console.is_terminal
+        yield Recorder(stack.enter_context(live(lm.text_tokenizer().pieces, console)) if screen else None)
+
+
+def show_sample(lm: Any, sample: Any, recorder: Any, a: Arguments) -> dict[str, Any]:
+    """Draws what is to be drawn, prints the text, and returns what --json says."""
+    facts = {"new_tokens": sample.new_tokens, "forwards": sample.forwards,
+             "tokens_per_forward": round(sample.tokens_per_forward, 3)}
+    moments = recorder.moments(lm.tokenizer, sample.tokens) if recorder else []
     if a.watch:
         from rich.console import Console
 
-        from dlm_jax.sampling.render import play
-        play(lm.tokenizer.pieces(sample.tokens), sample.order, Console(stderr=True))
+        from dlm_jax.sampling.render import frame
+        console = Console(stderr=True)
+        if not console.is_terminal:  # nothing has moved there, so the finished text is shown
+            pieces = [piece or "" for piece in moments[-1].pieces]
+            console.print(frame(pieces, sample.order, max(sample.order) + 1), soft_wrap=True)
+    if a.gif:
+        from dlm_jax.sampling.picture import write_gif
+        write_gif(moments, a.gif)
+    if a.html:
+        from dlm_jax.sampling.page import write_page
+        told = {name.replace("_", " "): value for name, value in facts.items()}
+        write_page(moments, a.html, f"dlm {a.command} {a.model}", {**told, "order": a.order})
     if not a.json:
         print(sample.text)
-    return {"text": sample.text, "tokens": sample.tokens, "new_tokens": sample.new_tokens, "forwards": sample.forwards,
-            "seconds": seconds}
+    return {"text": sample.text, "tokens": sample.tokens, **facts, "seconds": sample.batch.seconds,
+            "tokens_per_second": sample.batch.tokens_per_second, "peak_bytes": sample.batch.peak_bytes}
 
 
 def cores() -> int:
@@ -202,3 +252,26 @@ def lines(verb: str) -> Callable[[int], None]:
             print(f"{verb} {done / 1e6:.0f} MB, {done / 1e6 / (now - began):.1f} MB/s", file=sys.stderr, flush=True)
 
     return say
+
+
+@contextlib.contextmanager
+def tally(verb: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that, called with what is done and how much there is, shows it: as a bar on a terminal's stderr,
+    elsewhere as a line now and then."""
+    from rich.console import Console
+    from rich.progress import Progress
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        told = -LINE_SECONDS
+
+        def say(done: int, total: int) -> None:
+            nonlocal told
+            if time.monotonic() - told >= LINE_SECONDS or done == total:
+                told = time.monotonic()
+                print(f"{verb} {done} of {total}", file=sys.stderr, flush=True)
+
+        yield say
+        return
+    with Progress(console=console) as bar:
+        task = bar.add_task(verb, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -18,13 +18,16 @@ from dlm_jax.errors import UserError
 from dlm_jax.evaluation.likelihood import AR, Likelihood, denoising_recipe, likelihood, texts_to_rows
 from dlm_jax.files import new_directory
 from dlm_jax.models.bundle import Bundle
-from dlm_jax.models.card import BLOCKWISE, RULES, Card
+from dlm_jax.models.card import CLEAN_HALVES, VISIBILITIES, Card
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.transformer import forward, unembed
 from dlm_jax.models.weights import Params
 from dlm_jax.opening import open_bundle, open_tokenizer, with_mask
-from dlm_jax.sampling.generate import HOLE, Request, Sample, check_length, continuation, generate, selector
-from dlm_jax.sampling.proposal import Proposal
+from dlm_jax.sampling.generate import generate
+from dlm_jax.sampling.requests import Request, check, check_length, continuation, with_holes
+from dlm_jax.sampling.sample import Sample
+from dlm_jax.sampling.settings import Settings
+from dlm_jax.sampling.trace import Callback
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +45,11 @@ class LanguageModel:
         rule: 'causal', 'bidirectional', or of `block_size` 'block_causal' or 'token_causal' (the last block sees itself
         whole, all before it is causal); by default the model's own.
         """
-        rule = rule or self.card.rule
-        if rule not in RULES:
-            raise UserError(f"rule '{rule}' is not one of {', '.join(RULES)}")
+        rule = rule or self.card.visibility
+        if rule not in VISIBILITIES:
+            raise UserError(f"rule '{rule}' is not one of {', '.join(VISIBILITIES)}")
         block_size = block_size or self.card.block_size
-        if rule in BLOCKWISE and (block_size or 0) < 1:
+        if rule in CLEAN_HALVES and (block_size or 0) < 1:
             raise UserError(f"the rule {rule} needs a block_size of at least 1; name one")
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.shape[1] > self.config.max_length:
@@ -58,32 +61,66 @@ class LanguageModel:
                  "token_causal": LastBlock(block_size or 1)}
         return _logits(self.params, tokens, rules[rule], self.config)
 
-    def sample(self, prompt: str | Sequence[str] = "", *, max_tokens: int = 64, steps: int | None = None,
-               order: str = "confidence", temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
-               seed: int = 0) -> Any:
+    def sample(self, prompt: str | Sequence[str] = "", *, max_tokens: int = 64, stop: str | None = None,
+               callback: Callback | None = None, **settings: Any) -> Any:
         """Continues a prompt, or several at once: a `Sample`, or a list of them. An empty prompt is unconditional.
 
-        order: 'confidence', 'random' or 'threshold:0.9'; steps: of denoising, for the canvas or for each block. A plain
-        autoregressive model is decoded left to right and needs neither.
+        stop: the token that ends a text; default: the model's own. callback: told of every step. settings: those of
+        `Settings`, such as order='threshold:0.9', steps=32, temperature=0.7, seed=1. A plain autoregressive model is
+        decoded left to right and needs no order.
         """
-        check_length(max_tokens, self.config)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        requests = [continuation(self.encode(text), max_tokens) for text in prompts]
-        samples = self._generate(requests, order, steps, seed, Proposal(temperature, top_k, top_p))
+        requests = [self.continuation(text, max_tokens) for text in prompts]
+        samples = self.ending_with(stop).fill(requests, Settings(**settings), callback=callback)
         return samples[0] if isinstance(prompt, str) else samples
 
-    def infill(self, text: str | Sequence[str], *, steps: int | None = None, order: str = "confidence",
-               temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> Any:
-        """Fills holes marked [MASK:n], n tokens wide: a `Sample`, or a list of them for several texts.
+    def infill(self, text: str | Sequence[str], *, callback: Callback | None = None, **settings: Any) -> Any:
+        """Fills holes marked [MASK:n], n tokens wide: a `Sample`, or a list of them for several texts. The width of a
+        hole marked [MASK:a-b] is the one whose filling scores best (`Sample.score`).
 
         A block-causal model sees what stands left of a hole and in the hole's own block, and nothing after that.
+        callback and settings: as in `sample`.
         """
+        texts = [text] if isinstance(text, str) else list(text)
+        choices = [self.with_holes(t) for t in texts]
+        numbers = [i for i, requests in enumerate(choices) for _ in requests]
+        samples = iter(self.fill([request for requests in choices for request in requests], Settings(**settings),
+                                 numbers, callback))
+        best = [best_of([next(samples) for _ in requests]) for requests in choices]
+        return best[0] if isinstance(text, str) else best
+
+    def continuation(self, prompt: str, max_tokens: int) -> Request:
+        """What `sample` makes of a prompt."""
+        check_length(max_tokens, self.config.max_length)
+        return continuation(self.encode(prompt), max_tokens)
+
+    def with_holes(self, text: str) -> list[Request]:
+        """What `infill` makes of a text: one request for each choice of widths."""
         if not self.card.is_diffusion:
             raise UserError("a plain autoregressive model cannot fill a hole; adapt it first with `dlm train`")
-        texts = [text] if isinstance(text, str) else list(text)
-        samples = self._generate([self._with_holes(t) for t in texts], order, steps, seed,
-                                 Proposal(temperature, top_k, top_p))
-        return samples[0] if isinstance(text, str) else samples
+        return with_holes(text, self.encode, self.text_tokenizer().encode_inside, self.config.max_length)
+
+    def check(self, request: Request) -> None:
+        """Raises `UserError` for a request that the model cannot serve."""
+        check(request, self.config, self.card)
+
+    def fill(self, requests: Sequence[Request], settings: Settings, numbers: Sequence[int] | None = None,
+             callback: Callback | None = None) -> list[Sample]:
+        """One sample a request, as `generate` makes it, with its text."""
+        samples = generate(self.params, self.config, self.card, requests, settings, numbers, callback)
+        if self.tokenizer is None:
+            return samples
+        return [dataclasses.replace(s, text=self.tokenizer.decode(s.tokens)) for s in samples]
+
+    def ending_with(self, token: str | None) -> "LanguageModel":
+        """The model with another token that ends a text; None leaves it as it is."""
+        if token is None:
+            return self
+        ids = self.text_tokenizer().encode_inside(token)
+        if len(ids) != 1:
+            raise UserError(f"{token!r} is not one token of this tokenizer but {len(ids)}, so a text cannot end with "
+                            "it; name one that is")
+        return dataclasses.replace(self, card=dataclasses.replace(self.card, eos_token_id=ids[0]))
 
     def nelbo(self, texts: str | Sequence[str], *, samples: int = 4, seed: int = 0) -> Likelihood:
         """Upper bound of -log p(texts) by the model's own way of denoising, over `samples` noisings of each text.
@@ -133,27 +170,6 @@ class LanguageModel:
             raise UserError("no text has a token to predict; name longer texts")
         return rows
 
-    def _with_holes(self, text: str) -> Request:
-        """Splits 'text with [MASK:8] holes' into given and masked places."""
-        parts = HOLE.split(text)  # text, width, text, width, ..., text
-        widths = [int(width) for width in parts[1::2]]
-        check_length(sum(widths), self.config)
-        tokens = self.encode(parts[0])
-        masked = [False] * len(tokens)
-        for width, after in zip(widths, parts[2::2]):
-            ids = self.text_tokenizer().encode_inside(after)
-            tokens += [0] * width + ids
-            masked += [True] * width + [False] * len(ids)
-        return Request(tokens, masked, stop=False)
-
-    def _generate(self, requests: list[Request], order: str, steps: int | None, seed: int,
-                  proposal: Proposal) -> list[Sample]:
-        samples = generate(self.params, self.config, self.card, requests, proposal=proposal, select=selector(order),
-                           steps=steps, seed=seed)
-        if self.tokenizer is None:
-            return samples
-        return [dataclasses.replace(s, text=self.tokenizer.decode(s.tokens)) for s in samples]
-
     def _bundle(self) -> Bundle:
         return Bundle(self.config, self.params, self.card)
 
@@ -162,6 +178,12 @@ class LanguageModel:
             write(partial, self._bundle())
             if self.tokenizer is not None:
                 self.tokenizer.save(partial)
+
+
+def best_of(samples: Sequence[Sample]) -> Sample:
+    """The sample with the best score, which has taken the passes of all of them."""
+    best = max(samples, key=lambda sample: sample.score)
+    return dataclasses.replace(best, forwards=sum(sample.forwards for sample in samples))
 
 
 @functools.partial(jax.jit, static_argnames="config")

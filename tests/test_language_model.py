@@ -112,6 +112,22 @@ def test_holes_are_filled_and_the_text_around_them_stays(infiller, text, widths)
     assert "<|mask|>" not in sample.text
 
 
+def test_a_hole_of_unknown_width_takes_the_width_that_scores_best(infiller):
+    fixed = [infiller.infill(f"Tom[MASK:{width}] ran.") for width in (2, 3, 4, 5)]
+    best = infiller.infill("Tom[MASK:2-5] ran.")
+    expected = max(fixed, key=lambda sample: sample.score)
+    assert best.tokens == expected.tokens and best.score == pytest.approx(expected.score)
+    assert best.forwards == sum(sample.forwards for sample in fixed)
+
+
+def test_a_text_ends_with_the_token_that_is_named(stories):
+    free = stories.sample("Once upon a time", max_tokens=40)
+    stopped = stories.sample("Once upon a time", max_tokens=40, stop=".")
+    assert stopped.text.endswith(".") and free.text.startswith(stopped.text)
+    with pytest.raises(UserError, match="not one token"):
+        stories.sample("Once", stop="<|nothing of the kind|>")
+
+
 def test_infill_of_several_texts(infiller):
     samples = infiller.infill(["Tom[MASK:2] ran", "A[MASK:12] dog"])
     assert [sample.new_tokens for sample in samples] == [2, 12]

@@ -36,7 +36,8 @@ def test_samples_begin_as_their_prompts_and_are_the_models_own(base, texts, tmp_
 
 def test_only_what_reads_left_to_right_can_write():
     assert autoregressive(Card()).rule == "causal"
-    assert autoregressive(Card("same_position", "token_causal", 4, 30)).alignment == "shifted"
+    both = Card("same_position", "block_causal", 4, 30, clean_half="token_causal")
+    assert autoregressive(both).alignment == "shifted"
     for card in (Card("shifted", "bidirectional", None, 30), Card("same_position", "block_causal", 4, 30)):
         with pytest.raises(UserError, match="does not write left to right"):
             autoregressive(card)

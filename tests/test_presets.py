@@ -52,7 +52,8 @@ def test_every_preset_trains_resumes_and_exports(name, tiny_config, tiny_run, tm
     assert all(np.array_equal(run[path], unbroken[path]) for path in run)
 
     lm = load(tmp_path / "run")
-    assert (lm.card.recipe, lm.card.rule) == (name, RECIPES[name].rule)
+    assert (lm.card.recipe, lm.card.rule, lm.card.clean_half) == (
+        name, RECIPES[name].rule, RECIPES[name].clean_half)
     lm.export(tmp_path / "export")
     again, tokens = load(tmp_path / "export"), np.arange(2, 20)[None]
     np.testing.assert_allclose(again.logits(tokens), lm.logits(tokens), atol=1e-5)

@@ -50,14 +50,17 @@ def prepare(rule: Rule | Plan, keys: int, segments: jax.Array | None = None, que
     """The plan of `rule` with documents kept apart.
 
     `segments` int [batch, keys] are document numbers; 0 is padding, which nobody sees and which sees nobody. The
-    queries are the keys' own tokens `first .. first + queries` (all of them unless told otherwise).
+    queries are the keys' own tokens `first .. first + queries` (all of them unless told otherwise); `first` is one
+    number, or int [batch].
     """
     if isinstance(rule, Plan):
         return rule
     rows = document_rows(rule, keys, segments)
     if queries not in (None, keys):
+        places = jnp.atleast_1d(jnp.asarray(first))[:, None] + np.arange(queries)
+
         def part(x: Any) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(jnp.asarray(x), first, queries, axis=1)
+            return jnp.take_along_axis(jnp.asarray(x), places, axis=1, mode="clip")
 
         rows, segments = jax.tree.map(part, rows), None if segments is None else part(segments)
     xp = rows.index.__array_namespace__()

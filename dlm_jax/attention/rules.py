@@ -104,6 +104,19 @@ class LookAhead(OneStream):
 
 
 @struct.dataclass
+class CausalPast(OneStream):
+    """What `BlockDiffusion` with a token-causal clean half is when it decodes: the first `clean` tokens see themselves
+    and the past, and those after them their whole block and all before it. clean: int [batch, 1]."""
+
+    block: int = struct.field(pytree_node=False)
+    clean: jax.Array
+
+    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
+        end = jnp.where(rows.index - rows.start < self.clean, rows.index + 1, rows.block(self.block)[1])
+        return ((rows.start + jnp.zeros_like(end), end),)
+
+
+@struct.dataclass
 class BlockDiffusion:
     """Two streams [noisy || clean] of `length` tokens each (BD3-LM, arXiv 2503.09573; Efficient-DLM, 2512.14067).
 

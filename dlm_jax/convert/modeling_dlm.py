@@ -2,7 +2,7 @@
 
     model = AutoModel.from_pretrained(directory, trust_remote_code=True)
     model(input_ids).logits                         # raw outputs under the rule the model was trained with
-    model.generate(input_ids, max_new_tokens=64)    # continues by denoising
+    model.generate(input_ids, max_new_tokens=64, threshold=0.9)    # continues by denoising
     model.infill(input_ids)                         # fills every mask token
 
 This file stands alone: it was written beside the weights by dlm-jax, and needs only torch and transformers.
@@ -26,9 +26,9 @@ class DLMConfig(PretrainedConfig):
 
     base_model_type: gpt2, llama, qwen2 or qwen3. mask_token_id: the token that stands for "unknown".
     rule: what a token sees. `bidirectional`: everything; `block_causal`: its own block of `block_size` tokens, counted
-    from the first, and all earlier ones; `token_causal`: in the last block that block and everything before it, and
-    before it itself and the past; `causal`: itself and the past.
+    from the first, and all earlier ones; `causal`: itself and the past.
     alignment: `same_position`, the output at n predicts token n; `shifted`, the output at n-1 predicts token n.
+    clean_half: how the finished text before a block sees itself: `block_causal`, or `token_causal`, left to right.
     """
 
     model_type = "dlm"
@@ -39,8 +39,27 @@ class DLMConfig(PretrainedConfig):
         self.eos_token_id = eos_token_id
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """q [b, n, h, k], k and v [b, n, g, k], visible bool [b or 1, 1, n, n]; gives [b, n, h * k]."""
+class Past:
+    """Keys and values that a layer keeps of the finished text: [b, m, g, k]."""
+
+    def __init__(self):
+        self.kept, self.read = None, None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Those that are kept, and after them those of the tokens that are read now."""
+        self.read = (k, v) if self.kept is None else tuple(torch.cat(x, 1) for x in zip(self.kept, (k, v)))
+        return self.read
+
+    def keep(self):
+        """The tokens that were read last are finished."""
+        self.kept = self.read
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, past: Past | None) -> Tensor:
+    """q [b, n, h, k], k and v [b, n, g, k], visible bool [b or 1, 1, n, n], or [..., m + n] with m tokens in the past;
+    gives [b, n, h * k]."""
+    if past is not None:
+        k, v = past.extend(k, v)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2).flatten(2)
@@ -53,9 +72,9 @@ class GPT2Attention(nn.Module):
         self.c_attn = Conv1D(3 * config.n_embd, config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor, past: Past | None) -> Tensor:
         q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in self.c_attn(x).chunk(3, dim=-1))
-        return self.c_proj(attend(q, k, v, visible))
+        return self.c_proj(attend(q, k, v, visible, past))
 
 
 class GPT2MLP(nn.Module):
@@ -76,8 +95,8 @@ class GPT2Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = GPT2MLP(config)
 
-    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x), visible)
+    def forward(self, x: Tensor, visible: Tensor, past: Past | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), visible, past)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -89,10 +108,10 @@ class GPT2Trunk(nn.Module):
         self.h = nn.ModuleList(GPT2Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 
-    def forward(self, input_ids: Tensor, visible: Tensor) -> Tensor:
-        x = self.wte(input_ids) + self.wpe(torch.arange(input_ids.shape[1], device=input_ids.device))
-        for block in self.h:
-            x = block(x, visible)
+    def forward(self, input_ids: Tensor, visible: Tensor, past: list[Past | None], first: int = 0) -> Tensor:
+        x = self.wte(input_ids) + self.wpe(first + torch.arange(input_ids.shape[1], device=input_ids.device))
+        for block, kept in zip(self.h, past):
+            x = block(x, visible, kept)
         return self.ln_f(x)
 
 
@@ -125,11 +144,11 @@ class LlamaAttention(nn.Module):
             self.q_norm = RMSNorm(k, config.rms_norm_eps)
             self.k_norm = RMSNorm(k, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, visible: Tensor, angles: Tensor) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor, angles: Tensor, past: Past | None) -> Tensor:
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
-        return self.o_proj(attend(rotate(q, angles), rotate(k, angles), v, visible))
+        return self.o_proj(attend(rotate(q, angles), rotate(k, angles), v, visible, past))
 
 
 class LlamaMLP(nn.Module):
@@ -152,8 +171,8 @@ class LlamaBlock(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = LlamaMLP(config)
 
-    def forward(self, x: Tensor, visible: Tensor, angles: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), visible, angles)
+    def forward(self, x: Tensor, visible: Tensor, angles: Tensor, past: Past | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), visible, angles, past)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -165,13 +184,13 @@ class LlamaTrunk(nn.Module):
         self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, visible: Tensor, past: list[Past | None], first: int = 0) -> Tensor:
         # The angles are made here and not kept in a buffer, which loading would leave without its values.
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device, dtype=torch.float32)
+        positions = first + torch.arange(input_ids.shape[1], device=input_ids.device, dtype=torch.float32)
         angles = positions[:, None] * rope_frequencies(self.rope, self.head_dim, input_ids.device)
         x = self.embed_tokens(input_ids)
-        for layer in self.layers:
-            x = layer(x, visible, angles)
+        for layer, kept in zip(self.layers, past):
+            x = layer(x, visible, angles, kept)
         return self.norm(x)
 
 
@@ -218,6 +237,11 @@ class DLMModel(PreTrainedModel):
         return self.get_submodule("transformer" if self.config.base_model_type == "gpt2" else "model")  # type: ignore
 
     @property
+    def depth(self) -> int:
+        """How many layers there are."""
+        return len(self.trunk.h if isinstance(self.trunk, GPT2Trunk) else self.trunk.layers)
+
+    @property
     def max_length(self) -> int:
         """The longest text that the model was made for."""
         gpt2 = self.config.base_model_type == "gpt2"
@@ -236,21 +260,25 @@ class DLMModel(PreTrainedModel):
         attention_mask [b, n]: 0 marks padding, which must be on the right, because positions count from the left.
         """
         block_size = block_size or self.config.block_size
-        visible = visibility(rule or self.config.rule, input_ids.shape[1], block_size, input_ids.device)
+        own = "token_causal" if self.config.clean_half == "token_causal" else self.config.rule
+        visible = visibility(rule or own, input_ids.shape[1], block_size, input_ids.device)
         if attention_mask is not None:
             if not bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all()):
                 raise ValueError("padding must be on the right: an attention_mask goes from 1 to 0 once")
             visible = visible & attention_mask[:, None, None].bool()
-        logits = self.lm_head(self.trunk(input_ids, visible))
+        logits = self.lm_head(self.trunk(input_ids, visible, [None] * self.depth))
         return CausalLMOutput(logits=logits.float())
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, max_new_tokens: int, steps: int | None = None, temperature: float = 0.0,
-                 top_p: float = 1.0, top_k: int = 0, seed: int | None = None, stop_at_eos: bool = True) -> Tensor:
-        """`input_ids` [b, n] continued by at most `max_new_tokens`, denoised all at once or block by block.
+    def generate(self, input_ids: Tensor, max_new_tokens: int, steps: int | None = None,
+                 threshold: float | None = None, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0,
+                 seed: int | None = None, stop_at_eos: bool = True) -> Tensor:
+        """`input_ids` [b, n] continued by at most `max_new_tokens`, denoised all at once or block by block, with the
+        keys and values of finished blocks kept.
 
-        steps: forward passes over all new tokens; by default one for each token. temperature 0 takes the likeliest
-        token. What follows a row's first end-of-text token is more of it, cut off where all rows have ended.
+        steps: forward passes over all new tokens; by default one for each token. threshold: instead, each pass commits
+        every token that is more probable than this, and at least one. temperature 0 takes the likeliest token. What
+        follows a row's first end-of-text token is more of it, cut off where all rows have ended.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
@@ -260,19 +288,19 @@ class DLMModel(PreTrainedModel):
         canvas = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) >= first
         eos = self.config.eos_token_id if stop_at_eos else None
         sampler = Sampler(temperature, top_p, top_k, seed, tokens.device)
-        tokens = self._denoise(tokens, canvas, steps, sampler, eos)
+        tokens = self._denoise(tokens, canvas, steps, threshold, sampler, eos)
         return (tokens if eos is None else end_at(tokens, first, eos))[:, added:]
 
     @torch.no_grad()
-    def infill(self, input_ids: Tensor, steps: int | None = None, temperature: float = 0.0, top_p: float = 1.0,
-               top_k: int = 0, seed: int | None = None) -> Tensor:
+    def infill(self, input_ids: Tensor, steps: int | None = None, threshold: float | None = None,
+               temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int | None = None) -> Tensor:
         """`input_ids` [b, n] with every mask token replaced. The arguments are those of `generate`."""
         input_ids, added = self._with_start(input_ids)
         canvas = input_ids == self.config.mask_token_id
         if self.config.alignment == "shifted" and bool(canvas[:, 0].any()):
             raise ValueError("nothing predicts the first token of this model; put a start token before the mask")
         sampler = Sampler(temperature, top_p, top_k, seed, input_ids.device)
-        return self._denoise(input_ids, canvas, steps, sampler, None)[:, added:]
+        return self._denoise(input_ids, canvas, steps, threshold, sampler, None)[:, added:]
 
     def _with_start(self, input_ids: Tensor) -> tuple[Tensor, int]:
         """`input_ids` [b, n] with the token that texts started with in training, unless all rows begin with it; and how
@@ -285,39 +313,63 @@ class DLMModel(PreTrainedModel):
             raise ValueError("nothing predicts the first token of this model; begin with a start token")
         return F.pad(input_ids, (added, 0), value=start or 0), added
 
-    def _denoise(self, tokens: Tensor, canvas: Tensor, steps: int | None, sampler: "Sampler",
-                 eos: int | None) -> Tensor:
+    def _denoise(self, tokens: Tensor, canvas: Tensor, steps: int | None, threshold: float | None,
+                 sampler: "Sampler", eos: int | None) -> Tensor:
         """Fills the canvas [b, n] of `tokens` span by span; stops early once every row's canvas holds `eos`."""
         n, most = tokens.shape[1], int(canvas.sum(1).max())
         if n > self.max_length:
             raise ValueError(f"{n} tokens are more than the {self.max_length} that this model was made for")
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
-        span = self.config.block_size if self.config.rule in ("block_causal", "token_causal") else n
-        for start in range(0, n, span):
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"the threshold must lie in [0, 1], not {threshold}")
+        blocks = self.config.rule == "block_causal"
+        span = self.config.block_size if blocks else n
+        past = [Past() if blocks else None for _ in range(self.depth)]
+        first = (int(canvas.any(0).int().argmax()) if most else n) // span * span
+        before = self._read(tokens[:, :first], past, 0, clean=True)[:, -1:] if first else None
+        for start in range(first, n, span):
             end = min(start + span, n)
-            here = canvas[:, :end] & (torch.arange(end, device=tokens.device) >= start)
+            here = canvas[:, start:end]
             size = int(here.sum(1).max())
             share = size if steps is None else math.ceil(steps * size / max(most, 1))
-            tokens = torch.cat([self._denoise_span(tokens[:, :end], here, share, sampler), tokens[:, end:]], dim=1)
+            part = self._denoise_span(tokens[:, start:end], here, share, threshold, sampler, past, start, before)
+            tokens = torch.cat([tokens[:, :start], part, tokens[:, end:]], dim=1)
             if eos is not None and bool((canvas & (tokens == eos))[:, :end].any(1).all()):
                 return tokens[:, :end]
+            if bool(canvas[:, end:].any()):
+                before = self._read(part, past, start, clean=True)[:, -1:]
         return tokens
 
-    def _denoise_span(self, tokens: Tensor, masked: Tensor, steps: int, sampler: "Sampler") -> Tensor:
-        """Each step commits the most confident of the masked [b, n] places, as many as leave the rest for later."""
-        for left in range(steps, 0, -1):
-            logits = self(tokens).logits
+    def _denoise_span(self, tokens: Tensor, masked: Tensor, steps: int, threshold: float | None, sampler: "Sampler",
+                      past: list[Past | None], start: int, before: Tensor | None) -> Tensor:
+        """Each step commits the most confident of the masked [b, n] places: as many as leave the rest for later, or
+        those above the threshold."""
+        left = steps
+        while bool(masked.any()):
+            hidden = self._read(tokens, past, start, clean=False)
             if self.config.alignment == "shifted":
-                logits = logits.roll(1, dims=1)
+                hidden = torch.cat([hidden[:, :1] if before is None else before, hidden[:, :-1]], dim=1)
+            logits = self.lm_head(hidden).float()
             logits[..., self.config.mask_token_id] = -torch.inf
             proposal, confidence = tokens.clone(), torch.full(tokens.shape, -1.0, device=tokens.device)
             proposal[masked], confidence[masked] = sampler.draw(logits[masked])
-            count = (masked.sum(1, keepdim=True) + left - 1) // left
+            count = (masked.sum(1, keepdim=True) + left - 1) // left if threshold is None else 1
             rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-            commit = masked & (rank < count)
-            tokens, masked = torch.where(commit, proposal, tokens), masked & ~commit
+            commit = masked & ((rank < count) if threshold is None else (rank < 1) | (confidence > threshold))
+            tokens, masked, left = torch.where(commit, proposal, tokens), masked & ~commit, max(left - 1, 1)
         return tokens
+
+    def _read(self, tokens: Tensor, past: list[Past | None], start: int, clean: bool) -> Tensor:
+        """Outputs [b, n, d] at `tokens`, which stand behind `start` tokens of the past; clean ones are then kept."""
+        n, rule = tokens.shape[1], self.config.rule
+        if clean and self.config.clean_half == "token_causal":
+            rule = "causal"
+        visible = visibility(rule, start + n, self.config.block_size, tokens.device)[:, :, start:]
+        hidden = self.trunk(tokens, visible, past, start)
+        for kept in past if clean else []:
+            kept.keep()
+        return hidden
 
 
 class Sampler:

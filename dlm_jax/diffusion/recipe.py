@@ -116,11 +116,11 @@ class Recipe:
             getattr(self, field.name) == field.default for field in dataclasses.fields(self) if field.name not in free)
 
     @property
-    def rule(self) -> Literal["causal", "bidirectional", "block_causal", "token_causal"]:
+    def rule(self) -> Literal["causal", "bidirectional", "block_causal"]:
         """The rule under which the trained model denoises (a `Card.rule`)."""
         if self.corruption == "none":
             return "causal"
-        return self.clean_half if self.block_size else "bidirectional"
+        return "block_causal" if self.block_size else "bidirectional"
 
 
 def recipe_at(recipe: Recipe, step: int, length: int) -> Recipe:

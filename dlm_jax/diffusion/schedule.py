@@ -59,3 +59,13 @@ def block_at(step: int, phases: tuple[tuple[int, int], ...], final: int) -> int:
             return size
         step -= steps
     return final
+
+
+def linear(progress: jax.Array) -> jax.Array:
+    """The masked share 1 - alpha after a share `progress` of the way: the even grid."""
+    return 1.0 - progress
+
+
+def cosine(progress: jax.Array) -> jax.Array:
+    """As `linear`, but slow at first and fast at the end (MaskGIT, arXiv 2202.04200)."""
+    return jnp.cos(progress * jnp.pi / 2)

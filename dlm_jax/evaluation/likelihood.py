@@ -49,9 +49,9 @@ def denoising_recipe(card: Card) -> Recipe:
 
     A plain autoregressive model is read the way adaptation starts from it: one stream, shifted, everything visible.
     """
-    if card.rule == "block_causal" or card.rule == "token_causal":
+    if card.rule == "block_causal":
         return Recipe("nelbo", streams=2, alignment=card.alignment, block_size=card.block_size or 0,
-                      clean_half=card.rule)
+                      clean_half=card.clean_half)
     return Recipe("nelbo", streams=1, alignment=card.alignment)
 
 

@@ -6,8 +6,10 @@ from typing import Literal
 from dlm_jax.errors import UserError
 
 ALIGNMENTS = ("shifted", "same_position")
-RULES = ("causal", "bidirectional", "block_causal", "token_causal")
-BLOCKWISE = ("block_causal", "token_causal")
+RULES = ("causal", "bidirectional", "block_causal")
+CLEAN_HALVES = ("block_causal", "token_causal")
+# Under token_causal the last block sees itself and all before it, and what is before it sees itself left to right.
+VISIBILITIES = (*RULES, "token_causal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,16 +17,16 @@ class Card:
     """The part of `dlm.json` that is not the architecture.
 
     alignment: `shifted`, the output at n-1 predicts token n; `same_position`, the output at n predicts token n.
-    rule: what a token sees when the model denoises: `causal` marks a plain autoregressive model; in a block-wise model
-    a token sees its own block and earlier ones, whose tokens have seen their blocks too (`block_causal`) or only what
-    is before them (`token_causal`, so that finished text is read as by an autoregressive model).
-    block_size: tokens of a block; only with these two.
+    rule: what a token sees when the model denoises: `causal` marks a plain autoregressive model.
+    block_size: tokens of a block; only with the rule `block_causal`.
+    clean_half: how the finished text before a block sees itself, with the rule `block_causal`: in blocks
+    (`block_causal`), or left to right (`token_causal`), which makes it an autoregressive model as well.
     mask_token_id: the id of the mask token, None for a plain autoregressive model.
     bos_token_id: the token that a text starts with; eos_token_id: the token that ends it. None where there is none.
     """
 
     alignment: Literal["shifted", "same_position"] = "shifted"
-    rule: Literal["causal", "bidirectional", "block_causal", "token_causal"] = "causal"
+    rule: Literal["causal", "bidirectional", "block_causal"] = "causal"
     block_size: int | None = None
     mask_token_id: int | None = None
     bos_token_id: int | None = None
@@ -32,17 +34,27 @@ class Card:
     recipe: str | None = None
     base_model: str | None = None
     base_revision: str | None = None
+    clean_half: Literal["block_causal", "token_causal"] = "block_causal"
 
     def __post_init__(self) -> None:
         if self.alignment not in ALIGNMENTS:
             raise UserError(f"alignment '{self.alignment}' is not one of {', '.join(ALIGNMENTS)}")
         if self.rule not in RULES:
             raise UserError(f"rule '{self.rule}' is not one of {', '.join(RULES)}")
-        if (self.rule in BLOCKWISE) != (self.block_size is not None):
-            raise UserError(f"block_size goes with the rules {' and '.join(BLOCKWISE)}, and only with them; got rule "
+        if (self.rule == "block_causal") != (self.block_size is not None):
+            raise UserError("block_size goes with the rule block_causal, and only with it; got rule "
                             f"'{self.rule}' and block_size {self.block_size}")
         if self.block_size is not None and self.block_size < 1:
             raise UserError(f"block_size must be at least 1, not {self.block_size}")
+        if self.clean_half not in CLEAN_HALVES:
+            raise UserError(f"clean_half '{self.clean_half}' is not one of {', '.join(CLEAN_HALVES)}")
+        if self.clean_half == "token_causal" and self.rule != "block_causal":
+            raise UserError(f"clean_half token_causal goes with the rule block_causal, not with '{self.rule}'")
+
+    @property
+    def visibility(self) -> str:
+        """What a token of a text sees whose last block is being denoised: one of `VISIBILITIES`."""
+        return "token_causal" if self.clean_half == "token_causal" else self.rule
 
     @property
     def is_diffusion(self) -> bool:

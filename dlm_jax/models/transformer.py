@@ -65,32 +65,52 @@ def empty_cache(config: ModelConfig, batch: int, places: int, dtype: Any = jnp.f
 
 
 def forward_cached(params: Params, tokens: jax.Array, cache: Cache, first: jax.Array | int, *, config: ModelConfig,
-                   rule: Rule, segments: jax.Array | None = None) -> tuple[jax.Array, Cache]:
+                   rule: Rule, segments: jax.Array | None = None,
+                   write: jax.Array | None = None) -> tuple[jax.Array, Cache]:
     """Hidden states [b, n, d] of `tokens` standing at places first .. first + n, seeing the cache by `rule`.
 
-    Their keys and values are written into the cache, which is returned. segments: int [b, places]; each sequence is one
-    document from place 0, so a place is a position.
+    Their keys and values are written into the cache, which is returned; `write`, bool [b, n], leaves some of its places
+    as they were (with a `first` that is an int). first: one number, or int [b]; segments: int [b, places]; each
+    sequence is one document from place 0, so a place is a position. The cache is carried through the layers and not
+    copied.
     """
-    places = cache.k.shape[2]
-    n = tokens.shape[1]
-    positions = (first + jnp.arange(n, dtype=jnp.int32))[None]
-    plan = prepare(rule, places, segments, n, first)
+    b, n = tokens.shape
+    positions = jnp.atleast_1d(jnp.asarray(first, jnp.int32))[:, None] + jnp.arange(n, dtype=jnp.int32)
+    plan = prepare(rule, cache.k.shape[2], segments, n, first)
 
-    def body(x: jax.Array, layer_in: tuple[Params, jax.Array, jax.Array]) -> tuple[jax.Array, Cache]:
-        w, k_all, v_all = layer_in
+    def put(whole: jax.Array, number: jax.Array, new: jax.Array) -> jax.Array:
+        new = new.astype(whole.dtype)
+        if write is not None:
+            new = jnp.where(write[..., None, None], new, whole[number, :, first:first + n])
+        return write_places(whole, number, new, first)
+
+    def body(carry: tuple[jax.Array, Cache], layer_in: tuple[jax.Array, Params]) -> tuple[Any, None]:
+        (x, cache), (number, w) = carry, layer_in
         written = {}
 
         def attend_cache(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            written["k"] = jax.lax.dynamic_update_slice_in_dim(k_all, k.astype(k_all.dtype), first, axis=1)
-            written["v"] = jax.lax.dynamic_update_slice_in_dim(v_all, v.astype(v_all.dtype), first, axis=1)
-            return attend(q, written["k"], written["v"], plan)
+            written["k"], written["v"] = put(cache.k, number, k), put(cache.v, number, v)
+            return attend(q, written["k"][number], written["v"][number], plan)
 
         x = layer(x, w, positions, config, attend_cache)
-        return x, Cache(**written)
+        return (x, Cache(**written)), None
 
     params = cast(params, cache.k.dtype)
-    x, cache = jax.lax.scan(body, embed(params, tokens, positions), (params["layers"], cache.k, cache.v))
+    layers = jnp.arange(config.depth), params["layers"]
+    (x, cache), _ = jax.lax.scan(body, (embed(params, tokens, positions), cache), layers)
     return norm(x, params["final_norm"], config), cache
+
+
+def write_places(cache: jax.Array, number: jax.Array, new: jax.Array, first: jax.Array | int) -> jax.Array:
+    """`cache` [depth, b, places, g, k] with `new` [b, n, g, k] in layer `number`, from place `first` on: one number, or
+    int [b]. In place, where XLA may: no axis is moved."""
+    if jnp.ndim(first) == 0:
+        return jax.lax.dynamic_update_slice(cache, new[None], (number, 0, first, 0, 0))
+    b = len(new)
+    where = jnp.stack([jnp.full(b, number), jnp.arange(b), first], -1)
+    numbers = jax.lax.ScatterDimensionNumbers(update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1),
+                                              scatter_dims_to_operand_dims=(0, 1, 2))
+    return jax.lax.scatter(cache, where, new, numbers, unique_indices=True, mode=jax.lax.GatherScatterMode.CLIP)
 
 
 def unembed(params: Params, hidden: jax.Array, config: ModelConfig) -> jax.Array:

@@ -2,129 +2,109 @@
 
 import dataclasses
 import math
-import re
+import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dlm_jax.errors import UserError
 from dlm_jax.models.card import Card
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import Params
-from dlm_jax.sampling.engine import Canvas, Sampler, Trace, run
-from dlm_jax.sampling.proposal import Proposal
-from dlm_jax.sampling.selector import Confidence, RandomOrder, Selector, Threshold
+from dlm_jax.sampling.engine import run
+from dlm_jax.sampling.order import Order, Speculate, parse_order
+from dlm_jax.sampling.requests import Request, check, check_left_to_right
+from dlm_jax.sampling.sample import Cost, Sample, peak_bytes
+from dlm_jax.sampling.settings import Settings
+from dlm_jax.sampling.trace import Callback, Canvas, Sampler, Trace
 
-HOLE = re.compile(r"\[MASK:(\d+)\]")
-PLACES = 32  # a canvas is padded to a multiple of this, so that many lengths share one compilation
-DEFAULT_STEPS = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """tokens: the whole sequence; masked: which of its places are to be filled; stop: whether the end token ends it."""
-
-    tokens: list[int]
-    masked: list[bool]
-    stop: bool
+PLACES = 64  # the shortest canvas; each longer one is twice as long, so that many lengths share few compilations
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """A finished sequence, one entry a token; after a committed end token nothing is kept where the request stops.
-
-    order: the step at which a token was committed, from 1; 0 for given ones. confidence: the model's probability of a
-    token when it was committed, 0 for given ones. forwards: passes of the model for the whole batch, prefill and
-    re-encoding included. text: the sequence as text, empty where there is no tokenizer.
-    """
-
-    tokens: list[int]
-    order: list[int]
-    confidence: list[float]
-    forwards: int
-    text: str = ""
-
-    def __str__(self) -> str:
-        return self.text
-
-    @property
-    def new_tokens(self) -> int:
-        """How many tokens the sampler wrote."""
-        return sum(step > 0 for step in self.order)
-
-
-def selector(name: str) -> Selector:
-    """'confidence', 'random', or 'threshold:0.9'. Raises `UserError` for anything else."""
-    kind, _, value = name.partition(":")
-    if kind == "threshold":
-        try:
-            return Threshold(float(value))
-        except ValueError:
-            raise UserError(f"'{name}' needs a number, such as threshold:0.9") from None
-    choices: dict[str, Selector] = {"confidence": Confidence(), "random": RandomOrder()}
-    if name not in choices:
-        raise UserError(f"'{name}' is not an order of filling; choose confidence, random or threshold:0.9")
-    return choices[name]
-
-
-def continuation(prompt: Sequence[int], max_tokens: int) -> Request:
-    """`prompt` and `max_tokens` masked places after it."""
-    if max_tokens < 1:
-        raise UserError(f"max_tokens must be at least 1, not {max_tokens}")
-    return Request([*prompt, *[0] * max_tokens], [*[False] * len(prompt), *[True] * max_tokens], stop=True)
-
-
-def generate(params: Params, config: ModelConfig, card: Card, requests: Sequence[Request], *, proposal: Proposal,
-             select: Selector, steps: int | None = None, seed: int = 0) -> list[Sample]:
-    """One sample a request. steps: denoising steps of the stream, or of each block; default: one a token, at most 64.
-    Sequence i draws from the key (seed, i), whatever its batch-mates are.
+def generate(params: Params, config: ModelConfig, card: Card, requests: Sequence[Request], settings: Settings,
+             numbers: Sequence[int] | None = None, callback: Callback | None = None) -> list[Sample]:
+    """One sample a request. Request i draws from the key (seed, numbers[i]), by default its place in the list, and its
+    sample does not depend on the others. callback: told of every step, with a `Trace` of numpy arrays.
 
     Raises `UserError` for a request the model cannot serve.
     """
+    order, size, caching = order_for(card, settings), settings.size(card), settings.caching(card)
     for request in requests:
-        _check(request, config, card)
+        check(request, config, card)
+        if isinstance(order.selector, Speculate):
+            check_left_to_right(request)
     if not requests:
         return []
-    if steps is not None and steps < 1:
-        raise UserError(f"steps must be at least 1, not {steps}")
-    all_steps = [steps or card.block_size or min(sum(request.masked), DEFAULT_STEPS) for request in requests]
-    sampler = Sampler(jnp.asarray(all_steps, jnp.int32), proposal, select)
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), np.arange(len(requests)))
-    if not any(request.stop for request in requests):
-        card = dataclasses.replace(card, eos_token_id=None)
-    trace = jax.device_get(run(params, _canvas(requests, card), keys, sampler, config=config, card=card))
-    return [_sample(trace, i, request, card) for i, request in enumerate(requests)]
+    sampler = Sampler(*_numbers(requests, settings, card), settings.proposal(), order, caching, size, callback)
+    mesh = None if callback else _mesh(len(sampler.end))
+    folded = np.resize(range(len(requests)) if numbers is None else numbers, len(sampler.end))
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(settings.seed), folded)
+    canvas = make_canvas(requests, config, sampler.size, len(keys))
+    trace, seconds = timed(params, canvas, keys, sampler, config=config, card=_anonymous(card), mesh=mesh)
+    samples = [_sample(trace, i, request, int(sampler.end[i])) for i, request in enumerate(requests)]
+    cost = Cost(int(max(trace.passes)), sum(sample.new_tokens for sample in samples), seconds, peak_bytes())
+    return [dataclasses.replace(sample, batch=cost) for sample in samples]
 
 
-def check_length(tokens: int, config: ModelConfig) -> None:
-    """Raises `UserError` where `tokens` tokens, or more, do not fit the model."""
-    if tokens > config.max_length:
-        raise UserError(f"the text and its holes take at least {tokens} tokens and the model's context is "
-                        f"{config.max_length}; shorten the text or ask for fewer tokens")
+def order_for(card: Card, settings: Settings) -> Order:
+    """The order in which a model fills: an autoregressive one knows only left to right."""
+    order = parse_order(settings.order)
+    if card.rule == "causal":
+        return Order(Speculate())
+    if isinstance(order.selector, Speculate) and card.clean_half != "token_causal":
+        raise UserError("the order speculate needs a model whose clean half is token_causal; choose another order")
+    return order
 
 
-def _check(request: Request, config: ModelConfig, card: Card) -> None:
-    check_length(len(request.tokens), config)
-    if not any(request.masked):
-        raise UserError("there is no hole to fill; mark one with [MASK:n], n tokens wide")
-    if card.alignment == "shifted" and request.masked[0]:
-        raise UserError("this model predicts a token from the one before it and there is none before the first; put a "
-                        "token before the hole")
-    if card.is_diffusion and card.mask_token_id is None:
-        raise UserError("the model's card names no mask token; name it when the model is imported, with --mask")
-    given = [token for token, hole in zip(request.tokens, request.masked) if not hole]
-    if card.mask_token_id is not None and card.mask_token_id in given:
-        raise UserError("the text holds the mask token itself; mark holes with [MASK:n]")
-    if any(not 0 <= token < config.vocab_size for token in request.tokens):
-        raise UserError(f"a token id lies outside the vocabulary of {config.vocab_size}")
+def timed(*arguments: Any, mesh: Mesh | None, **static: Any) -> tuple[Trace, float]:
+    """`run`, with its result on the host, and the seconds it took without compilation."""
+    if mesh is not None:
+        share, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (mesh.axis_names, ()))
+        arguments = jax.device_put(arguments[0], whole), *jax.device_put(arguments[1:], share)
+    run.lower(*arguments, mesh=mesh, **static).compile()
+    start = time.perf_counter()
+    trace = jax.device_get(run(*arguments, mesh=mesh, **static))
+    return trace, time.perf_counter() - start
 
 
-def _canvas(requests: Sequence[Request], card: Card) -> Canvas:
-    unit = math.lcm(PLACES, card.block_size or 1)
-    n = -(-max(len(request.tokens) for request in requests) // unit) * unit
-    tokens, segments = np.zeros((2, len(requests), n), np.int32)
+def _anonymous(card: Card) -> Card:
+    """What of a card matters to the engine, so that no name or end token compiles anything."""
+    return Card(card.alignment, card.rule, card.block_size, card.mask_token_id, clean_half=card.clean_half)
+
+
+def _mesh(batch: int) -> Mesh | None:
+    """The devices of this host that share a batch, or None for one."""
+    count = math.gcd(batch, jax.local_device_count())
+    return Mesh(np.asarray(jax.local_devices()[:count]), ("batch",)) if count > 1 else None
+
+
+def _numbers(requests: Sequence[Request], settings: Settings, card: Card) -> tuple[jax.Array, jax.Array]:
+    """Steps and end token of each sequence, int [b], b the next power of two."""
+    steps = [settings.steps_of(sum(request.masked), card) for request in requests]
+    ends = [card.eos_token_id if request.stop and card.eos_token_id is not None else -1 for request in requests]
+    spare = power_of_two(len(requests)) - len(requests)
+    return jnp.asarray(steps + [1] * spare, jnp.int32), jnp.asarray(ends + [-1] * spare, jnp.int32)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def canvas_length(tokens: int, context: int, size: int) -> int:
+    """Places of the canvas for so many tokens: a power of two, or the context, in whole blocks."""
+    unit = size or 1
+    return -(-min(max(PLACES, power_of_two(tokens)), max(context, tokens)) // unit) * unit
+
+
+def make_canvas(requests: Sequence[Request], config: ModelConfig, size: int, batch: int) -> Canvas:
+    """The canvas of `batch` sequences, of which the requests are the first, for blocks of `size`."""
+    n = canvas_length(max(len(request.tokens) for request in requests), config.max_length, size)
+    tokens, segments = np.zeros((2, batch, n), np.int32)
     masked = np.zeros(tokens.shape, bool)
     for i, request in enumerate(requests):
         length = len(request.tokens)
@@ -132,10 +112,10 @@ def _canvas(requests: Sequence[Request], card: Card) -> Canvas:
     return Canvas(jnp.asarray(tokens), jnp.asarray(masked), jnp.asarray(segments))
 
 
-def _sample(trace: Trace, i: int, request: Request, card: Card) -> Sample:
+def _sample(trace: Trace, i: int, request: Request, eos_id: int) -> Sample:
     end = len(request.tokens)
     tokens, order = trace.tokens[i, :end], trace.order[i, :end]
-    if request.stop and card.eos_token_id is not None:
-        ends = np.flatnonzero((tokens == card.eos_token_id) & (order > 0))
-        end = int(ends[0]) + 1 if ends.size else end
-    return Sample(tokens[:end].tolist(), order[:end].tolist(), trace.confidence[i, :end].tolist(), int(trace.forwards))
+    ends = np.flatnonzero((tokens == eos_id) & (order > 0))
+    end = int(ends[0]) + 1 if ends.size else end
+    return Sample(tokens[:end].tolist(), order[:end].tolist(), trace.confidence[i, :end].tolist(),
+                  int(trace.forwards[i]))

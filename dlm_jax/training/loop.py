@@ -50,7 +50,7 @@ class Outcome:
 def adapted_card(card: Card, recipe: Recipe, base: str) -> Card:
     """The card of a model that was trained by `recipe` from the model named `base`."""
     return dataclasses.replace(card, alignment=recipe.alignment, rule=recipe.rule, block_size=recipe.block_size or None,
-                               recipe=recipe.name, base_model=card.base_model or base)
+                               clean_half=recipe.clean_half, recipe=recipe.name, base_model=card.base_model or base)
 
 
 def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validation: Dataset, workdir: Path,

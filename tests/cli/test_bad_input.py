@@ -54,7 +54,17 @@ def test_a_wrong_call_is_explained(refused, arguments, words):
     (["--prompt", "the " * 80], "the model's context is 64"),
     (["--max-tokens", "100"], "the model's context is 64"),
     (["--order", "alphabetical"], "'alphabetical' is not an order"),
-    (["--order", "threshold:high"], "needs a number"),
+    (["--order", "threshold:high"], "write threshold:0.9"),
+    (["--order", "threshold:0.9+forget:1"], "'forget:1' is not a revision"),
+    (["--order", "speculate"], "token_causal"),
+    (["--cache", "block"], "for block_causal models"),
+    (["--cache", "dual"], "how many places a block has"),
+    (["--min-p", "2"], "min_p must lie in [0, 1]"),
+    (["--stop", "the cat and the dog"], "is not one token of this tokenizer"),
+    (["--prompt", "a <|mask|> b"], "the mask token itself"),
+    (["--prompts", "file.jsonl"], "--prompts FILE and --out FILE go together"),
+    (["--prompts", "/nowhere.jsonl", "--out", "o.jsonl"], "cannot read /nowhere.jsonl"),
+    (["--gif", "/nowhere/at/all.gif"], "No such file or directory (/nowhere/at/all.gif)"),
     (["--order", "threshold:2"], r"must lie in [0, 1]"),
     (["--temperature", "-1"], "temperature must be 0 or lie in"),
     (["--temperature", "nan"], "temperature"),
@@ -67,6 +77,13 @@ def test_a_sample_that_cannot_be_drawn_is_refused(refused, workdir, flags, words
 def test_infilling_needs_a_hole_and_a_diffusion_model(refused, base, workdir):
     assert "no hole to fill" in refused("infill", workdir, "the cat")
     assert "cannot fill a hole" in refused("infill", base, "the [MASK:2] cat")
+
+
+@pytest.mark.parametrize("hole, words", [("[MASK]", "no hole to fill"), ("[MASK:0]", "no hole to fill"),
+                                         ("[MASK:6-2]", "ends before it begins"), ("[MASK:1-99]", "context is 64"),
+                                         ("[MASK:1-9] a [MASK:1-9]", "81 choices of widths and at most 64")])
+def test_a_hole_that_is_none_is_refused(refused, workdir, hole, words):
+    assert words in refused("infill", workdir, f"the {hole} mat")
 
 
 def truncate(file: Path) -> None:

@@ -43,6 +43,13 @@ def test_watching_draws_on_stderr(dlm, workdir):
     assert result.code == 0 and result.out.startswith("the ") and result.out.count("\n") == 1 and result.err
 
 
+def test_pictures_are_drawn_where_they_are_asked_for(dlm, workdir, tmp_path):
+    result = dlm("infill", workdir, "the [MASK:3] mat", "--gif", tmp_path / "a.gif", "--html", tmp_path / "a.html")
+    assert result.code == 0 and result.err == ""
+    assert (tmp_path / "a.gif").read_bytes().startswith(b"GIF89a")
+    assert "<!doctype html>" in (tmp_path / "a.html").read_text()
+
+
 def test_a_reader_of_stdout_may_leave_early():
     """As `head` does: no traceback, no complaint."""
     script = "from dlm_jax import cli, commands; commands.run_sample = lambda a: print('x' * 10**6) or {}; cli.main()"

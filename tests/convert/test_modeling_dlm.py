@@ -9,7 +9,10 @@ import pytest
 
 from dlm_jax.convert.hf_export import write_hf
 from dlm_jax.convert.hf_import import read_hf
+from dlm_jax.language_model import LanguageModel
 from dlm_jax.models.card import Card
+from dlm_jax.sampling.requests import continuation as ours_continuation
+from dlm_jax.sampling.settings import Settings
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -18,7 +21,7 @@ CARDS = {"shifted_bidirectional": Card("shifted", "bidirectional", None, MASK, B
          "shifted_blocks": Card("shifted", "block_causal", 4, MASK, BOS, EOS),
          "same_bidirectional": Card("same_position", "bidirectional", None, MASK, BOS, EOS),
          "same_blocks": Card("same_position", "block_causal", 4, MASK, BOS, EOS),
-         "same_token_causal": Card("same_position", "token_causal", 4, MASK, BOS, EOS)}
+         "same_token_causal": Card("same_position", "block_causal", 4, MASK, BOS, EOS, clean_half="token_causal")}
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,20 @@ def test_generation_keeps_the_prompt_and_leaves_no_mask(card, settings, loaded, 
     assert out.shape == (2, 17) and torch.equal(out[:, :6], prompt) and not (out == MASK).any()
 
 
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("threshold", [None, 0.02, 0.0])
+def test_greedy_text_is_that_of_the_jax_sampler(name, card, threshold, loaded, tiny, prompt):
+    model = loaded(card, name)
+    bundle = dataclasses.replace(read_hf(tiny(name).directory), card=CARDS[card])
+    order = "confidence" if threshold is None else f"threshold:{threshold}"
+    ours = LanguageModel(bundle.config, bundle.params, bundle.card, None)
+    requests = [ours_continuation([BOS, *row], 11) for row in prompt.tolist()]
+    expected = [sample.tokens[1:] for sample in ours.fill(requests, Settings(order=order))]
+    for row, tokens in zip(prompt, expected, strict=True):
+        assert model.generate(row[None], 11, threshold=threshold)[0].tolist() == tokens
+
+
 @pytest.mark.parametrize("card", CARDS)
 def test_infilling_changes_only_the_masks(card, loaded, tokens):
     holes = torch.tensor(tokens)
@@ -60,7 +77,7 @@ def test_infilling_changes_only_the_masks(card, loaded, tokens):
 def test_one_hole_is_filled_with_the_likeliest_token(card, loaded, tokens):
     model, holes = loaded(card), torch.tensor(tokens)
     holes[:, 0], holes[:, 7] = BOS, MASK
-    seen = holes[:, :8] if CARDS[card].rule == "token_causal" else holes  # up to the end of the hole's block
+    seen = holes[:, :8] if CARDS[card].clean_half == "token_causal" else holes  # up to the end of the hole's block
     logits = model(seen).logits[:, 7 - (CARDS[card].alignment == "shifted")].detach()
     logits[:, MASK] = -torch.inf
     assert torch.equal(model.infill(holes)[:, 7], logits.argmax(-1))
@@ -119,6 +136,7 @@ def test_right_padding_is_not_seen(loaded, prompt):
 
 @pytest.mark.parametrize(("arguments", "culprit"), [
     ({"max_new_tokens": 0}, "max_new_tokens"), ({"max_new_tokens": 100}, "107 tokens"), ({"steps": 0}, "steps"),
+    ({"threshold": 1.5}, "threshold"),
     ({"temperature": -1.0}, "temperature -1.0"), ({"top_p": 0.0}, "top_p 0.0"), ({"top_k": -1}, "top_k -1")])
 def test_misuse_of_generate_is_refused(arguments, culprit, loaded, prompt):
     with pytest.raises(ValueError, match=culprit):

@@ -59,7 +59,7 @@ def test_an_unknown_recipe_is_refused_with_the_names_there_are():
 
 @pytest.mark.parametrize("name, rule", [("ar", "causal"), ("diffullama", "bidirectional"), ("mdlm", "bidirectional"),
                                         ("efficient_dlm", "block_causal"), ("bd3lm", "block_causal"),
-                                        ("nemotron", "token_causal"), ("best", "token_causal")])
+                                        ("nemotron", "block_causal"), ("best", "block_causal")])
 def test_a_recipe_names_the_rule_its_model_denoises_under(name, rule):
     assert recipe(name).name == name
     assert recipe(name).rule == rule

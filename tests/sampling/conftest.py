@@ -7,8 +7,9 @@ import pytest
 
 from dlm_jax.language_model import LanguageModel
 from dlm_jax.models.card import Card
-from dlm_jax.sampling.generate import Request, generate, selector
-from dlm_jax.sampling.proposal import Proposal
+from dlm_jax.sampling.generate import generate
+from dlm_jax.sampling.requests import Request
+from dlm_jax.sampling.settings import Settings
 
 MASK = 30  # the last of the random model's 31 ids
 
@@ -21,17 +22,16 @@ class Toy(LanguageModel):
         return self.filled([Request([*p, *[0] * new], [False] * len(p) + [True] * new, stop=True) for p in prompts],
                            **kwargs)
 
-    def filled(self, requests, order="confidence", temperature=0.0, **kwargs):
-        return generate(self.params, self.config, self.card, requests, proposal=Proposal(temperature),
-                        select=selector(order), **kwargs)
+    def filled(self, requests, numbers=None, callback=None, **settings):
+        return generate(self.params, self.config, self.card, requests, Settings(**settings), numbers, callback)
 
 
 @pytest.fixture(scope="session")
 def toy(random_model):
-    """Makes a Toy: rule, alignment, block size, end token, and what `random_model` takes."""
-    def make(rule, alignment="shifted", block=None, eos=None, family="qwen2", **changes):
+    """Makes a Toy: rule, alignment, block size, end token, clean half, and what `random_model` takes."""
+    def make(rule, alignment="shifted", block=None, eos=None, half="block_causal", family="qwen2", **changes):
         config, params = random_model(family, **changes)
-        card = Card(alignment, rule, block, None if rule == "causal" else MASK, eos_token_id=eos)
+        card = Card(alignment, rule, block, None if rule == "causal" else MASK, eos_token_id=eos, clean_half=half)
         return Toy(config, params, card, None)
 
     return make

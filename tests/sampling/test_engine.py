@@ -12,7 +12,7 @@ import pytest
 
 from dlm_jax.attention.rules import Bidirectional, BlockCausal, Causal, LastBlock
 from dlm_jax.models.transformer import forward, unembed
-from dlm_jax.sampling.generate import Request
+from dlm_jax.sampling.requests import Request
 
 MASK = 30
 PLACES = 40
@@ -67,7 +67,7 @@ def uncached(model, prompt, new, size, **how):
     Returns (tokens, steps of each block)."""
     tokens = np.array([*prompt, *[0] * new])
     masked = np.arange(len(tokens)) >= len(prompt)
-    rule = {"block_causal": BlockCausal, "token_causal": LastBlock}[model.card.rule](size)
+    rule = {"block_causal": BlockCausal, "token_causal": LastBlock}[model.card.clean_half](size)
     ends = [min(start + size, len(tokens)) for start in range(0, len(tokens), size)]
     steps = [fill(model, tokens[:end], masked[:end], rule, slice(number * size, end), **how)
              for number, end in enumerate(ends)]
@@ -83,24 +83,25 @@ def test_autoregressive_decoding_is_the_argmax_of_repeated_full_passes(toy, prom
         assert sample.tokens == tokens.tolist()
 
 
-def test_autoregressive_decoding_makes_a_prefill_and_a_pass_a_place(toy, prompts):
+def test_autoregressive_decoding_makes_a_pass_a_token(toy, prompts):
     samples = toy("causal").continued(prompts, 5)
-    assert samples[0].forwards == 1 + (9 - 3) + 5
+    assert [sample.forwards for sample in samples] == [5, 5, 5]  # the prefill gives the first token
     assert samples[0].order == [0] * 3 + [1, 2, 3, 4, 5] and samples[0].new_tokens == 5
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("order", ("confidence", "threshold:0.3"))
-@pytest.mark.parametrize("rule", ("block_causal", "token_causal"))
-def test_cached_blocks_are_the_uncached_ones_token_for_token(toy, prompts, alignment, order, rule):
-    model = toy(rule, alignment, 4)
+@pytest.mark.parametrize("half", ("block_causal", "token_causal"))
+def test_cached_blocks_are_the_uncached_ones_token_for_token(toy, prompts, alignment, order, half):
+    model = toy("block_causal", alignment, 4, half=half)
     for steps in (4, 2):
         how = {"tau": 0.3} if order == "threshold:0.3" else {"steps": steps}
         expected = [uncached(model, prompt, 11, 4, **how) for prompt in prompts]
         samples = model.continued(prompts, 11, order=order, steps=steps)
         assert [sample.tokens for sample in samples] == [tokens for tokens, _ in expected]
-        each = np.max([made for _, made in expected], 0)  # the batch waits for its slowest sequence
-        assert samples[0].forwards == 1 + sum(n + 1 for n in each if n)  # prefill; each block's steps and re-encoding
+        for sample, (_, made) in zip(samples, expected, strict=True):  # each block's steps, and one pass between blocks
+            assert sample.forwards == sum(n + 1 for n in made if n) - 1
+        assert samples[0].batch.passes == max(sample.forwards for sample in samples)
 
 
 def test_blocks_work_where_the_canvas_is_longer_than_the_table_of_positions(toy, prompts):
@@ -125,15 +126,15 @@ def test_a_hole_inside_a_text_sees_the_rest_of_its_block_and_what_is_before(toy)
         fill(model, expected, left, BlockCausal(4), slice(start, min(start + 4, 14)))
     sample = model.filled([Request(text.tolist(), masked.tolist(), stop=False)] * 3)[0]
     assert sample.tokens == expected.tolist()
-    assert sample.forwards == 1 + (2 + 1) + 1 + (1 + 1)  # the block between is encoded again, as its past has changed
+    assert sample.forwards == (2 + 1) + 1 + 1  # the block between is read again, as its past has changed
 
 
 def test_threshold_one_commits_a_token_a_pass_and_threshold_zero_a_block_a_pass(toy, prompts):
     model = toy("block_causal", "same_position", 4)
     slow, fast = (model.continued(prompts[1:2], 10, order=f"threshold:{tau}", steps=1)[0] for tau in (1.0, 0))
     # 6 + 10 tokens: 2, 4 and 4 places to fill
-    assert slow.forwards == 1 + (2 + 1) + (4 + 1) + (4 + 1) and sorted(slow.order) == [0] * 6 + list(range(1, 11))
-    assert fast.forwards == 1 + (1 + 1) * 3 and fast.order[6:] == [1] * 2 + [2] * 4 + [3] * 4
+    assert slow.forwards == (2 + 1) + (4 + 1) + 4 and sorted(slow.order) == [0] * 6 + list(range(1, 11))
+    assert fast.forwards == 3 + 2 and fast.order[6:] == [1] * 2 + [2] * 4 + [3] * 4  # three blocks, read clean twice
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
@@ -146,7 +147,7 @@ def test_one_stream_is_the_same_loop_under_full_visibility(toy, prompts, alignme
         tokens, masked = np.array([*prompt, *[0] * 10]), np.array([False] * len(prompt) + [True] * 10)
         forwards.append(fill(model, tokens, masked, Bidirectional(), slice(0, len(tokens)), 4, tau))
         assert sample.tokens == tokens.tolist()
-    assert samples[0].forwards == max(forwards)
+    assert [sample.forwards for sample in samples] == forwards
 
 
 @pytest.mark.parametrize("new,steps,forwards", ((12, 5, 5), (12, 12, 12), (3, 7, 3), (12, 1, 1), (12, None, 12)))

@@ -7,7 +7,7 @@ import pytest
 
 from dlm_jax.errors import UserError
 from dlm_jax.sampling.engine import run
-from dlm_jax.sampling.generate import Request, continuation
+from dlm_jax.sampling.requests import Request, continuation
 
 WAYS = (("causal", "shifted", None), ("bidirectional", "same_position", None), ("block_causal", "shifted", 4))
 

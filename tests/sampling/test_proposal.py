@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlm_jax.errors import UserError
-from dlm_jax.sampling.proposal import Proposal, keep_top_k, keep_top_p
+from dlm_jax.sampling.proposal import Proposal, keep_min_p, keep_top_k, keep_top_p
 
 V = 6
 LOGITS = np.random.default_rng(0).normal(0, 1.5, V).astype(np.float32)
@@ -39,12 +39,19 @@ def test_top_p_keeps_the_smallest_set_that_holds_p(p):
     np.testing.assert_array_equal(np.isfinite(keep_top_p(jnp.asarray(LOGITS), p)), nucleus(LOGITS, p))
 
 
+@pytest.mark.parametrize("p", (0.0, 0.05, 0.3, 1.0))
+def test_min_p_keeps_what_is_that_probable_beside_the_likeliest(p):
+    probabilities = softmax(LOGITS)
+    kept = np.isfinite(keep_min_p(jnp.asarray(LOGITS), p))
+    np.testing.assert_array_equal(kept, probabilities >= p * probabilities.max())
+
+
 @pytest.mark.parametrize("temperature,top_k,top_p", ((1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 3, 1.0), (0.7, 0, 0.8),
                                                      (1.5, 4, 0.9)))
 def test_draws_follow_the_tempered_and_cut_distribution(temperature, top_k, top_p):
     n = 20_000
     proposal = Proposal(temperature, top_k, top_p)
-    tokens, confidence = proposal(jax.random.split(jax.random.key(0), 1), jnp.broadcast_to(LOGITS, (1, n, V)))
+    tokens, confidence = proposal(jax.random.split(jax.random.key(0), (1, n)), jnp.broadcast_to(LOGITS, (1, n, V)))
     cut = LOGITS / temperature
     cut = np.where(cut >= np.sort(cut)[-top_k if top_k else 0], cut, -np.inf)
     cut = np.where(nucleus(cut, top_p), cut, -np.inf)
@@ -55,12 +62,12 @@ def test_draws_follow_the_tempered_and_cut_distribution(temperature, top_k, top_
 
 
 def test_temperature_zero_takes_the_likeliest():
-    tokens, confidence = Proposal()(jax.random.split(jax.random.key(0), 1), jnp.asarray(LOGITS)[None, None])
+    tokens, confidence = Proposal()(jax.random.split(jax.random.key(0), (1, 1)), jnp.asarray(LOGITS)[None, None])
     assert int(tokens[0, 0]) == LOGITS.argmax() and np.isclose(confidence[0, 0], softmax(LOGITS).max())
 
 
 @pytest.mark.parametrize("arguments", ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1},
-                                       {"top_p": 0.0}, {"top_p": 1.1}))
+                                       {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -0.1}, {"min_p": 1.1}))
 def test_numbers_that_make_no_distribution_are_refused(arguments):
     with pytest.raises(UserError):
         Proposal(**arguments)

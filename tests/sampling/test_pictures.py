@@ -1,0 +1,109 @@
+"""What is drawn of a denoising: its moments, the GIF, the page, the live view."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dlm_jax.sampling.history import Moment, Recorder
+from dlm_jax.sampling.page import write_page
+from dlm_jax.sampling.picture import write_gif
+from dlm_jax.sampling.screen import live
+
+
+class Letters:
+    """A tokenizer of one letter an id."""
+
+    def pieces(self, ids):
+        return [chr(97 + i) if i < 26 else " <&\n"[i - 26] for i in ids]
+
+
+@pytest.fixture(scope="module")
+def recorded(toy):
+    """A recorder that has watched a sample with second thoughts, and the sample."""
+    recorder = Recorder()
+    sample = toy("bidirectional", "same_position").continued([[1, 2, 3]], 14, callback=recorder,
+                                                             order="threshold:0.2+remask:0.1+edit:0.1")[0]
+    return recorder, sample
+
+
+def test_moments_go_from_the_bare_canvas_to_the_text_and_show_what_changed(recorded):
+    recorder, sample = recorded
+    moments = recorder.moments(Letters(), sample.tokens)
+    assert [piece is None for piece in moments[0].pieces] == [False] * 3 + [True] * 14
+    assert moments[-1].pieces == Letters().pieces(sample.tokens)
+    assert moments[-1].order == sample.order
+    np.testing.assert_allclose(moments[-1].confidence, sample.confidence, atol=1e-4)
+    assert all(a != b for a, b in zip(moments, moments[1:])) and len(moments) == len(recorder.traces) + 1
+
+
+def test_a_gif_has_a_frame_for_each_moment(recorded, tmp_path):
+    recorder, sample = recorded
+    moments = recorder.moments(Letters(), sample.tokens)
+    write_gif(moments, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.format == "GIF" and gif.n_frames == len(moments) and gif.info["loop"] == 0
+        first = np.asarray(gif.convert("L"))
+        gif.seek(gif.n_frames - 1)
+        assert (np.asarray(gif.convert("L")) < 100).sum() > (first < 100).sum()  # letters where bars were
+
+
+@pytest.fixture
+def page(recorded, tmp_path):
+    recorder, sample = recorded
+    moments = recorder.moments(Letters(), sample.tokens)
+    moments = [Moment([None if piece is None else "</script>" + piece if i == 4 else piece
+                       for i, piece in enumerate(m.pieces)], m.order, m.confidence) for m in moments]
+    write_page(moments, tmp_path / "a.html", "a <title>", {"new tokens": 14})
+    return tmp_path / "a.html", moments
+
+
+def test_a_page_stands_alone_and_holds_every_change(page):
+    file, moments = page
+    text = file.read_text()
+    assert not re.search(r"(src|href)=|@import|url\(", text) and text.count("</script>") == 1
+    data = json.loads(re.search(r"const data = (.*);", text).group(1))
+    cells = {}
+    for frame, moment in zip(data["frames"], moments, strict=True):
+        cells |= {place: cell for place, *cell in frame}
+        shown = [piece for piece, _, _ in (cells[i] for i in range(len(moment.pieces)))]
+        assert shown == [None if piece is None else piece.replace("\t", "    ") for piece in moment.pieces]
+    assert "a &lt;title&gt;" in text
+
+
+@pytest.mark.parametrize("step", (0, 2, "last"))
+def test_a_browser_shows_the_moment_that_the_slider_is_at(page, step, tmp_path):
+    file, moments = page
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("needs Chromium")
+    at = len(moments) - 1 if step == "last" else step
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+               "--virtual-time-budget=2000", "--dump-dom", f"file://{file}#step={at}&colour=order"]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    spans = re.findall(r'<span ([^>]*title=[^>]*)>', dom)
+    masked = ['class="masked"' in span for span in spans]
+    assert masked == [piece is None for piece in moments[at].pieces]
+    written = [bool(step) for step in moments[at].order]
+    assert ["background-color" in span for span in spans] == written
+    all_ = sum(moments[-1].order[i] > 0 for i in range(len(masked)))
+    assert f"{sum(written)} of {all_} tokens" in dom and 'aria-pressed="true">Step' in dom
+
+
+def test_the_live_view_shows_every_step_in_turn_and_ends_with_the_text(recorded):
+    recorder, sample = recorded
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=60, color_system=None, _environ={})
+    with live(Letters().pieces, console) as screen:
+        for trace in recorder.traces:
+            screen(trace)
+    written = file.getvalue()
+    last = re.findall(r"(\d+) of 14 tokens, (\d+) passes", written)
+    assert [int(passes) for _, passes in last][-1] == sample.forwards and last[-1][0] == "14"
+    assert written.count("passes") >= len(recorder.traces) and "░░░" in written
