@@ -131,7 +131,7 @@ def frontier(base: LanguageModel, one: LanguageModel, blocks: LanguageModel, ar:
              ) -> list[dict[str, Any]]:
     """Each way, at temperature 0.9 and top-p 0.95: tokens a second, tokens a pass, and the quality of the texts."""
     rows = []
-    ways = [("blocks, cached", blocks, {"order": f"threshold:{tau}"}) for tau in (0.9, 0.3, 0.15, 0.08, 0.04)]
+    ways = [("blocks, cached", blocks, {"order": f"threshold:{tau}"}) for tau in (0.99, 0.9, 0.7, 0.5, 0.3)]
     ways += [("one stream, random order", one, {"order": "random", "steps": steps}) for steps in (128, 64, 32, 16)]
     ways += [("one stream, confidence", one, {"order": "confidence", "steps": steps}) for steps in (64, 32, 16)]
     ways += [("AR, ours", base, {})]
