@@ -76,7 +76,8 @@ def check_same_loss(params: Params, c: ModelConfig, chosen: Recipe, trainer: Tra
     with torch.no_grad():
         theirs = trainer.loss_sum(torch.from_numpy(tokens), masked, t).item()
     everywhere = np.ones(tokens.shape, bool)
-    batch = Noised(tokens, everywhere.astype(np.int32), everywhere, masked.numpy(), t.numpy(), (masked / t).numpy())
+    batch = Noised(tokens, everywhere.astype(np.int32), everywhere, masked.numpy(), t.numpy(), (masked / t).numpy(),
+                   np.zeros((len(tokens), 0), np.float32))
     ours = jax.jit(lambda p, b: loss_sums(p, b, Bidirectional(), trainer.mask_id, chosen, c).loss)(params, batch)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 

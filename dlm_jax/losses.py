@@ -37,8 +37,9 @@ class Sums:
 
     loss: what is minimised; tokens: targets; masked_loss: unweighted cross-entropy of the masked; masked: how many;
     ar_loss: next-token cross-entropy on the clean half, kl: divergence there from the base, over the targets; 0 where
-    the recipe has none. Where the weights are 1/t and the corruption uniform, loss / tokens is the negative evidence
-    lower bound (NELBO) in nats a token; for plain autoregressive training it is the negative log-likelihood.
+    the recipe has none; by_source: masked_loss and masked of each source of a mixture, [sources, 2]. Where the weights
+    are 1/t and the corruption uniform, loss / tokens is the negative evidence lower bound (NELBO) in nats a token; for
+    plain autoregressive training it is the negative log-likelihood.
     """
 
     loss: jax.Array
@@ -47,6 +48,7 @@ class Sums:
     masked: jax.Array
     ar_loss: jax.Array
     kl: jax.Array
+    by_source: jax.Array
 
 
 def annealed_rule(recipe: Recipe, step: jax.Array, seed: int, length: int) -> Rule:
@@ -102,9 +104,12 @@ def loss_sums(params: Params, batch: Noised, rule: Rule, mask_id: int | None, re
     same pass what the recipe asks of the clean half; `teacher` is the base that it is held to."""
     noisy, clean = outputs(params, batch, rule, mask_id, recipe, config, **compute)
     targets = batch.targets.astype(jnp.float32)
-    weights = jnp.stack([batch.weight, batch.masked.astype(jnp.float32)])
+    masked = batch.masked.astype(jnp.float32)
+    by_source = masked[None] * batch.source.T[..., None]  # [sources, b, n]
+    weights = jnp.concatenate([jnp.stack([batch.weight, masked]), by_source])
     hidden = aligned(noisy, clean, batch.segments, recipe)
-    loss, masked_loss = token_sums(params, hidden, batch.tokens, weights, config)
+    sums = token_sums(params, hidden, batch.tokens, weights, config)
+    loss, masked_loss, of_sources = sums[0], sums[1], jnp.stack([sums[2:], jnp.sum(by_source, (1, 2))], 1)
     ar_loss = kl = jnp.zeros(())
     if recipe.ar_weight and clean is not None:
         ar_loss = token_sums(params, shift(clean), batch.tokens, targets[None], config)[0]
@@ -117,4 +122,4 @@ def loss_sums(params: Params, batch: Noised, rule: Rule, mask_id: int | None, re
         kl = divergence_sum(shift(clean), shift(base), targets, lambda h: unembed(params, h, config),
                             lambda h: unembed(teacher, h, config), share)
         loss += recipe.kl_weight * kl
-    return Sums(loss, jnp.sum(batch.targets), masked_loss, jnp.sum(batch.masked), ar_loss, kl)
+    return Sums(loss, jnp.sum(batch.targets), masked_loss, jnp.sum(batch.masked), ar_loss, kl, of_sources)

@@ -15,11 +15,12 @@ from dlm_jax.diffusion.schedule import growth, stratified_levels
 
 @struct.dataclass
 class Noised:
-    """A batch and its corruption; every array is [b, n].
+    """A batch and its corruption; every array but the last is [b, n].
 
     tokens: int, clean; segments: int, the document of each token, 0 for padding; targets: bool, tokens that count;
     masked: bool, targets that the noisy stream hides; t: fp32, the level of each token; weight: fp32, what the loss at
-    a masked token counts, such that the sum over the batch divided by its targets is the loss.
+    a masked token counts, such that the sum over the batch divided by its targets is the loss. source: fp32
+    [b, sources], 1 at the source of each row where they are told apart.
     """
 
     tokens: jax.Array
@@ -28,6 +29,7 @@ class Noised:
     masked: jax.Array
     t: jax.Array
     weight: jax.Array
+    source: jax.Array
 
 
 def add_noise(key: jax.Array, tokens: jax.Array, segments: jax.Array, recipe: Recipe,
@@ -42,7 +44,8 @@ def add_noise(key: jax.Array, tokens: jax.Array, segments: jax.Array, recipe: Re
     segments, given = corruption.part_given(segments)
     targets = corruption.predictable(segments) & ~given
     if recipe.corruption == "none":
-        return Noised(tokens, segments, targets, targets, jnp.ones(tokens.shape), targets.astype(jnp.float32))
+        ones = jnp.ones(tokens.shape)
+        return Noised(tokens, segments, targets, targets, ones, targets.astype(jnp.float32), nowhere(tokens))
     level_key, mask_key = jax.random.split(key)
     within = index_in_block(segments, recipe)
     t = draw_levels(level_key, within, recipe, step)
@@ -50,9 +53,20 @@ def add_noise(key: jax.Array, tokens: jax.Array, segments: jax.Array, recipe: Re
     if recipe.complementary:
         masked, t = pairs(masked, targets & ~masked), pairs(t, 1 - t)
         tokens, segments, targets, within = (pairs(x, x) for x in (tokens, segments, targets, within))
-    batch = Noised(tokens, segments, targets, masked, t, masked.astype(jnp.float32))
+    batch = Noised(tokens, segments, targets, masked, t, masked.astype(jnp.float32), nowhere(tokens))
     weight = weighting.over_tokens(weigh(batch, within, recipe, step), masked, targets, recipe.normaliser)
     return dataclasses.replace(batch, weight=weight)
+
+
+def nowhere(tokens: jax.Array) -> jax.Array:
+    """The source of rows whose sources are not told apart: fp32 [b, 0]."""
+    return jnp.zeros((tokens.shape[0], 0))
+
+
+def with_sources(batch: Noised, source: jax.Array, count: int) -> Noised:
+    """The batch with the source of each record, int [records], among `count`; a record may have made two rows."""
+    known = jax.nn.one_hot(source, count, dtype=jnp.float32)
+    return dataclasses.replace(batch, source=jnp.repeat(known, batch.tokens.shape[0] // source.shape[0], axis=0))
 
 
 def index_in_block(segments: jax.Array, recipe: Recipe) -> jax.Array:

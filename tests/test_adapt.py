@@ -1,5 +1,8 @@
 """From a config to a trained model: where the weights come from, what the run keeps, what the card says."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -37,6 +40,14 @@ def test_a_run_from_scratch_does_not(run, base):
     _, workdir = run("model.init=scratch", "optimizer.learning_rate=1e-12", "optimizer.weight_decay=0")
     found = open_bundle(workdir).params["embed"]["tokens"]
     assert np.std(found) == pytest.approx(0.02, rel=0.1)  # the base's are fifteen times as large
+
+
+def test_the_log_tells_the_sources_of_a_mixture_apart(run, prepared, tmp_path):
+    other = shutil.copytree(prepared, tmp_path / "other")
+    _, workdir = run(f"data.train={prepared}:0.5,{other}:0.5")
+    for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
+        losses = [line["masked_loss/records"], line["masked_loss/other"]]
+        assert min(losses) <= line["masked_loss"] <= max(losses)
 
 
 def test_text_is_prepared_once_in_the_work_directory_at_the_length_of_the_config(run, texts):

@@ -16,7 +16,7 @@ from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, Causal
 from dlm_jax.diffusion.recipes import Recipe, recipe
 from dlm_jax.losses import annealed_rule, loss_sums, predictors
 from dlm_jax.models.transformer import empty_cache, forward_cached
-from dlm_jax.noise import Noised, add_noise
+from dlm_jax.noise import Noised, add_noise, with_sources
 
 MASK = 30
 N = 9
@@ -204,6 +204,18 @@ def test_blocks_of_one_that_a_recipe_masks_whole_are_the_bases_own_loss(model):
         np.testing.assert_array_equal(batch.masked, batch.targets)
         ar = per_token(run_sums(model[0], noised(1, AR), recipe=AR, config=model[1]))
         assert per_token(run_sums(model[0], batch, recipe=ones, config=model[1])) == pytest.approx(ar, rel=1e-5)
+
+
+def test_the_losses_of_sources_are_those_of_their_records_alone(model):
+    recipe = dataclasses.replace(HYBRID, complementary=True)
+    batch, source = noised(3, recipe), np.array([1, 0, 1])
+    rows = np.repeat(source, 2)  # a record makes two rows
+    sums = run_sums(model[0], with_sources(batch, jnp.asarray(source), 3), recipe=recipe, config=model[1])
+    for number in (0, 1):
+        own = jax.tree.map(lambda x, mine=rows == number: x[mine], batch)
+        alone = run_sums(model[0], own, recipe=recipe, config=model[1])
+        np.testing.assert_allclose(sums.by_source[number], [alone.masked_loss, alone.masked], rtol=1e-5)
+    assert sums.by_source[2].tolist() == [0, 0]
 
 
 def test_the_hybrid_loss_goes_from_the_diffusion_loss_to_the_bases_own(model):

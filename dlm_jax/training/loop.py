@@ -94,7 +94,8 @@ def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validatio
         if trace:
             stack.callback(trace.close)
         steps = Steps(
-            config=config, step_at=_compiled_steps(config, bundle, state, training.length), batches=batches,
+            config=config, step_at=_compiled_steps(config, bundle, state, training), batches=batches,
+            sources=functools.partial(_sources, config, training),
             whole=whole, validate=validate, texts=texts, speed=_speed(config, bundle.config, training.length),
             ends=stack.enter_context(termination()), alive=stack.enter_context(watchdog(config.log.stall)), trace=trace,
             checkpoints=checkpoints, saved=functools.partial(_copy, workdir), log=log, progress=progress, clock=clock)
@@ -109,17 +110,28 @@ def _copy(workdir: Path) -> None:
         push(workdir)
 
 
-def _compiled_steps(config: Config, bundle: Bundle, state: State, length: int) -> Callable[[int], Callable]:
+def _sources(config: Config, training: Dataset | Mixture, number: int) -> tuple[np.ndarray, ...]:
+    """Which source each record of this process in batch `number` (from 0) is from, where there are several."""
+    if len(training.names) == 1:
+        return ()
+    return (training.sources(config.train.batch, number, own_share(config.train.batch)),)
+
+
+def _compiled_steps(config: Config, bundle: Bundle, state: State, training: Dataset | Mixture
+                    ) -> Callable[[int], Callable]:
     """number -> the step that begins with `number` done; compiled once for each size of block that the recipe has, the
     first before the clock of the training starts."""
-    batch = config.train.batch
-    rows = whole_batch(np.zeros((batch // own_share(batch)[1], length), np.int32), batch)
+    batch, length = config.train.batch, training.length
+    records = np.zeros((batch // own_share(batch)[1], length), np.int32)
+    rows = [whole_batch(part, batch) for part in (records, records, *_sources(config, training, 0))]
+    names = training.names if len(training.names) > 1 else ()
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
     @functools.cache
     def compiled(recipe: Recipe) -> Callable:
-        step: Any = make_step(dataclasses.replace(config, recipe=recipe), bundle.config, bundle.card.mask_token_id)
-        return step.lower(abstract, rows, rows).compile()
+        step: Any = make_step(dataclasses.replace(config, recipe=recipe), bundle.config, bundle.card.mask_token_id,
+                              names)
+        return step.lower(abstract, *rows).compile()
 
     compiled(recipe_at(config.recipe, int(state.step), length))
     return lambda number: compiled(recipe_at(config.recipe, number, length))

@@ -1,7 +1,7 @@
 """The training step: one pure function of (state, batch)."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.lora import Lora, join, split, trained_table
 from dlm_jax.models.sharding import param_specs, place
 from dlm_jax.models.weights import Params, weight_table
-from dlm_jax.noise import Noised, add_noise
+from dlm_jax.noise import Noised, add_noise, with_sources
 from dlm_jax.training.optimizer import learning_rate, make_optimizer
 
 
@@ -37,7 +37,7 @@ class State:
 
 ADAPTERS = 2**31  # folded into the seed: a step number that no run reaches
 Metrics = dict[str, jax.Array]
-Step = Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]
+Step = Callable[..., tuple[State, Metrics]]
 
 
 def init_state(params: Params, config: Config, model: ModelConfig) -> State:
@@ -72,8 +72,9 @@ def check_shares(train: Train) -> None:
                         f"mesh.fsdp = {devices} devices; choose a multiple of {devices}, or give mesh.tensor more")
 
 
-def make_step(config: Config, model: ModelConfig, mask_id: int | None) -> Step:
-    """The compiled step (state, tokens, segments) -> (state, metrics); tokens and segments int [batch, length].
+def make_step(config: Config, model: ModelConfig, mask_id: int | None, sources: Sequence[str] = ()) -> Step:
+    """The compiled step (state, tokens, segments) -> (state, metrics); tokens and segments int [batch, length]. Where
+    `sources` names those of a mixture, a fourth argument, int [batch], says which each record is from.
 
     The noise is a function of (train.seed, step) and drawn for the whole batch before it is cut into parts, so the
     result does not depend on `train.accumulate` but for rounding. The state that goes in is donated. metrics: fp32
@@ -83,11 +84,12 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None) -> Step:
     rate = learning_rate(config.optimizer, config.train.steps)
     recipe = config.recipe
 
-    def gradient(trained: Params, frozen: dict[str, Params], tokens: jax.Array, segments: jax.Array,
-                 number: jax.Array) -> tuple[Params, Sums]:
+    def gradient(trained: Params, frozen: dict[str, Params], number: jax.Array, tokens: jax.Array,
+                 segments: jax.Array, *source: jax.Array) -> tuple[Params, Sums]:
         """Sums over the whole batch of step `number`."""
         key = jax.random.fold_in(jax.random.key(config.train.seed), number)
-        batch = jax.tree.map(rows_apart, add_noise(key, tokens, segments, recipe, number))
+        batch = add_noise(key, tokens, segments, recipe, number)
+        batch = jax.tree.map(rows_apart, with_sources(batch, source[0], len(sources)) if source else batch)
         rule = annealed_rule(recipe, number, config.train.seed, tokens.shape[1])
 
         def loss(trained: Params, part: Noised) -> tuple[jax.Array, Sums]:
@@ -99,9 +101,9 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None) -> Step:
         return accumulate(jax.grad(loss, has_aux=True), trained, batch, config.train.accumulate)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: State, tokens: jax.Array, segments: jax.Array) -> tuple[State, Metrics]:
+    def step(state: State, *rows: jax.Array) -> tuple[State, Metrics]:
         layout = (param_specs(trained_table(model, config.lora)), PartitionSpec())
-        gradients, sums = spread(gradient, layout)(state.params, state.frozen, tokens, segments, state.step)
+        gradients, sums = spread(gradient, layout)(state.params, state.frozen, state.step, *rows)
         gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1), gradients)
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         loss, norm = sums.loss / jnp.maximum(sums.tokens, 1), optax.tree.norm(gradients)
@@ -120,6 +122,8 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None) -> Step:
         for name, weight in (("ar_loss", recipe.ar_weight), ("kl", recipe.kl_weight)):
             if weight:
                 metrics[name] = getattr(sums, name) / jnp.maximum(sums.tokens, 1)
+        for name, (loss, count) in zip(sources, sums.by_source):
+            metrics[f"masked_loss/{name}"] = loss / jnp.maximum(count, 1)
         return State(state.step + 1, params, moments, skipped, state.frozen), metrics
 
     return step

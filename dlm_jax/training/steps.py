@@ -24,15 +24,16 @@ from dlm_jax.training.watch import Trace
 class Steps:
     """What the steps of a run need.
 
-    step_at: steps done -> the compiled step; batches: its records; whole: state -> the model's parameters; validate:
-    parameters -> nats a token; texts: parameters -> samples; speed: seconds a step -> what follows from them for the
-    log; ends: step number -> whether the run is to end there; alive, saved: to be called after every step and after a
-    checkpoint.
+    step_at: steps done -> the compiled step; batches: its records; sources: steps done -> where they are from, if they
+    are told apart; whole: state -> the model's parameters; validate: parameters -> nats a token; texts: parameters ->
+    samples; speed: seconds a step -> what follows from them for the log; ends: step number -> whether the run is to
+    end there; alive, saved: to be called after every step and after a checkpoint.
     """
 
     config: Config
     step_at: Callable[[int], Callable]
     batches: Iterator
+    sources: Callable[[int], tuple]
     whole: Callable[[State], Params]
     validate: Callable[[Params], float]
     texts: Callable[[Params], list[str]] | None
@@ -83,7 +84,7 @@ class Steps:
         """Hands one step to the device."""
         if self.trace:
             self.trace.before(number)
-        rows = next(self.batches)
+        rows = (*next(self.batches), *self.sources(number - 1))
         self.clock.spend("data")
         state, metrics = self.step_at(number - 1)(state, *(whole_batch(part, self.config.train.batch) for part in rows))
         if self.trace:
