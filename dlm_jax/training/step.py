@@ -146,7 +146,10 @@ def accumulate(gradient: Callable, params: Params, batch: Noised, parts: int) ->
     """
     if parts == 1:
         return gradient(params, batch)
-    cuts = jax.tree.map(lambda x: pin(x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), None, BATCH), batch)
+    def cut(x: jax.Array) -> jax.Array:
+        return pin(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), None, BATCH)
+
+    cuts = jax.tree.map(cut, batch)
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts)))
 
     def add(total: tuple[Params, Sums], part: Noised) -> tuple[tuple[Params, Sums], None]:
