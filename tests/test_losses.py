@@ -16,7 +16,7 @@ from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, Causal
 from dlm_jax.diffusion.recipes import Recipe, recipe
 from dlm_jax.losses import annealed_rule, loss_sums, predictors
 from dlm_jax.models.transformer import empty_cache, forward_cached
-from dlm_jax.noise import Noised, add_noise, with_sources
+from dlm_jax.noise import Noised, add_noise, nowhere, with_sources
 
 MASK = 30
 N = 9
@@ -125,6 +125,12 @@ def noised(seed: int, recipe: Recipe, segments: np.ndarray = SEGMENTS, t: float 
         batch = dataclasses.replace(batch, masked=batch.targets, t=jnp.ones(segments.shape),
                                     weight=batch.targets.astype(np.float32))
     return jax.device_get(batch)
+
+
+def rearranged(change, batch: Noised) -> Noised:
+    """Each array [b, n] of the batch changed; the new rows are of no source."""
+    changed = jax.tree.map(change, dataclasses.replace(batch, source=batch.segments))
+    return dataclasses.replace(changed, source=nowhere(changed.tokens))
 
 
 def rule_of(recipe: Recipe):
@@ -300,7 +306,7 @@ def test_a_packed_document_is_trained_as_if_alone(model):
         """The packed row, then each document at the start of a row of its own, filled with zeros."""
         return np.stack([x[0], np.pad(x[0, :4], (0, 5)), np.pad(x[0, 4:], (0, 4))])
 
-    packed, first, second = run_predictors(model[0], jax.tree.map(and_alone, batch), recipe=two, config=model[1])
+    packed, first, second = run_predictors(model[0], rearranged(and_alone, batch), recipe=two, config=model[1])
     np.testing.assert_allclose(packed[1:4], first[1:4], atol=1e-5)  # from 1: a first token is not a target
     np.testing.assert_allclose(packed[5:], second[1:5], atol=1e-5)
 
@@ -320,7 +326,7 @@ def test_rows_and_columns_of_padding_add_nothing(model, gradient_of, recipe):
     def padded(x: np.ndarray) -> np.ndarray:
         return np.pad(x, ((0, 2), (0, 3)))
 
-    wide = jax.tree.map(padded, batch)
+    wide = rearranged(padded, batch)
     wide.tokens[wide.segments == 0] = 7
     assert_trees_close(gradient(model[0], wide), gradient(model[0], batch), atol=1e-3)
 
