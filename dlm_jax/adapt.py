@@ -31,7 +31,7 @@ def adapt(config: Config, workdir: str | Path, profiled: tuple[int, int] | None 
     A run that fails before its first step leaves nothing behind. Raises `UserError` for everything in the config, the
     model or the data that does not fit together, and for a work directory that holds something else.
     """
-    with mirrored(workdir, jax.process_index(), leads()) as here:
+    with mirrored(workdir) as here:
         return _adapt(config, here, profiled)
 
 

@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 
-# What a step is made of: waiting for its records, handing it over and logging, waiting for the device.
+# What a step is made of: waiting for its records; placing them, logging and watching; the device's own time.
 STEP = ("data", "host", "device")
 
 

@@ -98,16 +98,10 @@ def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validatio
             sources=functools.partial(_sources, config, training),
             whole=whole, validate=validate, texts=texts, speed=_speed(config, bundle.config, training.length),
             ends=stack.enter_context(termination()), alive=stack.enter_context(watchdog(config.log.stall)), trace=trace,
-            checkpoints=checkpoints, saved=functools.partial(_copy, workdir), log=log, progress=progress, clock=clock)
+            checkpoints=checkpoints, saved=functools.partial(push, workdir), log=log, progress=progress, clock=clock)
         before = None if start else steps.validated(0, whole(state))
         after = steps.run(state)
     return Outcome(config.train.steps, before, after, clock.elapsed(), clock.goodput(), steps.skipped)
-
-
-def _copy(workdir: Path) -> None:
-    """What the first process does after a checkpoint."""
-    if leads():
-        push(workdir)
 
 
 def _sources(config: Config, training: Dataset | Mixture, number: int) -> tuple[np.ndarray, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dlm_jax.cluster import leads
 from dlm_jax.errors import UserError
 from dlm_jax.files import is_remote, reachable, write_text
 
@@ -17,19 +18,19 @@ HERE = {POINTER, "checkpoints", "data", "compiled", "profile"}  # what is not co
 
 
 @contextlib.contextmanager
-def mirrored(workdir: str | Path, process: int, leads: bool) -> Iterator[Path]:
+def mirrored(workdir: str | Path) -> Iterator[Path]:
     """A directory of this machine for a run in `workdir`, which where it is local is itself. What the run leaves in it
     is copied at the end; `push` does it in between. Each process has its own. Raises `UserError` where the store cannot
     be reached or holds something else."""
     if not is_remote(workdir):
         yield Path(workdir)
         return
-    here = fetch(str(workdir), f"process{process}")
+    import jax
+    here = fetch(str(workdir), f"process{jax.process_index()}")
     try:
         yield here
     finally:
-        if leads:
-            push(here)
+        push(here)
 
 
 def fetch(url: str, part: str = "read") -> Path:
@@ -52,8 +53,8 @@ def fetch(url: str, part: str = "read") -> Path:
 
 
 def push(here: Path) -> None:
-    """Copies the small files of a run to where they belong; nothing where that is here."""
-    if not (here / POINTER).is_file() or not (here / "config.json").is_file():
+    """Copies the small files of a run to where they belong, from its first process; nothing where that is here."""
+    if not leads() or not (here / POINTER).is_file() or not (here / "config.json").is_file():
         return
     url = (here / POINTER).read_text()
     with reachable(url):

@@ -81,12 +81,17 @@ class Steps:
         return after
 
     def one(self, number: int, state: State) -> tuple[State, Metrics]:
-        """Hands one step to the device."""
+        """Hands one step to the device. That is the device's time: a CPU computes it meanwhile, and a device that is
+        behind makes the host wait there."""
         if self.trace:
             self.trace.before(number)
         rows = (*next(self.batches), *self.sources(number - 1))
         self.clock.spend("data")
-        state, metrics = self.step_at(number - 1)(state, *(whole_batch(part, self.config.train.batch) for part in rows))
+        rows = tuple(whole_batch(part, self.config.train.batch) for part in rows)
+        step = self.step_at(number - 1)
+        self.clock.spend("host")
+        state, metrics = step(state, *rows)
+        self.clock.spend("device")
         if self.trace:
             self.trace.after(number, metrics)
         self.progress.advance(number)

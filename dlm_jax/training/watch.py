@@ -2,10 +2,10 @@
 
 import contextlib
 import faulthandler
-import functools
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,17 @@ def watchdog(seconds: float) -> Iterator[Callable[[], None]]:
     if not seconds:
         yield lambda: None
         return
+    armed = -seconds
+
+    def alive() -> None:
+        nonlocal armed
+        now = time.monotonic()
+        if now - armed > seconds / 100:  # arming makes a thread, which not every step need pay
+            faulthandler.dump_traceback_later(seconds, repeat=True, file=sys.__stderr__ or 2)
+            armed = now
+
     try:
-        yield functools.partial(faulthandler.dump_traceback_later, seconds, repeat=True, file=sys.__stderr__ or 2)
+        yield alive
     finally:
         faulthandler.cancel_dump_traceback_later()
 
