@@ -24,7 +24,7 @@ from dlm_jax.data.text import read_documents
 from dlm_jax.files import write_text
 from dlm_jax.language_model import load
 from dlm_jax.on_policy import write_samples
-from dlm_jax.sampling.proposal import Proposal
+from dlm_jax.sampling.settings import Settings
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -138,7 +138,9 @@ def draw(findings: list[Finding], path: Path) -> None:
 
 
 def prepare_data(a: argparse.Namespace) -> None:
-    """Records of the texts, and of as much text of the base's own, once."""
+    """Records of the texts, and of as much text of the base's own, once; `a.rows`, those that are validated."""
+    (a.workdir / "runs").mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(a.workdir / "compiled"))
     lm = load(a.base)
     tokenizer = lm.text_tokenizer()
     own = a.workdir / "own.jsonl"
@@ -147,10 +149,11 @@ def prepare_data(a: argparse.Namespace) -> None:
         sources["own"] = str(own)
         if not own.exists():
             count = sum(1 for _ in read_documents([a.train]))
-            write_samples(lm, own, count, min(256, lm.config.max_length - 1), Proposal(temperature=1.0))
+            write_samples(lm, own, count, min(256, lm.config.max_length - 1), Settings(temperature=1.0))
     for name, source in sources.items():
         if not (a.workdir / name).exists():
             prepare(read_documents([source]), tokenizer, LENGTH, a.workdir / name)
+    a.rows = list(zip(*map(np.asarray, Dataset.open(a.workdir / "validation").rows(slice(0, a.records)))))
 
 
 def report(findings: list[Finding], a: argparse.Namespace) -> str:
@@ -186,14 +189,11 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--docs", type=Path, help="where claims.md and claims.png go (default: the workdir)")
     parser.add_argument("--only", nargs="+", default=[""], help="beginnings of claims")
-    for name, default in (("--steps", 400), ("--seeds", 3), ("--records", 256)):
+    for name, default in (("--steps", 200), ("--seeds", 3), ("--records", 256)):
         parser.add_argument(name, type=int, default=default)
     a = parser.parse_args()
     a.claims = [claim for claim in CLAIMS if claim.text.startswith(tuple(a.only))]
-    (a.workdir / "runs").mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(a.workdir / "compiled"))
     prepare_data(a)
-    a.rows = list(zip(*map(np.asarray, Dataset.open(a.workdir / "validation").rows(slice(0, a.records)))))
     base = load(a.base)
     a.base_measures = measure(base, base, a.rows)
     findings = []

@@ -58,8 +58,8 @@ CAUSAL = {"clean_half": "token_causal"}
 HYBRID = {**CAUSAL, "ar_weight": 1 / 0.3}
 SETUPS = {
     "one shifted": Setup(one()),
-    "one shifted annealed": Setup(one(anneal_steps=50)),
-    "one shifted look-ahead": Setup(one(anneal_steps=50, annealing="look_ahead")),
+    "one shifted annealed": Setup(one(anneal_steps=25)),
+    "one shifted look-ahead": Setup(one(anneal_steps=25, annealing="look_ahead")),
     "one shifted scratch": Setup(one(), init="scratch"),
     "one same": Setup(one("same_position")),
     "noisy blocks": Setup(one("same_position", block_size=BLOCK)),
@@ -78,7 +78,7 @@ SETUPS = {
     "token-causal": Setup(two(**CAUSAL)),
     "token-causal AR": Setup(two(**HYBRID)),
     "token-causal AR late": Setup(late(0.1, **HYBRID)),
-    "token-causal AR grown": Setup(two(blocks="1x50,2x50,4x50,8x50", **HYBRID)),
+    "token-causal AR grown": Setup(two(blocks="1x25,2x25,4x25,8x25", **HYBRID)),
     "own text": Setup(two(), data="own"),
     "best": Setup(RECIPES["best"]),
 }

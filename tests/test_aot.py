@@ -18,6 +18,7 @@ from dlm_jax.models.shapes import SHAPES
 from dlm_jax.models.weights import parameter_count
 from dlm_jax.training.cost import step_flops
 
+pytestmark = pytest.mark.usefixtures("optimized")
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
                                     reason="libtpu, the TPU compiler, is not installed: pip install 'dlm-jax[tpu]'")
 

@@ -6,6 +6,8 @@ from dlm_jax import demo
 from dlm_jax.errors import UserError
 from dlm_jax.language_model import load
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 SHORT = f"""
 import runpy
 

@@ -15,6 +15,8 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "01_adapt_and_watch.ipynb"
 SECONDS = 120  # on two idle cores
 

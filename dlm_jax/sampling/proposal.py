@@ -38,11 +38,10 @@ class Proposal:
         keys: one a place, [b, n], so that a place does not depend on batch-mates or padding; logits: [b, n, v].
         """
         if self.temperature == 0:
-            tokens = likeliest(logits)
-        else:
-            cut = keep_top_p(keep_top_k(logits / self.temperature, self.top_k), self.top_p)
-            noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, cut.shape[-1:])))(keys)
-            tokens = likeliest(keep_min_p(cut, self.min_p) + noise)  # the Gumbel-max trick draws from the softmax
+            return likeliest(logits), jnp.exp(jnp.max(logits, -1) - jax.nn.logsumexp(logits, -1))
+        cut = keep_top_p(keep_top_k(logits / self.temperature, self.top_k), self.top_p)
+        noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, cut.shape[-1:])))(keys)
+        tokens = likeliest(keep_min_p(cut, self.min_p) + noise)  # the Gumbel-max trick draws from the softmax
         picked = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
         return tokens, jnp.exp(picked - jax.nn.logsumexp(logits, -1))
 

@@ -11,8 +11,10 @@ from dlm_jax.attention.attend import attend
 from dlm_jax.attention.rules import Annealed, BlockDiffusion, Causal, Rule
 from dlm_jax.topology import compile_for_chip
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
-                                reason="libtpu, the TPU compiler, is not installed: pip install 'dlm-jax[tpu]'")
+pytestmark = [
+    pytest.mark.usefixtures("optimized"),
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
+                       reason="libtpu, the TPU compiler, is not installed: pip install 'dlm-jax[tpu]'")]
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
 

@@ -1,0 +1,52 @@
+"""How far down does a conversion go? The validation NELBO against the tokens it was trained on, and where that ends.
+
+    python benchmarks/claims_tokens.py --base MODEL --train TRAIN.jsonl --validation VALIDATION.jsonl --workdir DIR
+
+Two streams with blocks of 16 (`two same` of `claims.py`, whose work directory it shares), each number of steps a run of
+its own with its own schedule. A power law L = floor + a * tokens^-b through the points tells what more tokens would
+give. Prints a table; interrupted, it goes on where it stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from claims import CLAIMS, prepare_data
+from claims_runs import GRID, LENGTH, measured
+from scipy.optimize import curve_fit
+
+BATCH, SETUP = 32, "two same"
+NIGHT = 15_000 * 36_000  # tokens of ten hours at what two CPU cores train a second
+
+
+def power_law(tokens: np.ndarray, floor: float, a: float, b: float) -> np.ndarray:
+    """Nats a token; tokens in millions (Hoffmann et al. 2022, equation 2, for one size of model)."""
+    return floor + a * tokens**-b
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("--base", "--train", "--validation"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--steps", type=int, nargs="+", default=[100, 200, 400, 800, 1600, 3200])
+    parser.add_argument("--records", type=int, default=256)
+    a = parser.parse_args()
+    a.claims, counts = CLAIMS[:1], a.steps
+    prepare_data(a)
+    print(f"| tokens (M) | {' | '.join(f'block {size}' for size in GRID)} | AR |\n|---:|{'---:|' * (len(GRID) + 1)}")
+    tokens, nelbo = [], []
+    for a.steps in counts:
+        found = measured(SETUP, 0, a)
+        tokens.append(a.steps * BATCH * LENGTH / 1e6)
+        nelbo.append(found["nelbo"])
+        grid = " | ".join(f"{found[f'nelbo_{size}']:.3f}" for size in GRID)
+        print(f"| {tokens[-1]:.1f} | {grid} | {found['ar_nll']:.3f} |", flush=True)
+    (floor, scale, power), _ = curve_fit(power_law, np.array(tokens), np.array(nelbo), (2.5, 1.0, 0.3),
+                                         bounds=([0, 0, 0.01], [10, 10, 2]))
+    print(f"\nNELBO = {floor:.2f} + {scale:.2f} * (tokens / 1M)^-{power:.2f} nats a token; after {NIGHT / 1e6:.0f}M "
+          f"tokens that is {power_law(np.array(NIGHT / 1e6), floor, scale, power):.2f}")
+
+
+if __name__ == "__main__":
+    main()
