@@ -48,11 +48,11 @@ class Proposal:
 
 def likeliest(logits: jax.Array) -> jax.Array:
     """The first largest entry of [..., v]: int [...]; 0 where they are no numbers. As `jnp.argmax`, which XLA's CPU
-    compiler makes ten times slower than these two reductions."""
+    compiler makes ten times slower than these two reductions of fp32, exact for vocabularies below 2**24."""
     top = jnp.max(logits, -1, keepdims=True)
-    index = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    found = jnp.min(jnp.where(logits == top, index, logits.shape[-1]), -1)
-    return jnp.where(found < logits.shape[-1], found, 0)
+    index = jax.lax.broadcasted_iota(jnp.float32, logits.shape, logits.ndim - 1)
+    found = jnp.min(jnp.where(logits == top, index, jnp.inf), -1)
+    return jnp.where(jnp.isfinite(found), found, 0).astype(jnp.int32)
 
 
 def keep_top_k(logits: jax.Array, k: int) -> jax.Array:

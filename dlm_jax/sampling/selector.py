@@ -193,4 +193,5 @@ def rank(score: jax.Array, masked: jax.Array) -> jax.Array:
     Masked places come before all others even where a broken model's score is not a number.
     """
     order = jnp.argsort(jnp.where(masked, -jnp.nan_to_num(score), jnp.inf), -1)  # stable
-    return jnp.argsort(order, -1)
+    places = jnp.arange(order.shape[-1])
+    return jax.vmap(lambda row: jnp.zeros_like(row).at[row].set(places, unique_indices=True))(order)
