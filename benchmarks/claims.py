@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import matplotlib
 import numpy as np
-from claims_runs import LENGTH, measure, measured, spread
+from claims_runs import BLOCK, GRID, LENGTH, measure, measured, spread
 from scipy.stats import t as student
 
 from dlm_jax.data.dataset import Dataset
@@ -122,6 +122,17 @@ def table(findings: list[Finding]) -> str:
     return "\n".join(lines)
 
 
+def grid(a: argparse.Namespace) -> str:
+    """Mean NELBO over seeds: a row for each block of training, a column for each block of decoding."""
+    lines = [f"| trained in blocks of | {' | '.join(f'decoded in {size}' for size in GRID)} |",
+             f"|---:|{'---:|' * len(GRID)}"]
+    for size in GRID:
+        name = "two same" if size == BLOCK else f"two same block {size}"
+        found = [[measured(name, seed, a)[f"nelbo_{other}"] for other in GRID] for seed in range(a.seeds)]
+        lines.append(f"| {size} | {' | '.join(f'{mean:.3f}' for mean in np.mean(found, 0))} |")
+    return "\n".join(lines)
+
+
 def draw(findings: list[Finding], path: Path) -> None:
     """Each gain relative to the larger mean, with its interval, coloured by the verdict."""
     colours = {"holds": "#4e9a06", "does not": "#a40000", "cannot tell": "#888a85"}
@@ -178,6 +189,12 @@ The base has an AR NLL of {a.base_measures["ar_nll"]:.3f}.
 {table(findings)}
 
 ![gains](claims.png)
+
+## Blocks of training and of decoding
+
+NELBO in nats a token, means over the seeds.
+
+{grid(a)}
 """
 
 
