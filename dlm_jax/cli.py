@@ -245,7 +245,7 @@ def show(result: dict[str, Any], a: Arguments) -> None:
         return  # not the first process of a run
     if a.json:
         print(json.dumps(result))
-    elif a.command not in ("sample", "infill", "demo"):
+    elif a.command != "demo" and "text" not in result:
         for key, value in result.items():
             if value is not None:
                 print(f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}")
