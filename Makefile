@@ -3,6 +3,7 @@
 # make test    lint, types and all tests
 # make kernels  every shape of the attention kernels through the TPU compiler, and their cost in its schedule
 # make pods    every config through the TPU compiler for its target: docs/pods.md, an hour on two cores
+# make gpu     what needs a GPU: the kernels' tests there, and the benchmarks, with the Python that has jax[cuda]
 # make compat  the fast tests on Python 3.12 with the newest jax; those that need PyTorch are skipped there
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +14,7 @@ export JAX_PLATFORMS ?= cpu
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
 
-.PHONY: setup demo test lint kernels pods compat clean
+.PHONY: setup demo test lint kernels pods gpu compat clean
 
 setup: .venv/.ready
 
@@ -42,6 +43,12 @@ kernels: setup
 
 pods: setup
 	.venv/bin/python benchmarks/pods.py
+
+gpu: export JAX_PLATFORMS =
+gpu:
+	$(PYTHON) -m pytest -q tests/attention/test_gpu.py
+	$(PYTHON) benchmarks/attention_gpu.py
+	$(PYTHON) benchmarks/sampling_7b.py
 
 .venv-compat/.ready: setup.py
 	$(PYTHON312) -m venv .venv-compat
