@@ -56,6 +56,7 @@ def late(half_life: float, **fields) -> Recipe:
 
 CAUSAL = {"clean_half": "token_causal"}
 HYBRID = {**CAUSAL, "ar_weight": 1 / 0.3}
+GROWN = {"blocks": "1x25,2x25,4x25,8x25"}
 SETUPS = {
     "one shifted": Setup(one()),
     "one shifted annealed": Setup(one(anneal_steps=25)),
@@ -78,9 +79,9 @@ SETUPS = {
     "token-causal": Setup(two(**CAUSAL)),
     "token-causal AR": Setup(two(**HYBRID)),
     "token-causal AR late": Setup(late(0.1, **HYBRID)),
-    "token-causal AR grown": Setup(two(blocks="1x25,2x25,4x25,8x25", **HYBRID)),
+    "token-causal AR grown": Setup(two(**GROWN, **HYBRID)),
     "own text": Setup(two(), data="own"),
-    "best": Setup(RECIPES["best"]),
+    "best": Setup(dataclasses.replace(RECIPES["best"], **GROWN)),
 }
 
 

@@ -6,7 +6,7 @@ from dlm_jax import demo
 from dlm_jax.errors import UserError
 from dlm_jax.language_model import load
 
-pytestmark = pytest.mark.usefixtures("optimized")
+pytestmark = pytest.mark.usefixtures("optimized", "compiled_once")
 
 SHORT = f"""
 import runpy
