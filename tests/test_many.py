@@ -19,7 +19,6 @@ from dlm_jax.sampling.settings import Settings
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 LAUNCH = Path(__file__).parents[1] / "launch" / "local_processes.py"
-RUN = "import sys; from dlm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
 GOOD = [{"id": "a", "prompt": "the cat"}, {"id": 2, "infill": "the[MASK:2] dog"},
         {"id": "c", "prompt": "", "max_tokens": 3}, {"id": "d", "infill": "a[MASK:1-3] mat"},
         {"id": "e", "prompt": "and it was all quiet"}]
@@ -113,8 +112,8 @@ def test_two_processes_give_what_one_gives(model, lm, tmp_path):
     file, out = write(tmp_path / "in.jsonl", *GOOD, BAD["no hole"]), tmp_path / "out.jsonl"
     serve(lm, file, tmp_path / "one.jsonl")
     done = subprocess.run([sys.executable, LAUNCH, "--processes", "2", "--devices-per-process", "2", "--",
-                           sys.executable, "-c", RUN, "sample", model, "--prompts", file, "--out", out, "--batch", "2",
-                           "--temperature", "1", "--steps", "2", "--max-tokens", "6"],
+                           sys.executable, "-m", "dlm_jax.cli", "sample", model, "--prompts", file, "--out", out,
+                           "--batch", "2", "--temperature", "1", "--steps", "2", "--max-tokens", "6"],
                           env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(done.stdout.count(said) == 1 for said in ("served: 5", "refused: 1", "before: 0"))
