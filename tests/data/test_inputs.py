@@ -77,10 +77,10 @@ def test_a_missing_package_is_named_with_its_mend(monkeypatch):
 
 @pytest.mark.parametrize("name, content, words", [
     ("a.jsonl.zst", zstd(b'{"text": "good"}\n{"text": \n'), "a.jsonl.zst, line 2 is not JSON"),
-    ("a.txt.gz", gzip.compress(b"good\nb\xe4d\n"), "a.txt.gz, line 2 is not UTF-8"),
+    ("a.txt.gz", gzip.compress(b"good\nb\xe4d\n", mtime=0), "a.txt.gz, line 2 is not UTF-8"),
     ("a.jsonl.zst", zstd(b'{"text": "a"}\n' * 99)[:-9], "cannot read .*a.jsonl.zst"),
     ("a.jsonl.zst", b"{}", "cannot read .*a.jsonl.zst"),
-    ("a.txt.gz", gzip.compress(b"a" * 99)[:-9], "cannot read .*a.txt.gz")])
+    ("a.txt.gz", gzip.compress(b"a" * 99, mtime=0)[:-9], "cannot read .*a.txt.gz")])
 def test_a_bad_compressed_file_is_named_with_its_line(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=words):
