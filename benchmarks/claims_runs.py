@@ -80,8 +80,12 @@ SETUPS = {
     "token-causal AR": Setup(two(**HYBRID)),
     "token-causal AR late": Setup(late(0.1, **HYBRID)),
     "token-causal AR grown": Setup(two(**GROWN, **HYBRID)),
+    "token-causal shifted": Setup(two("shifted", **CAUSAL)),
+    "token-causal AR shifted": Setup(two("shifted", **HYBRID)),
+    "token-causal AR 1 shifted": Setup(two("shifted", **CAUSAL, ar_weight=1.0)),
     "own text": Setup(two(), data="own"),
-    "best": Setup(dataclasses.replace(RECIPES["best"], **GROWN)),
+    "best": Setup(RECIPES["best"]),
+    "best grown": Setup(dataclasses.replace(RECIPES["best"], **GROWN)),
 }
 
 

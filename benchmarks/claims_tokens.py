@@ -2,8 +2,8 @@
 
     python benchmarks/claims_tokens.py --base MODEL --train TRAIN.jsonl --validation VALIDATION.jsonl --workdir DIR
 
-Two streams with blocks of 16 (`two same` of `claims.py`, whose work directory it shares), each number of steps a run of
-its own with its own schedule. A power law L = floor + a * tokens^-b through the points tells what more tokens would
+The preset `best` (as in `claims.py`, whose work directory it shares), each number of steps a run of its own with its
+own schedule. A power law L = floor + a * tokens^-b through the points tells what more tokens would
 give. Prints a table; interrupted, it goes on where it stopped.
 """
 
@@ -15,7 +15,7 @@ from claims import CLAIMS, prepare_data
 from claims_runs import GRID, LENGTH, measured
 from scipy.optimize import curve_fit
 
-BATCH, SETUP = 32, "two same"
+BATCH, SETUP = 32, "best"
 NIGHT = 15_000 * 36_000  # tokens of ten hours at what two CPU cores train a second
 
 
