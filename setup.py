@@ -21,7 +21,7 @@ setup(
         "tokenizers>=0.22,<1",
         "transformers>=5.17,<6",
         "safetensors>=0.8,<1",
-        "tensorboardX>=2.6,<3",
+        "tensorboard>=2.18,<3",
         "array_record>=0.8,<0.9",
         "numpy>=2",
         "pyarrow>=18",

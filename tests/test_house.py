@@ -134,6 +134,11 @@ def test_the_front_door_opens_at_most_two_seconds_after_jax():
     assert extra < 2, f"importing dlm_jax and its `load` takes {extra:.1f} s longer than importing jax"
 
 
+def test_what_trains_and_samples_does_not_load_pytorch():
+    code = "import sys, dlm_jax.adapt, dlm_jax.many; assert not {'torch', 'tensorflow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_importing_the_package_alone_imports_nothing_heavy():
     code = "import sys, dlm_jax; assert not {'jax', 'torch', 'transformers'} & set(sys.modules), sorted(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

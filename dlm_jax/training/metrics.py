@@ -4,13 +4,15 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from dlm_jax.config import Config
 from dlm_jax.errors import UserError
@@ -48,11 +50,13 @@ class JsonLines:
 
 
 class Board:
-    """TensorBoard's event file. Written by this thread: a full disk would go unseen in that of a `SummaryWriter`."""
+    """TensorBoard's event file. Written by this thread: a full disk would go unseen in that of an `EventFileWriter`."""
 
     def __init__(self, directory: Path, restored: int) -> None:
         directory.mkdir(exist_ok=True)
-        self._events = EventsWriter(str(directory / "events"), f".from{restored}")
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.from{restored}"
+        self._events = RecordWriter((directory / name).open("wb"))
+        self._write(file_version="brain.Event:2")
         if restored:  # TensorBoard then forgets the steps that this run makes again
             self._write(step=restored + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -62,7 +66,7 @@ class Board:
             Summary.Value(tag=f"{group}/{name}", simple_value=value) for name, value in values.items()]))
 
     def _write(self, **fields: Any) -> None:
-        self._events.write_event(Event(wall_time=time.time(), **fields))
+        self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
         self._events.flush()
 
     def close(self) -> None:
