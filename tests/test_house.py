@@ -135,7 +135,8 @@ def test_the_front_door_opens_at_most_two_seconds_after_jax():
 
 
 def test_what_trains_and_samples_does_not_load_pytorch():
-    code = "import sys, dlm_jax.adapt, dlm_jax.many; assert not {'torch', 'tensorflow'} & set(sys.modules)"
+    code = ("import sys, dlm_jax.adapt, dlm_jax.many\ndlm_jax.load('bundled').text_tokenizer()\n"
+            "assert not {'torch', 'tensorflow'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -38,18 +38,19 @@ class Tokenizer:
         if not Path(directory).is_dir():
             raise UserError(f"there is no directory {directory}; name one that holds a tokenizer")
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is absent is no news here
-        from transformers import AutoTokenizer, utils  # seconds of import, which a command without text need not pay
-        verbosity = utils.logging.get_verbosity()
-        utils.logging.set_verbosity_error()  # it wonders at the model type of an export, which is none of its own
+        import transformers  # a second, which a command without text need not pay
+        verbosity = transformers.utils.logging.get_verbosity()
+        transformers.utils.logging.set_verbosity_error()  # it wonders at the model type of an export, none of its own
         try:
-            wrapped = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+            reader = transformers.PreTrainedTokenizerFast if _is_plain(Path(directory)) else transformers.AutoTokenizer
+            wrapped = reader.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
             return cls(wrapped, bos_id, eos_id)
         except Exception as error:  # the Rust side raises bare exceptions, and a slow tokenizer has no backend
             cause = str(error).strip().split("\n")[0] or type(error).__name__
             raise UserError(f"cannot read a tokenizer from {directory} ({cause}); "
                             "copy the original tokenizer.json and tokenizer_config.json there") from error
         finally:
-            utils.logging.set_verbosity(verbosity)
+            transformers.utils.logging.set_verbosity(verbosity)
 
     @property
     def mask_id(self) -> int | None:
@@ -127,3 +128,10 @@ class Tokenizer:
         whole = json.loads(self._backend.to_str())
         parts = {name: whole[name] for name in ("normalizer", "pre_tokenizer", "model")}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_plain(directory: Path) -> bool:
+    """Whether the directory names the plain class, which AutoTokenizer also finds, after it has loaded PyTorch."""
+    config = directory / "tokenizer_config.json"
+    named = json.loads(config.read_text()).get("tokenizer_class") if config.exists() else None
+    return named in ("PreTrainedTokenizerFast", "TokenizersBackend")

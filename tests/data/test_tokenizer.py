@@ -89,6 +89,16 @@ def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
     assert (again.bos_id, again.eos_id, again.mask_id) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.size)
 
 
+def test_a_directory_that_names_the_plain_class_is_read_as_transformers_reads_it(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+    tokenizer.with_mask(id=tokenizer.size).save(tmp_path)
+    assert "TokenizersBackend" in (tmp_path / "tokenizer_config.json").read_text()
+    again, theirs = Tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert again.backend.to_str() == theirs.backend_tokenizer.to_str()
+    assert (again.bos_id, again.eos_id, again.mask_id) == (theirs.bos_token_id, theirs.eos_token_id,
+                                                           theirs.mask_token_id)
+
+
 def test_another_vocabulary_has_another_fingerprint(byte_level, tmp_path):
     whole = json.loads((byte_level / "tokenizer.json").read_text())
     whole["model"]["merges"].pop()
