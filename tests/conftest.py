@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -17,7 +18,9 @@ from dlm_jax.models.weights import Params, map_table
 
 def pytest_configure(config: pytest.Config) -> None:
     """Most of the time of the tests goes into compiling little programs that run once: without most of LLVM's passes it
-    is a third less, here and in processes. Processes can be interrupted also where a shell's background cannot."""
+    is a third less, here and in processes; looking for garbage among what tracing makes less often saves a tenth.
+    Processes can be interrupted also where a shell's background cannot."""
+    gc.set_threshold(100_000, 50, 50)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     jax.config.update("jax_disable_most_optimizations", True)
     signal.signal(signal.SIGINT, signal.default_int_handler)

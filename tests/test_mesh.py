@@ -76,23 +76,24 @@ def losses(config, devices, shape):
             state, metrics = step(state, *(whole_batch(x, 16) for x in batch))
             yield [float(metrics[name]) for name in ("loss", "masked_loss", "gradient_norm")]
 
-shapes = [(1, (1, 1, 1)), (2, (1, 1, 2)), (4, (2, 2, 1)), (8, (1, -1, 1)), (8, (2, 2, 2))]
 config = load_config(sys.argv[1], json.loads(sys.argv[2]))
-print(json.dumps([list(losses(config, *each)) for each in shapes]))
+print(json.dumps([list(losses(config, *each)) for each in json.loads(sys.argv[3])]))
 """
+SHAPES = [(2, (1, 1, 2)), (4, (2, 2, 1)), (8, (1, -1, 1)), (8, (2, 2, 2))]  # devices, and their mesh
 
 
-@pytest.mark.parametrize("changes", [["recipe.anneal_steps=4", "train.accumulate=2"],
-                                     ["recipe=bd3lm", "recipe.block_size=8", "model.remat=full", "train.accumulate=1"],
-                                     pytest.param([
-                                         "recipe=best", "recipe.block_size=8", "recipe.blocks=", "recipe.kl_weight=0.5",
-                                         "recipe.normaliser=masked", "train.accumulate=2", "lora.rank=3"],
-                                         marks=pytest.mark.slow, id="all of it")])
-def test_every_mesh_gives_the_losses_of_one_device(changes, tiny_config):
+@pytest.mark.parametrize("changes, shapes", [
+    (["recipe.anneal_steps=4", "train.accumulate=2"], SHAPES),
+    (["recipe=bd3lm", "recipe.block_size=8", "model.remat=full", "train.accumulate=1"], SHAPES[2:]),
+    pytest.param(["recipe=best", "recipe.block_size=8", "recipe.kl_weight=0.5", "recipe.normaliser=masked",
+                  "train.accumulate=2", "lora.rank=3"], SHAPES[3:], marks=pytest.mark.slow)],
+    ids=["one stream", "two streams", "all of it"])
+def test_every_mesh_gives_the_losses_of_one_device(changes, shapes, tiny_config):
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     changes = [*changes, "train.batch=16", "optimizer.warmup=0", "optimizer.learning_rate=0.01"]
-    done = subprocess.run([sys.executable, "-c", STEPS, tiny_config, json.dumps(changes)], env=os.environ | flags,
-                          capture_output=True, text=True)
+    arguments = [tiny_config, json.dumps(changes), json.dumps([(1, (1, 1, 1)), *shapes])]
+    done = subprocess.run([sys.executable, "-c", STEPS, *arguments], env=os.environ | flags, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     alone, *meshes = json.loads(done.stdout)
     assert abs(alone[2][0] - alone[0][0]) > 0.01
