@@ -2,10 +2,10 @@
 
     python benchmarks/claims_tokens.py --base MODEL --train TRAIN.jsonl --validation VALIDATION.jsonl --workdir DIR
 
-The preset `best` (as in `claims.py`, whose work directory it shares), each number of steps a run of its own with its
-own schedule. A power law L = floor + a * tokens^-b through the points tells what more tokens would give. Beside the
-NELBO, a mean over all orders inside a block, stand two exact likelihoods of the same model, in one order each: the
-surest token of a block first, and left to right. Prints a table; interrupted, it goes on where it stopped.
+For `--setup`, one of those of `claims_runs.py`; each number of steps is a run of its own with its own schedule, and the
+work directory is that of `claims.py`. A power law L = floor + a * tokens^-b through the points tells what more tokens
+would give. Beside the NELBO, a mean over all orders inside a block, stand two exact likelihoods of the same model, in
+one order each: the surest token of a block first, and left to right. Prints a table; interrupted, it goes on.
 """
 
 import argparse
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from claims import CLAIMS, prepare_data
-from claims_runs import GRID, LENGTH, measured
+from claims_runs import GRID, LENGTH, SETUPS, measured
 from scipy.optimize import curve_fit
 
-BATCH, SETUP = 32, "best"
+BATCH = 32
 NIGHT = 20_000 * 36_000  # tokens of ten hours at what two CPU cores train a second
 
 
@@ -30,6 +30,7 @@ def main() -> None:
     for name in ("--base", "--train", "--validation"):
         parser.add_argument(name, required=True)
     parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--setup", choices=SETUPS, default="best")
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 200, 400, 800, 1600, 3200])
     parser.add_argument("--records", type=int, default=256)
     a = parser.parse_args()
@@ -39,7 +40,7 @@ def main() -> None:
           f"{'---:|' * (len(GRID) + 3)}")
     tokens, nelbo = [], []
     for a.steps in counts:
-        found = measured(SETUP, 0, a)
+        found = measured(a.setup, 0, a)
         tokens.append(a.steps * BATCH * LENGTH / 1e6)
         nelbo.append(found["nelbo"])
         grid = " | ".join(f"{found[f'nelbo_{size}']:.3f}" for size in GRID)
