@@ -4,8 +4,8 @@
 
 For `--setup`, one of those of `claims_runs.py`; each number of steps is a run of its own with its own schedule, and the
 work directory is that of `claims.py`. A power law L = floor + a * tokens^-b through the points tells what more tokens
-would give. Beside the NELBO, a mean over all orders inside a block, stand two exact likelihoods of the same model, in
-one order each: the surest token of a block first, and left to right. Prints a table; interrupted, it goes on.
+would give. The NELBO is a mean over all orders inside a block; beside it stands what true text costs k tokens a pass,
+surest first (with k = 1 an exact likelihood), and left to right. Prints a table; interrupted, it goes on.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from claims import CLAIMS, prepare_data
-from claims_runs import GRID, LENGTH, SETUPS, measured
+from claims_runs import GRID, LENGTH, PER_FORWARD, SETUPS, measured
 from scipy.optimize import curve_fit
 
 BATCH = 32
@@ -36,15 +36,15 @@ def main() -> None:
     a = parser.parse_args()
     a.claims, counts = CLAIMS[:1], a.steps
     prepare_data(a)
-    print(f"| tokens (M) | {' | '.join(f'block {size}' for size in GRID)} | surest first | left to right |\n|"
-          f"{'---:|' * (len(GRID) + 3)}")
+    columns = {f"nelbo_{size}": f"block {size}" for size in GRID} | {
+        f"parallel_{k}": f"{k} a pass" for k in PER_FORWARD} | {"ar_nll": "left to right"}
+    print(f"| tokens (M) | {' | '.join(columns.values())} |\n|{'---:|' * (len(columns) + 1)}")
     tokens, nelbo = [], []
     for a.steps in counts:
         found = measured(a.setup, 0, a)
         tokens.append(a.steps * BATCH * LENGTH / 1e6)
         nelbo.append(found["nelbo"])
-        grid = " | ".join(f"{found[f'nelbo_{size}']:.3f}" for size in GRID)
-        print(f"| {tokens[-1]:.1f} | {grid} | {found['parallel_1']:.3f} | {found['ar_nll']:.3f} |", flush=True)
+        print(f"| {tokens[-1]:.1f} | {' | '.join(f'{found[name]:.3f}' for name in columns)} |", flush=True)
     (floor, scale, power), _ = curve_fit(power_law, np.array(tokens), np.array(nelbo), (2.5, 1.0, 0.3),
                                          bounds=([0, 0, 0.01], [10, 10, 2]))
     print(f"\nNELBO = {floor:.2f} + {scale:.2f} * (tokens / 1M)^-{power:.2f} nats a token; after {NIGHT / 1e6:.0f}M "

@@ -48,10 +48,11 @@ RECIPES = {
         # Ours, argued from docs/claims.md (a 260k model, 0.8M tokens; in nats). A token-causal clean half costs nothing
         # and leaves an AR model inside. With the shift both halves predict a token from the place before it, so that
         # an AR loss, which costs the diffusion loss 0.30 at the same position, helps it by 0.04 and keeps the AR
-        # likelihood to 0.06. The shift itself gains 0.39 without that loss and 0.63 beside it; in Efficient-DLM's long
-        # runs it costs a point of accuracy. Position-dependent masks gain 0.03 to 0.06 at one to four tokens a pass.
-        # Left out: blocks that grow (-0.14 in so short a run) and complementary masks (+0.06 at twice the cost). With
-        # exact counts the true weight is m/k, at most m where each block has a mask.
+        # likelihood to 0.06. The shift itself gains 0.39 without that loss and 0.63 beside it. Position-dependent
+        # masks gain 0.03 to 0.06 at one to four tokens a pass. Left out: blocks that grow (-0.14 in so short a run)
+        # and complementary masks (+0.06 at twice the cost). With exact counts the true weight is m/k, at most m where
+        # each block has a mask. In longer runs same-position training has the lower NELBO (docs/performance.md, and
+        # a point of accuracy in Efficient-DLM), no longer an AR model, and still the higher loss in decoding.
         Recipe("best", streams=2, alignment="shifted", corruption="position_dependent", block_size=16, half_life=0.1,
                at_least_one=True, clean_half="token_causal", weight="inverse_count", ar_weight=1.0),
     )
