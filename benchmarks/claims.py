@@ -10,6 +10,7 @@ Writes DIR/claims.md and DIR/claims.png, or what --out names; --only takes some 
 import argparse
 import dataclasses
 import platform
+import shlex
 from datetime import date
 from pathlib import Path
 
@@ -179,8 +180,9 @@ def prepare_data(a: argparse.Namespace) -> None:
 
 def report(findings: list[Finding], a: argparse.Namespace, figure: str) -> str:
     """docs/claims.md."""
-    said = (f"python benchmarks/claims.py --base {Path(a.base).name} --train {Path(a.train).name} --validation "
-            f"{Path(a.validation).name} --steps {a.steps} --seeds {a.seeds}")
+    command = shlex.join(["python", "benchmarks/claims.py", "--base", Path(a.base).name, "--train", Path(a.train).name,
+                          "--validation", Path(a.validation).name, "--steps", str(a.steps), "--seeds", str(a.seeds),
+                          "--records", str(a.records), *(["--only", *a.only] if any(a.only) else [])])
     if len(findings) < len(CLAIMS):
         rest = f"{len(findings)} of the {len(CLAIMS)} claims that `claims.py` knows."
     else:
@@ -193,7 +195,7 @@ at this size need not hold at a larger one. All share the learning rate of `conf
 none of them; a complementary pair passes the model twice, at twice the cost of its tokens; blocks that grow spend half
 of so short a run below their full size.
 
-    {said}
+    {command}
 
 {date.today()}, {platform.machine()}, {jax.devices()[0].platform}, jax {jax.__version__}. Measures: `nelbo`, `ar_nll` in
 nats a token on {a.records} validation records; `nelbo_B` decoded in blocks of B; `parallel_k` nats a token of true text
