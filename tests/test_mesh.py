@@ -19,7 +19,6 @@ from dlm_jax.mesh import make_mesh, own_share, pin, shares, whole_batch
 from dlm_jax.models.sharding import spec_of
 from dlm_jax.models.weights import weight_table
 
-RUN = "import sys; from dlm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
 LAUNCH = Path(__file__).parents[1] / "launch" / "local_processes.py"
 
 
@@ -33,8 +32,8 @@ def command(config: Path, workdir: Path, overrides: list[str]) -> list[str]:
 def train(devices: int, arguments: list[str], compiled: Path) -> None:
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
              "JAX_COMPILATION_CACHE_DIR": str(compiled)}
-    done = subprocess.run([sys.executable, "-c", RUN, *arguments], env=os.environ | flags, capture_output=True,
-                          text=True)
+    done = subprocess.run([sys.executable, "-m", "dlm_jax.cli", *arguments], env=os.environ | flags,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -76,24 +75,23 @@ def losses(config, devices, shape):
             state, metrics = step(state, *(whole_batch(x, 16) for x in batch))
             yield [float(metrics[name]) for name in ("loss", "masked_loss", "gradient_norm")]
 
+shapes = [(1, (1, 1, 1)), (2, (1, 1, 2)), (4, (2, 2, 1)), (8, (1, -1, 1)), (8, (2, 2, 2))]
 config = load_config(sys.argv[1], json.loads(sys.argv[2]))
-print(json.dumps([list(losses(config, *each)) for each in json.loads(sys.argv[3])]))
+print(json.dumps([list(losses(config, *each)) for each in shapes]))
 """
-SHAPES = [(2, (1, 1, 2)), (4, (2, 2, 1)), (8, (1, -1, 1)), (8, (2, 2, 2))]  # devices, and their mesh
 
 
-@pytest.mark.parametrize("changes, shapes", [
-    (["recipe.anneal_steps=4", "train.accumulate=2"], SHAPES),
-    (["recipe=bd3lm", "recipe.block_size=8", "model.remat=full", "train.accumulate=1"], SHAPES),
-    pytest.param(["recipe=best", "recipe.block_size=8", "recipe.kl_weight=0.5", "recipe.normaliser=masked",
-                  "train.accumulate=2", "lora.rank=3"], SHAPES[3:], marks=pytest.mark.slow)],
-    ids=["one stream", "two streams", "all of it"])
-def test_every_mesh_gives_the_losses_of_one_device(changes, shapes, tiny_config):
+@pytest.mark.parametrize("changes", [["recipe.anneal_steps=4", "train.accumulate=2"],
+                                     ["recipe=bd3lm", "recipe.block_size=8", "model.remat=full", "train.accumulate=1"],
+                                     pytest.param([
+                                         "recipe=best", "recipe.block_size=8", "recipe.kl_weight=0.5",
+                                         "recipe.normaliser=masked", "train.accumulate=2", "lora.rank=3"],
+                                         marks=pytest.mark.slow, id="all of it")])
+def test_every_mesh_gives_the_losses_of_one_device(changes, tiny_config):
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     changes = [*changes, "train.batch=16", "optimizer.warmup=0", "optimizer.learning_rate=0.01"]
-    arguments = [tiny_config, json.dumps(changes), json.dumps([(1, (1, 1, 1)), *shapes])]
-    done = subprocess.run([sys.executable, "-c", STEPS, *arguments], env=os.environ | flags, capture_output=True,
-                          text=True)
+    done = subprocess.run([sys.executable, "-c", STEPS, tiny_config, json.dumps(changes)], env=os.environ | flags,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     alone, *meshes = json.loads(done.stdout)
     assert abs(alone[2][0] - alone[0][0]) > 0.01
@@ -113,7 +111,7 @@ def test_a_run_goes_on_over_other_numbers_of_devices(alone, tiny_config, tiny_ru
 def test_two_processes_are_one_run(alone, tiny_config, tiny_run, tmp_path):
     arguments = command(tiny_config, tmp_path / "run", tiny_run[:4] + tiny_run[6:])
     done = subprocess.run([sys.executable, LAUNCH, "--processes", "2", "--devices-per-process", "2", "--",
-                           sys.executable, "-c", RUN, *arguments], env=os.environ | {"JAX_PLATFORMS": "cpu"},
+                           sys.executable, "-m", "dlm_jax.cli", *arguments], env=os.environ | {"JAX_PLATFORMS": "cpu"},
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "process 1 of 2, 2 of 4 devices" in done.stdout + done.stderr
@@ -124,15 +122,15 @@ def test_sigterm_ends_all_processes_at_one_step_and_they_go_on_from_there(alone,
     log = tmp_path / "run" / "metrics.jsonl"
     arguments = command(tiny_config, tmp_path / "run", tiny_run[:4] + tiny_run[6:])
     launch = [sys.executable, LAUNCH, "--processes", "2", "--devices-per-process", "1", "--grace", "60", "--",
-              sys.executable, "-c", RUN]
+              sys.executable, "-m", "dlm_jax.cli"]
     with subprocess.Popen([*launch, *arguments, "--config.train.steps=100000", "--config.checkpoint.every=100000"],
                           env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 3):
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         said = process.stdout.read()
-    [step] = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert process.returncode == 143, said
+    [step] = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert said.count(f"dlm: the run was asked to end and is saved at step {step}; the same command goes on") == 2
     done = subprocess.run([*launch, *arguments, f"--config.train.steps={int(step) + 2}"], capture_output=True,
                           text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})

@@ -36,8 +36,8 @@ def test_a_run_leaves_every_step_once_its_validations_and_tensorboard_files(runs
 
 def test_tensorboard_holds_the_same_numbers(runs, unbroken):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    board = EventAccumulator(str(unbroken / "tensorboard"))
-    board.Reload()
+    [file] = (unbroken / "tensorboard").iterdir()
+    board = EventAccumulator(str(file)).Reload()
     found = {event.step: event.value for event in board.Scalars("train/loss")}
     assert found == {step: pytest.approx(line["loss"]) for step, line in runs.records(unbroken).items()}
 
