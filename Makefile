@@ -2,7 +2,7 @@
 # make demo    the whole story on the bundled model, about 5 minutes on two CPU cores
 # make test    lint, types and all tests
 # make kernels  every shape of the attention kernels through the TPU compiler, and their cost in its schedule
-# make pods    every config through the TPU compiler for its target: docs/pods.md, an hour on two cores
+# make pods    every config through the TPU and GPU compilers for its targets: docs/pods.md, an hour on two cores
 # make gpu     what needs a GPU: the kernels' tests there, and the benchmarks, with the Python that has jax[cuda]
 # make compat  the fast tests on Python 3.12 with the newest jax; those that need PyTorch are skipped there
 
@@ -41,12 +41,18 @@ kernels: setup
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m kernels
 	.venv/bin/python benchmarks/attention_tpu.py
 
-pods: setup
-	.venv/bin/python benchmarks/pods.py
+.venv-pods/.ready: setup.py
+	$(PYTHON) -m venv .venv-pods
+	.venv-pods/bin/python -m pip install -qq --upgrade pip
+	.venv-pods/bin/python -m pip install -qq -e ".[tpu,gpu]"
+	touch $@
+
+pods: .venv-pods/.ready
+	.venv-pods/bin/python benchmarks/pods.py
 
 gpu: export JAX_PLATFORMS =
 gpu:
-	$(PYTHON) -m pytest -q tests/attention/test_gpu.py
+	$(PYTHON) -m pytest -q tests/attention/test_gpu.py tests/attention/test_compiled_for_gpu.py
 	$(PYTHON) benchmarks/attention_gpu.py
 	$(PYTHON) benchmarks/sampling_7b.py
 
@@ -60,4 +66,4 @@ compat: .venv-compat/.ready
 	.venv-compat/bin/python -m pytest -n $(WORKERS) -q -m "not slow"
 
 clean:
-	rm -rf .venv .venv-compat build dist *.egg-info
+	rm -rf .venv .venv-compat .venv-pods build dist *.egg-info

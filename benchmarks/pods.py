@@ -1,4 +1,4 @@
-"""Every config for the machines that it is meant for, compiled by the TPU compiler with no TPU: docs/pods.md.
+"""Every config for the machines that it is meant for, compiled with no TPU or GPU: docs/pods.md.
 
     python benchmarks/pods.py [--out docs/pods.md] [--results runs/pods]
 
@@ -30,6 +30,13 @@ TARGETS = [
     ("efficient_dlm_4b", "v5p:4x4x4", []),
     ("efficient_dlm_8b", "v5p:4x4x8", []),
     ("efficient_dlm_8b", "v6e:8x8", []),
+    ("diffugpt_s", "h200:1", []),
+    ("diffugpt_m", "h200:8", []),
+    ("diffullama_7b", "h100:8", []),
+    ("diffullama_7b", "h200:8", []),
+    ("efficient_dlm_1p5b", "h200:8", []),
+    ("efficient_dlm_4b", "h200:8", []),
+    ("efficient_dlm_8b", "h200:8", []),
 ]
 # Two records a chip in one part; a copy of the model on every 64 chips.
 WEAK = [("diffullama_7b", topology, [f"train.batch={2 * chips}", "train.accumulate=1", f"mesh.replica={chips // 64}"])
@@ -82,7 +89,8 @@ def main() -> None:
     a = parser.parse_args()
     targets = [row(config, report(config, topology, changes, a.results)) for config, topology, changes in TARGETS]
     weak = [weak_row(report(*each, a.results)) for each in WEAK]
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
+    packages = "jax", "libtpu", "jax-cuda13-plugin"
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     text = (ROOT / "benchmarks" / "pods.md.in").read_text().format(
         versions=versions, date=datetime.date.today(), targets="\n".join(targets), weak="\n".join(weak))
     a.out.write_text(text)

@@ -1,4 +1,4 @@
-"""Planning a run without its devices: the real training step, compiled for a TPU topology and read."""
+"""Planning a run without its devices: the real training step, compiled for a topology of TPUs or GPUs and read."""
 
 import dataclasses
 import math
@@ -9,18 +9,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dlm_jax.collectives import collective_bytes
 from dlm_jax.config import Config
 from dlm_jax.errors import UserError
 from dlm_jax.hardware import GIB, Peak, peak_of
-from dlm_jax.mesh import BATCH, make_mesh
+from dlm_jax.mesh import AXES, BATCH, make_mesh
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.shapes import SHAPES
 from dlm_jax.models.sharding import spec_of
 from dlm_jax.models.weights import map_table
-from dlm_jax.topology import devices
+from dlm_jax.topology import devices, platform_of
 from dlm_jax.training.cost import remade_flops, step_flops
 from dlm_jax.training.optimizer import make_optimizer
 from dlm_jax.training.step import State, check_shares, make_step
@@ -83,10 +84,10 @@ def shape_of(config: Config) -> ModelConfig:
 
 
 def aot(config: Config, topology: str, slices: int = 1) -> Report:
-    """Compiles the training step of `config` for `topology`, such as `v5p:4x4x4`, times `slices`.
+    """Compiles the training step of `config` for `topology`, such as `v5p:4x4x4` (times `slices`) or `h200:8`.
 
-    A step that does not fit has no program, so nothing is known of its code and collectives.
-    Raises `UserError` for an unknown topology, a mesh that does not fit it, or without `libtpu`.
+    On TPUs a step that does not fit has no program, so nothing is known of its code and collectives.
+    Raises `UserError` for an unknown topology, a mesh that does not fit it, or without its compiler.
     """
     if config.lora.rank or config.recipe.kl_weight:
         raise UserError("dlm aot plans the training of all weights without a frozen base; set lora.rank and "
@@ -96,7 +97,7 @@ def aot(config: Config, topology: str, slices: int = 1) -> Report:
     if peak is None:
         raise UserError(f"the memory of a '{found[0].device_kind}' is not known; the known kinds are in hardware.py")
     memory, sent = compile_step(config, model, found)
-    chips = len({(*device.coords, getattr(device, "slice_index", 0)) for device in found})
+    chips = len({(*getattr(device, "coords", (device.id,)), getattr(device, "slice_index", 0)) for device in found})
     flops, times = roofline(config, model, memory, sent, len(found), peak)
     return Report(
         topology=topology, devices=len(found), chips=chips, batch=config.train.batch,
@@ -111,12 +112,13 @@ def aot(config: Config, topology: str, slices: int = 1) -> Report:
 def compile_step(config: Config, model: ModelConfig, found: list[Any]) -> tuple[Memory, dict[str, int]]:
     """What a device of `found` needs in memory for the step, and receives in collectives (bytes by kind)."""
     mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor, found)
-    assert mesh is not None  # no topology has a single device
+    if mesh is None:  # the compiler needs the device named
+        mesh = Mesh(np.array(found).reshape(1, 1, 1), AXES, axis_types=(AxisType.Explicit,) * 3)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         check_shares(config.train)
         state, rows = abstract(config, model, mesh)
         step: Any = make_step(config, model, model.vocab_size - 1)
-        lowered = step.trace(state, rows, rows).lower(lowering_platforms=("tpu",))
+        lowered = step.trace(state, rows, rows).lower(lowering_platforms=(platform_of(found[0]),))
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

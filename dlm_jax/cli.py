@@ -85,10 +85,10 @@ def make_parser() -> Parser:
                      help="leave a trace of these steps in the work directory's profile/, for TensorBoard or Perfetto")
     sub.epilog = "Any key of the config can be given as --config.group.key=value, such as --config.train.steps=100."
 
-    sub = command("aot", commands.run_aot, "compile the training step of a config for a TPU that is not there")
+    sub = command("aot", commands.run_aot, "compile the training step of a config for TPUs or GPUs that are not there")
     sub.add_argument("--config", required=True, help="a file such as configs/diffullama_7b.py")
-    sub.add_argument("--topology", required=True, help="such as v5e:4x4, v5p:4x4x4, v6e:4x8 or tpu7x:2x2x1")
-    sub.add_argument("--slices", type=whole(1), default=1, metavar="N", help="how many of them (default 1)")
+    sub.add_argument("--topology", required=True, help="such as v5e:4x4, v5p:4x4x4, v6e:4x8, tpu7x:2x2x1 or h200:8")
+    sub.add_argument("--slices", type=whole(1), default=1, metavar="N", help="how many of them, on TPUs (default 1)")
     sub.add_argument("--search", action="store_true",
                      help="find the model.remat and the least train.accumulate that fit and take the least time")
     sub.epilog = f"Keys of the config as for `train`. These bases are known and need not be there: {', '.join(SHAPES)}."

@@ -1,7 +1,8 @@
-"""Compiling for TPUs where there are none: the TPU compiler runs on any Linux machine that has `libtpu`."""
+"""Compiling for TPUs and GPUs where there are none: their compilers run on any Linux machine."""
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,20 +10,45 @@ import jax
 from jax.experimental import topologies
 
 from dlm_jax.errors import UserError
+from dlm_jax.hardware import PEAKS
 
 # What libtpu would ask the machine for, were there TPUs; two processes may load it at once.
-SETTINGS = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "TPU_ACCELERATOR_TYPE": "v5e-4"}
+TPU_SETTINGS = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+                "TPU_ACCELERATOR_TYPE": "v5e-4"}
+GPU_SETTINGS = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}  # it would ask the driver for its version
+GPUS = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
+# What the compiler asks a GPU for: a Hopper (sm_90a) of 132 processors; all but name and memory is common to them.
+HOPPER = """
+platform_name: "CUDA"
+device_description_str: "{name}"
+dnn_version_info {{ major: 9 minor: 10 }}
+gpu_device_info {{
+  cuda_compute_capability {{ major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }}
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 threads_per_warp: 32
+  threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  l2_cache_size: 52428800 device_memory_size: {memory:.0f} memory_bandwidth: {bandwidth:.0f}
+}}
+"""
 
 
 def devices(topology: str, slices: int = 1) -> list[Any]:
-    """The devices of a TPU topology such as `v5e:2x2` or `tpu7x:2x2x1`, times `slices`, to compile for.
+    """The devices to compile for: of a TPU topology such as `v5e:2x2` or `tpu7x:2x2x1`, times `slices`, or those of one
+    host with Hopper GPUs, `h100:8` or `h200:8`.
 
-    Raises `UserError` for an unknown topology, or without `libtpu`.
+    Raises `UserError` for an unknown topology, or without its compiler.
     """
+    kind = topology.partition(":")[0]
+    return gpu_devices(topology, slices) if kind in GPUS else tpu_devices(topology, slices)
+
+
+def tpu_devices(topology: str, slices: int) -> list[Any]:
+    """See `devices`."""
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("compiling for a TPU needs libtpu: pip install 'dlm-jax[tpu]'")
-    for name, value in SETTINGS.items():
+    for name, value in TPU_SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
         settings: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
@@ -34,10 +60,30 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
         raise UserError(f"the TPU compiler does not know the topology '{topology}': {reason}") from None
 
 
-def compile_for_chip(topology: str, function: Callable[..., Any], *shapes: jax.ShapeDtypeStruct) -> Any:
-    """`function` compiled for one chip of a topology, from the shapes of its arguments."""
+def gpu_devices(topology: str, slices: int) -> list[Any]:
+    """See `devices`."""
+    kind, _, count = topology.partition(":")
+    if not re.fullmatch(r"[1-9]\d*", count) or slices > 1:
+        raise UserError(f"'{topology}'{f' in {slices} slices' * (slices > 1)} is not a topology of GPUs; give those of "
+                        f"one host, such as {kind}:8 (across hosts only gradients are summed)")
+    if importlib.util.find_spec("jax_plugins") is None:
+        raise UserError("compiling for a GPU needs the CUDA build of jax: pip install 'dlm-jax[gpu]'")
+    for name, value in GPU_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    peak = PEAKS[GPUS[kind]]
+    target = HOPPER.format(name=GPUS[kind], memory=peak.memory, bandwidth=peak.bandwidth)
+    return list(topologies.get_topology_desc("", "cuda", target_config=target, topology=f"1x1x{count}").devices)
+
+
+def platform_of(device: Any) -> str:
+    """What a program for a device is lowered for."""
+    return "cuda" if device.platform == "gpu" else "tpu"
+
+
+def compile_for_chip(topology: str, function: Callable[..., Any], *shapes: Any) -> Any:
+    """`function` compiled for one chip of a topology, from the shapes of its arguments (trees of them)."""
     mesh = jax.sharding.Mesh(devices(topology)[:1], ("chip",))
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for x in shapes]
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels ask it what chip they are traced for
-        return jax.jit(function).trace(*placed).lower(lowering_platforms=("tpu",)).compile()
+        return jax.jit(function).trace(*placed).lower(lowering_platforms=(platform_of(mesh.devices[0]),)).compile()

@@ -1,4 +1,5 @@
-"""Planning without devices: formulas against counting, the reading of compiled programs, and the real TPU compiler."""
+"""Planning without devices: formulas against counting, the reading of compiled programs, and the real TPU and GPU
+compilers."""
 
 import dataclasses
 import importlib.util
@@ -21,6 +22,8 @@ from dlm_jax.training.cost import step_flops
 pytestmark = pytest.mark.usefixtures("optimized")
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
                                     reason="libtpu, the TPU compiler, is not installed: pip install 'dlm-jax[tpu]'")
+needs_gpu_compiler = pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is None, reason=(
+    "the CUDA build of jax is not installed: pip install 'dlm-jax[gpu]'"))
 
 LOOP = """\
 HloModule step
@@ -108,6 +111,15 @@ def test_the_step_compiles_for_a_topology_and_tells_its_memory(topology, mesh, t
     assert {"all-gather", "all-reduce"} <= report.collective_gib.keys()
 
 
+@needs_gpu_compiler
+@pytest.mark.parametrize("topology, count", [("h100:4", 4), ("h200:1", 1)])
+def test_the_step_compiles_for_the_gpus_of_a_host(topology, count, tiny_config, tiny_run):
+    report = aot(load_config(tiny_config, [*tiny_run, "train.batch=8", "train.accumulate=1"]), topology)
+    assert report.fits and 0 < report.arguments_gib + report.temporaries_gib <= report.peak_gib < report.capacity_gib
+    assert report.devices == report.chips == count
+    assert bool(report.collective_gib) == (count > 1)
+
+
 # GiB of one of four chips, by jax 0.10.2 with its libtpu: two layers of DiffuGPT-M in fp32 with their moments, and what
 # a record of 512 tokens takes in bf16. `make pods` has the models whole.
 PEAKS_OF_TWO_LAYERS = {"v4:2x2x1": 0.826, "v5e:2x2": 0.548, "v5p:2x2x1": 0.599, "v6e:2x2": 0.529}
@@ -145,10 +157,18 @@ def test_what_cannot_be_compiled_is_refused(topology, changes, sentence, tiny_co
         aot(load_config(tiny_config, [*tiny_run, *changes]), topology)
 
 
-def test_without_the_compiler_it_says_what_to_install(monkeypatch, tiny_config, tiny_run):
+@pytest.mark.parametrize("topology, slices", [("h200:0", 1), ("h200:2x8", 1), ("h200", 1), ("h100:8", 2)])
+def test_what_is_not_the_gpus_of_one_host_is_refused(topology, slices, tiny_config, tiny_run):
+    with pytest.raises(UserError, match=rf"^'{topology}'( in 2 slices)? is not a topology of GPUs; give those of one"):
+        aot(load_config(tiny_config, tiny_run), topology, slices)
+
+
+@pytest.mark.parametrize("topology, needed", [("v5e:2x2", r"libtpu: pip install 'dlm-jax\[tpu\]'"),
+                                              ("h200:8", r"the CUDA build of jax: pip install 'dlm-jax\[gpu\]'")])
+def test_without_the_compiler_it_says_what_to_install(topology, needed, monkeypatch, tiny_config, tiny_run):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs libtpu: pip install 'dlm-jax\[tpu\]'"):
-        aot(load_config(tiny_config, tiny_run), "v5e:2x2")
+    with pytest.raises(UserError, match=f"needs {needed}"):
+        aot(load_config(tiny_config, tiny_run), topology)
 
 
 def test_a_known_base_needs_not_be_there_and_grows_by_its_mask_row(tiny_config, tiny_run):

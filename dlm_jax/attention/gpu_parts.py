@@ -60,15 +60,17 @@ def hide(s: jax.Array, partial: jax.Array, rows: Any, region: jax.Array, key: ja
     rows: a ref int32 [channels, queries], the channels as `dlm_jax.attention.gpu.row_channels` gives them; key: int32,
     the first key of `s`; axis: which axis of `s` is the queries.
     """
-    def row(channel: Any) -> jax.Array:
-        return lax.broadcast_in_dim(rows[channel], s.shape, (axis,))
+    def over(row: jax.Array) -> jax.Array:
+        return lax.broadcast_in_dim(row, s.shape, (axis,))
 
     def hidden(s: jax.Array) -> jax.Array:
-        keys = key + lax.broadcasted_iota(jnp.int32, s.shape, 1 - axis)
-        seen = (row(2 * region) <= keys) & (keys < row(2 * region + 1))
+        index = lax.broadcasted_iota(jnp.int32, s.shape, 1 - axis)
+        lo, hi = rows[2 * region], rows[2 * region + 1]
+        seen = (index - over(lo - key)).astype(jnp.uint32) < over((hi - lo).astype(jnp.uint32))  # both ends in one
         if edges:
-            sure, hashed, threshold = (rows.shape[0] - 3 + i for i in range(3))
-            seen &= (keys < row(sure)) | edge_open(row(hashed), keys, row(threshold))
+            keys = key + index
+            sure, hashed, threshold = (over(rows[rows.shape[0] - 3 + i]) for i in range(3))
+            seen &= (keys < sure) | edge_open(hashed, keys, threshold)
         return jnp.where(seen, s, -jnp.inf)
 
     return lax.cond(partial, hidden, lambda s: s, s)

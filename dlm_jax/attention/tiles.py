@@ -38,7 +38,6 @@ def tile_ranges(lo: Any, hi: Any, edges: Edges | None, keys: int) -> Any:
     return xp.stack([first, xp.clip(full, first, end), xp.clip(full_end, first, end), end], -1).astype("int32")
 
 
-
 def coarser(bounds: Any, times: int) -> Any:
     """`tile_ranges` for tiles of `times` x TILE queries: int32 [..., ceil(tiles / times), 4]."""
     xp, huge = bounds.__array_namespace__(), 2**30

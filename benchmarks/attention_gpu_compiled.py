@@ -1,0 +1,138 @@
+"""Our Hopper kernels by their machine code alone: no GPU is needed, only `pip install 'dlm-jax[gpu]'`.
+
+    python benchmarks/attention_gpu_compiled.py [--lengths 1024,2048,4096]
+
+The kernels are compiled for an H200 and the assembler's own listing is read: what spills to memory (and how often in
+the loop over tiles), and what one warp does in a step of that loop, where nothing is hidden and where something is. A
+step keeps the tensor cores busy for N / 2 cycles for each HGMMA.64xNx16 (4096 floating-point operations a cycle and
+processor). Two warps share a scheduler and two groups of warps the tensor cores, so a step is bound by the tensor cores
+while a warp's instructions (one a cycle) and its special functions (8 cycles each) take fewer cycles than they do.
+
+The second table bounds the rate of whole passes: what an H200 multiplies at most, times the visible part of the pairs
+that are computed, times the products that count (5 of the 7 that a backward pass does). Nothing here is a measurement
+of time: `attention_gpu.py` is, where there is a GPU.
+"""
+
+import argparse
+import os
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import jax
+import jax.numpy as jnp
+
+from dlm_jax.attention import gpu
+from dlm_jax.attention.plan import prepare, visible_pairs
+from dlm_jax.attention.rules import Annealed, BlockDiffusion, Causal
+from dlm_jax.attention.tiles import TILE
+from dlm_jax.errors import UserError
+from dlm_jax.hardware import PEAKS
+from dlm_jax.topology import compile_for_chip, devices
+
+PEAK = PEAKS["NVIDIA H200"].flops * 1e-12
+SPECIAL = 8  # cycles of a special function of a warp
+LENGTH, HEADS, KV_HEADS = 4096, 32, 8
+
+
+@dataclass(frozen=True)
+class Code:
+    """A kernel's machine code: bytes spilled, instructions that move spilled words inside the loop over tiles, and the
+    instructions of a step of that loop, of the whole of it and of what hides."""
+
+    spilled: int
+    moved: int
+    step: list[str]
+    hiding: list[str]
+
+
+def read(listing: str, report: str) -> Code:
+    """From the assembler's listing of a kernel, and its report."""
+    labels, code = {}, []
+    for line in listing.splitlines():
+        if found := re.match(r"(\.L_x_\d+):", line):
+            labels[found[1]] = len(code)
+        elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*)", line):
+            code.append(found[1])
+    jumps = [(at, labels[found[1]]) for at, text in enumerate(code)
+             if (found := re.search(r"BRA.*?(\.L_x_\d+)", text)) and found[1] in labels]
+    products = {at for at, text in enumerate(code) if "HGMMA" in text}
+    loops = [(at - to, to, at) for at, to in jumps if products <= set(range(to, at))]
+    _, start, end = min(loops)
+    # Where nothing is hidden, one jump passes over the hiding: the longest inside the loop that passes no product.
+    skips = [(to - at, at, to) for at, to in jumps if start < at < to < end and not products & set(range(at, to))]
+    _, skip, to = max(skips)
+    step = code[start:end + 1]
+    return Code(int(re.search(r"(\d+) bytes spill stores", report)[1]),
+                sum("STL" in text or "LDL" in text for text in step), step, code[skip + 1:to])
+
+
+def compiled(kernel: Callable, *arguments: Any) -> Code:
+    """A kernel's code, for arguments of these shapes."""
+    with tempfile.TemporaryDirectory() as listings:
+        os.environ["MOSAIC_GPU_DUMP_TO"] = listings
+        compile_for_chip("h200:1", lambda q, *rest: kernel(None, q.shape[-1] ** -0.5, q, *rest), *arguments)
+        made = {path.suffix: path.read_text() for path in Path(listings).iterdir()}
+    return read(made[".sass_ctrl"], made[".ptxas"])
+
+
+def kernels(rule: Any, d: int) -> dict[str, Code]:
+    """The three kernels under a rule, for heads of d dimensions."""
+    q = jax.ShapeDtypeStruct((1, LENGTH, HEADS, d), jnp.bfloat16)
+    k = jax.ShapeDtypeStruct((1, LENGTH, KV_HEADS, d), jnp.bfloat16)
+    row = jax.ShapeDtypeStruct((1, HEADS, LENGTH), jnp.float32)
+    order = jax.tree.map(jnp.asarray, gpu.orders(prepare(rule, LENGTH), LENGTH))
+    return {"forward": compiled(gpu.forward, q, k, k, order),
+            "dQ": compiled(gpu.d_queries, q, k, k, q, row, row, order),
+            "dK, dV": compiled(gpu.d_keys, q, k, k, q, row, row, order)}
+
+
+def line(rule: Any, d: int, name: str, code: Code) -> str:
+    """A row of the first table."""
+    tensor = sum(int(n) // 2 for n in re.findall(r"HGMMA\.64x(\d+)x16", "\n".join(code.step)))
+    special = SPECIAL * sum("MUFU" in text for text in code.step)
+    cycles = len(code.step) - len(code.hiding), len(code.step), special
+    shares = " | ".join(f"{x} ({x / tensor:.2f})" for x in cycles)
+    return f"| {type(rule).__name__} | {d} | {name} | {code.spilled} ({code.moved}) | {tensor} | {shares} |"
+
+
+def ceilings(length: int) -> str:
+    """A row of the second table: two streams of `length` tokens, block 32."""
+    rule = BlockDiffusion(length, 32)
+    tiles = prepare(rule, 2 * length).tiles
+    computed = int((tiles[..., 3] - tiles[..., 0]).sum()) * TILE**2
+    visible = float(visible_pairs(rule, 2 * length)[0]) / computed
+    return f"| {length} | {1 / visible:.2f} | {PEAK * visible:.0f} | {PEAK * visible * 7 / 9:.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lengths", default="1024,2048,4096", help="of a stream, for the second table")
+    lengths = map(int, parser.parse_args().lengths.split(","))
+    try:
+        devices("h200:1")
+    except UserError as error:
+        sys.exit(str(error))
+    os.environ |= {"MOSAIC_GPU_DUMP_SASS_CTRL": "1", "MOSAIC_GPU_DUMP_PTXAS": "1"}
+    print(f"jax {jax.__version__}, Python {platform.python_version()}, {date.today()}\n")
+    print("| rule | head_dim | kernel | bytes spilled (moves in the loop) | tensor cores | a warp, full tile | partial "
+          "tile | special functions |\n" + 8 * "|---" + "|")
+    for rule in (BlockDiffusion(LENGTH // 2, 32), Causal(), Annealed(jnp.float32(0.3), jnp.uint32(5))):
+        for d in (64, 128):
+            for name, code in kernels(rule, d).items():
+                print(line(rule, d, name, code), flush=True)
+    print("\n| L | pairs computed for each visible | useful TFLOP/s at most, forward | forward + backward |")
+    print(4 * "|---" + "|")
+    print(*map(ceilings, lengths), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
