@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hardware": set(),
     "mesh": {"errors"},
     "attention": {"mesh", "errors"},
-    "topology": {"errors"},
+    "topology": {"errors", "hardware"},
     "models": {"attention", "mesh", "errors"},
     "config": {"diffusion", "models", "errors"},
     "noise": {"attention", "diffusion"},
