@@ -15,13 +15,18 @@ from jax.experimental.compilation_cache import compilation_cache
 from dlm_jax.models.config import ModelConfig, Rope
 from dlm_jax.models.weights import Params, map_table
 
+# What makes XLA compile quickly for a CPU: few of LLVM's passes, no fusions by way of MLIR, a program in one piece.
+QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+           "XLA_FLAGS": "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters "
+                        "--xla_cpu_parallel_codegen_split_count=1"}
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Most of the time of the tests goes into compiling little programs that run once: without most of LLVM's passes it
-    is a third less, here and in processes; looking for garbage among what tracing makes less often saves a tenth.
-    Processes can be interrupted also where a shell's background cannot."""
+    """Most of the time of the tests goes into compiling little programs that run once, here and in processes: QUICKLY
+    it is two thirds less. Looking for garbage among what tracing makes less often saves a tenth. Processes can be
+    interrupted also where a shell's background cannot."""
     gc.set_threshold(100_000, 50, 50)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    os.environ |= QUICKLY
     jax.config.update("jax_disable_most_optimizations", True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -30,7 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def optimized() -> Iterator[None]:
     """In a module that asks what the compiler makes of a program, or that computes long, it does all it can."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+        for name in QUICKLY:
+            patch.delenv(name)
         jax.config.update("jax_disable_most_optimizations", False)
         yield
     jax.config.update("jax_disable_most_optimizations", True)

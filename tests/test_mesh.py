@@ -30,7 +30,7 @@ def command(config: Path, workdir: Path, overrides: list[str]) -> list[str]:
 
 
 def train(devices: int, arguments: list[str], compiled: Path) -> None:
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    flags = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
              "JAX_COMPILATION_CACHE_DIR": str(compiled)}
     done = subprocess.run([sys.executable, "-m", "dlm_jax.cli", *arguments], env=os.environ | flags,
                           capture_output=True, text=True)
@@ -88,7 +88,7 @@ print(json.dumps([list(losses(config, *each)) for each in shapes]))
                                          "recipe.normaliser=masked", "train.accumulate=2", "lora.rank=3"],
                                          marks=pytest.mark.slow, id="all of it")])
 def test_every_mesh_gives_the_losses_of_one_device(changes, tiny_config):
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     changes = [*changes, "train.batch=16", "optimizer.warmup=0", "optimizer.learning_rate=0.01"]
     done = subprocess.run([sys.executable, "-c", STEPS, tiny_config, json.dumps(changes)], env=os.environ | flags,
                           capture_output=True, text=True)

@@ -285,6 +285,6 @@ with jax.set_mesh(make_mesh(2, 1, 4)):
 
 
 def test_in_a_mesh_each_device_attends_for_its_share_of_batch_and_heads():
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run([sys.executable, "-c", MESH], capture_output=True, text=True, env=os.environ | flags)
     assert done.returncode == 0, done.stderr[-3000:]

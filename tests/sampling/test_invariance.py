@@ -108,8 +108,7 @@ def test_a_sequence_does_not_depend_on_the_number_of_devices(toy, tmp_path):
                             settings=json.dumps(settings))
     results = {}
     for count in (1, 4):
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
-                                    "JAX_PLATFORMS": "cpu"}
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(count)}
         done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         devices, results[count] = json.loads(done.stdout.splitlines()[-1])
