@@ -33,10 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="module")
 def optimized() -> Iterator[None]:
-    """In a module that asks what the compiler makes of a program, or that computes long, it does all it can."""
+    """In a module that asks what the compiler makes of a program, or that computes long, LLVM does all it can."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in QUICKLY:
-            patch.delenv(name)
+        patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
         jax.config.update("jax_disable_most_optimizations", False)
         yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -17,6 +17,8 @@ from dlm_jax.models.weights import flatten
 
 RULES = {"causal": Causal(), "bidirectional": Bidirectional(), "block_causal": BlockCausal(3)}
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 @pytest.fixture(scope="module")
 def stories(shared):
