@@ -57,8 +57,9 @@ def make_parser() -> Parser:
     sub = command("export", commands.run_export, "write a model as a Hugging Face directory for PyTorch")
     sub.add_argument("model", help=MODEL_HELP)
     sub.add_argument("--out", required=True, help="new directory")
-
-    sub.add_argument("--adapter", action="store_true", help="of a run with adapters: only those, for PEFT")
+    what = sub.add_mutually_exclusive_group()
+    what.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as held; float32 after training")
+    what.add_argument("--adapter", action="store_true", help="of a run with adapters: only those, for PEFT")
 
     sub = command("prepare", commands.run_prepare, "pack text into records for training")
     what = sub.add_mutually_exclusive_group(required=True)

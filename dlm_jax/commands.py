@@ -36,7 +36,7 @@ def run_export(a: Arguments) -> dict[str, Any]:
         from dlm_jax.exporting import export_adapter
         export_adapter(Path(a.model), Path(a.out))
     else:
-        load(a.model).export(a.out)
+        load(a.model).export(a.out, a.dtype)
     return {"out": str(a.out)}
 
 
@@ -162,12 +162,13 @@ def run_eval(a: Arguments) -> dict[str, Any]:
     documents = read_documents(a.text)
     lm = load(a.model)
     texts = list(itertools.islice(documents, a.limit))
-    if a.task == "ar_nll":
-        result = lm.ar_nll(texts)
-    else:
-        if lm.card.mask_token_id is None:
-            print("this model has no mask token: a new one, its row at the mean, stands in", file=sys.stderr)
-        result = lm.nelbo(texts, samples=a.samples, seed=a.seed)
+    if a.task == "nelbo" and lm.card.mask_token_id is None:
+        print("this model has no mask token: a new one, its row at the mean, stands in", file=sys.stderr)
+    with tally("measured") as progress:
+        if a.task == "ar_nll":
+            result = lm.ar_nll(texts, progress)
+        else:
+            result = lm.nelbo(texts, samples=a.samples, seed=a.seed, progress=progress)
     return {"task": a.task, "nats_per_token": result, "tokens": result.tokens, "texts": len(texts)}
 
 
@@ -262,11 +263,11 @@ def tally(verb: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import Progress
     console = Console(stderr=True)
     if not console.is_terminal:
-        told = -LINE_SECONDS
+        told = time.monotonic()
 
         def say(done: int, total: int) -> None:
             nonlocal told
-            if time.monotonic() - told >= LINE_SECONDS or done == total:
+            if time.monotonic() - told >= LINE_SECONDS:
                 told = time.monotonic()
                 print(f"{verb} {done} of {total}", file=sys.stderr, flush=True)
 

@@ -15,7 +15,15 @@ from dlm_jax.convert.hf_export import write_hf
 from dlm_jax.convert.native import write_native
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
-from dlm_jax.evaluation.likelihood import AR, Likelihood, denoising_recipe, likelihood, texts_to_rows
+from dlm_jax.evaluation.likelihood import (
+    AR,
+    Likelihood,
+    Progress,
+    denoising_recipe,
+    likelihood,
+    silent,
+    texts_to_rows,
+)
 from dlm_jax.files import new_directory
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.card import CLEAN_HALVES, VISIBILITIES, Card
@@ -122,8 +130,10 @@ class LanguageModel:
                             "it; name one that is")
         return dataclasses.replace(self, card=dataclasses.replace(self.card, eos_token_id=ids[0]))
 
-    def nelbo(self, texts: str | Sequence[str], *, samples: int = 4, seed: int = 0) -> Likelihood:
-        """Upper bound of -log p(texts) by the model's own way of denoising, over `samples` noisings of each text.
+    def nelbo(self, texts: str | Sequence[str], *, samples: int = 4, seed: int = 0,
+              progress: Progress = silent) -> Likelihood:
+        """Upper bound of -log p(texts) by the model's own way of denoising, over `samples` noisings of each text;
+        `progress` is called with how many of these are done, and how many there are.
 
         Texts are cut at the model's context. A plain autoregressive model is read as adaptation would start from it:
         one stream, shifted, everything visible, with a new mask row at the mean.
@@ -131,12 +141,12 @@ class LanguageModel:
         model = self if self.card.mask_token_id is not None else self.with_mask()
         recipe = denoising_recipe(self.card)
         return likelihood(model.params, model.config, recipe, model.card.mask_token_id, self._rows(texts), samples,
-                          seed)
+                          seed, progress)
 
-    def ar_nll(self, texts: str | Sequence[str]) -> Likelihood:
+    def ar_nll(self, texts: str | Sequence[str], progress: Progress = silent) -> Likelihood:
         """-log p(texts) left to right under the causal rule, the output at n-1 predicting token n. Texts are cut at the
-        model's context."""
-        return likelihood(self.params, self.config, AR, None, self._rows(texts))
+        model's context; `progress` is called with how many are done, and how many there are."""
+        return likelihood(self.params, self.config, AR, None, self._rows(texts), progress=progress)
 
     def with_mask(self, mask: str = "new") -> "LanguageModel":
         """The model with a mask token: 'new', a token, or an id."""
@@ -147,9 +157,10 @@ class LanguageModel:
         """Writes a native model directory, whole or not at all."""
         self._write(directory, write_native)
 
-    def export(self, directory: str | Path) -> None:
-        """Writes a Hugging Face directory for PyTorch, whole or not at all."""
-        self._write(directory, write_hf)
+    def export(self, directory: str | Path, dtype: str | None = None) -> None:
+        """Writes a Hugging Face directory for PyTorch, whole or not at all, in `float32` or `bfloat16` (by default as
+        it is held)."""
+        self._write(directory, functools.partial(write_hf, dtype=dtype))
 
     def encode(self, text: str) -> list[int]:
         """Start token and ids of a text. A model without a start token borrows its end token."""

@@ -13,7 +13,7 @@ import numpy as np
 from dlm_jax.convert.families import Entry, hf_shape, tensor_table, to_hf
 from dlm_jax.convert.hf_config import Fields, hf_fields
 from dlm_jax.convert.model_card import model_card
-from dlm_jax.convert.tensors import Outgoing, write_sharded
+from dlm_jax.convert.tensors import Outgoing, checked_dtype, write_sharded
 from dlm_jax.convert.wild import RECORDED
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.weights import flatten, weight_table
@@ -23,14 +23,15 @@ CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen2": "Qwe
 MODELING = Path(__file__).with_name("modeling_dlm.py")
 
 
-def write_hf(directory: Path, bundle: Bundle, shard_bytes: int = 5 * 10**9) -> None:
+def write_hf(directory: Path, bundle: Bundle, shard_bytes: int = 5 * 10**9, dtype: str | None = None) -> None:
     """Writes `bundle` into the existing `directory`: weights, `config.json`, a model card, and for a diffusion model
     the PyTorch code that it is loaded with. The tokenizer files are the caller's to copy.
 
-    Raises `UserError` where the family's class cannot express the model.
+    dtype: `float32` or `bfloat16`, to which numbers are rounded as they are written; by default as they are held.
+    Raises `UserError` for another, and where the family's class cannot express the model.
     """
     directory = Path(directory)
-    tensors = list(outgoing(bundle))
+    tensors = list(outgoing(bundle, dtype))
     config = config_fields(bundle, tensors[0].dtype)
     files = write_sharded(directory, tensors, "model", shard_bytes)
     if len(set(files.values())) == 1:
@@ -44,14 +45,14 @@ def write_hf(directory: Path, bundle: Bundle, shard_bytes: int = 5 * 10**9) -> N
         shutil.copyfile(MODELING, directory / MODELING.name)
 
 
-def outgoing(bundle: Bundle) -> Iterator[Outgoing]:
+def outgoing(bundle: Bundle, asked: str | None) -> Iterator[Outgoing]:
     """Every Hugging Face tensor, made from our leaves only when it is written."""
     weights, leaves = weight_table(bundle.config), flatten(bundle.params)
-    dtype = np.dtype(leaves["embed.tokens"].dtype)
+    dtype = checked_dtype(asked or leaves["embed.tokens"].dtype)
 
     def make(entry: Entry, i: int) -> np.ndarray:
         parts = [np.asarray(leaves[path][i] if entry.stacked else leaves[path]) for path in entry.paths]
-        return to_hf(entry, parts, weights)
+        return to_hf(entry, parts, weights).astype(dtype, copy=False)
 
     for entry in tensor_table(bundle.config):
         for i in range(bundle.config.depth if entry.stacked else 1):

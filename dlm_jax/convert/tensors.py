@@ -96,6 +96,11 @@ def memory_dtype(stored: Iterable[Stored], asked: str | np.dtype | None) -> np.d
     """The type to hold all tensors in: `asked`, or else the widest of what is stored (float16 counts as float32)."""
     if asked is None:
         return FLOAT32 if any(KEPT_AS[s.dtype] == FLOAT32 for s in stored) else BFLOAT16
+    return checked_dtype(asked)
+
+
+def checked_dtype(asked: str | np.dtype) -> np.dtype:
+    """A type that parameters can have. Raises `UserError` for another."""
     if np.dtype(asked) not in STORED_AS:
         raise UserError(f"parameters are held in float32 or bfloat16, not in {np.dtype(asked)}")
     return np.dtype(asked)

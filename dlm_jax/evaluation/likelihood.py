@@ -1,7 +1,7 @@
 """Likelihood of texts: the exact autoregressive one, and the diffusion bound."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,12 @@ from dlm_jax.noise import add_noise
 AR = RECIPES["ar"]
 TOKENS_A_BATCH = 4096
 SHORTEST = 32
+
+Progress = Callable[[int, int], None]
+
+
+def silent(done: int, total: int) -> None:
+    """Shows no progress."""
 
 
 class Likelihood(float):
@@ -56,21 +62,24 @@ def denoising_recipe(card: Card) -> Recipe:
 
 
 def likelihood(params: Params, config: ModelConfig, recipe: Recipe, mask_id: int | None,
-               rows: Sequence[tuple[np.ndarray, np.ndarray]], samples: int = 1, seed: int = 0) -> Likelihood:
+               rows: Sequence[tuple[np.ndarray, np.ndarray]], samples: int = 1, seed: int = 0,
+               progress: Progress = silent) -> Likelihood:
     """-log p of rows of text under a recipe: exact for `AR`, else the NELBO by `samples` noisings of each row.
 
     rows: pairs (tokens, segments), int [n]; the first token of each document is given, not predicted. Levels are
     stratified over each batch of one length, and the noise is a function of `seed`, so that two models are compared
-    under the same noise.
+    under the same noise. progress: called with the rows done so far and their number, over all noisings.
     """
     if samples < 1:
         raise UserError(f"samples must be at least 1, not {samples}")
     key = jax.random.key(seed)
-    nats, tokens = 0.0, 0
+    nats, tokens, done = 0.0, 0, 0
     for number, (batch, segments) in enumerate(batches(list(rows) * samples)):
         sums = _sums(params, jax.random.fold_in(key, number), batch, segments, mask_id, recipe=recipe, config=config)
         nats += float(sums.loss)
         tokens += int(sums.tokens)
+        done += int((segments[:, 0] > 0).sum())
+        progress(done, samples * len(rows))
     return Likelihood(nats / samples, tokens // samples)
 
 

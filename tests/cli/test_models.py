@@ -99,6 +99,13 @@ def test_the_three_kinds_of_directory_say_the_same(dlm, workdir, texts, tmp_path
     assert (bounds[0]["task"], bounds[0]["texts"]) == ("nelbo", 3) and bounds[0]["nats_per_token"] > 0
 
 
+def test_an_export_has_the_type_that_was_asked_for(dlm, base, tmp_path):
+    told(dlm("export", base, "--out", tmp_path / "half", "--dtype", "bfloat16", "--json"))
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    refused = dlm("export", base, "--out", tmp_path / "adapter", "--dtype", "bfloat16", "--adapter")
+    assert refused.code == 2 and "not allowed with" in refused.err and not (tmp_path / "adapter").exists()
+
+
 def test_the_nll_of_an_autoregressive_model(dlm, base, texts):
     result = told(dlm("eval", base, "--task", "ar_nll", "--text", texts, "--limit", 2, "--json"))
     assert 0 < result["nats_per_token"] < 50 and result["texts"] == 2 and result["tokens"] > 10

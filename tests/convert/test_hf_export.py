@@ -29,7 +29,7 @@ def exported(tiny: Callable, tmp_path: Path) -> Callable:
     """A tiny model under a card, as a bundle and as the directory of its export."""
     def make(name: str, card: Card, **arguments) -> tuple[Bundle, Path]:
         bundle = dataclasses.replace(read_hf(tiny(name).directory), card=card)
-        out = tmp_path / f"export_{name}"
+        out = tmp_path / f"export_{name}_{arguments.get('dtype')}"
         out.mkdir()
         write_hf(out, bundle, **arguments)
         return bundle, out
@@ -81,6 +81,18 @@ def test_bfloat16_jax_arrays_are_exported_as_they_are(tiny, tmp_path, same):
     write_hf(tmp_path, bundle)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
     assert same(read_hf(tmp_path).params, bundle.params)
+
+
+def test_an_export_in_bfloat16_is_rounded_as_pytorch_rounds(exported):
+    torch = pytest.importorskip("torch")
+    _, whole = exported("gpt2", BLOCK_CAUSAL)
+    theirs = transformers.AutoModel.from_pretrained(whole, trust_remote_code=True, dtype=torch.bfloat16).state_dict()
+    _, out = exported("gpt2", BLOCK_CAUSAL, dtype="bfloat16")
+    ours = transformers.AutoModel.from_pretrained(out, trust_remote_code=True, dtype="auto").state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert {x.dtype for x in ours.values()} == {torch.bfloat16}
+    with pytest.raises(UserError, match="held in float32 or bfloat16, not in float16"):
+        exported("gpt2", BLOCK_CAUSAL, dtype="float16")
 
 
 def test_saving_the_pytorch_model_keeps_everything(exported, tmp_path):

@@ -107,6 +107,14 @@ def test_every_row_is_in_one_batch_in_few_shapes():
     assert len(shapes) == 4 and all(b * n <= 4096 for b, n in shapes)
 
 
+def test_progress_counts_every_noising_of_every_row(model):
+    config, params = model
+    rows, told = texts_to_rows([range(1, n) for n in (5, 40, 41, 7, 9)]), []
+    likelihood(params, config, AR, None, rows, samples=3, progress=lambda *each: told.append(each))
+    done = [each[0] for each in told]
+    assert done == sorted(set(done)) and told[-1] == (15, 15) and {each[1] for each in told} == {15}
+
+
 def test_nothing_to_predict_is_no_loss_and_no_samples_are_refused(model):
     config, params = model
     assert likelihood(params, config, AR, None, texts_to_rows([[3]])) == 0
