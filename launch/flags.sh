@@ -17,10 +17,11 @@
 fused_collectives=(
     --xla_enable_async_all_gather=true                             # an all-gather may start early and end late
     --xla_tpu_enable_async_collective_fusion=true                    # the pass that fuses compute in between
-    --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true    # ... for all-gathers too
     --xla_tpu_enable_async_collective_fusion_multiple_steps=true     # one collective across several fusions
     --xla_tpu_overlap_compute_collective_tc=true                     # also on chips with a single tensor core
 )
+# The same for all-gathers: on v5e alone, since libtpu 0.0.50 ends a program elsewhere ("incorrect results, hang").
+fused_all_gathers=(--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true)
 
 # v5p and tpu7x have sparse cores that run collectives by themselves while the tensor core multiplies; fusing those into
 # the tensor core's work would take them away again, so that is off. [maxtext: ENABLE_SPAR(S)ECORE_OFFLOADING_*]
@@ -53,7 +54,8 @@ gpu_overlap=(--xla_gpu_enable_latency_hiding_scheduler=true)
 
 flags_for() {
     case $1 in
-        v4 | v5e) echo "${fused_collectives[*]} ${between_slices[*]}" ;;
+        v4) echo "${fused_collectives[*]} ${between_slices[*]}" ;;
+        v5e) echo "${fused_collectives[*]} ${fused_all_gathers[*]} ${between_slices[*]}" ;;
         v5p | tpu7x) echo "${sparse_core_collectives[*]} ${between_slices[*]}" ;;
         v6e) echo "${fused_collectives[*]} ${between_slices[*]} ${large_tiles[*]}" ;;
         gpu) echo "${gpu_overlap[*]}" ;;
