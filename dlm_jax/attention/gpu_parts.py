@@ -66,7 +66,7 @@ def hide(s: jax.Array, partial: jax.Array, rows: Any, region: jax.Array, key: ja
     def hidden(s: jax.Array) -> jax.Array:
         index = lax.broadcasted_iota(jnp.int32, s.shape, 1 - axis)
         lo, hi = rows[2 * region], rows[2 * region + 1]
-        seen = (index - over(lo - key)).astype(jnp.uint32) < over((hi - lo).astype(jnp.uint32))  # both ends in one
+        seen = (index - over(lo - key)).astype(jnp.uint32) < over((hi - lo).astype(jnp.uint32))  # below lo it wraps
         if edges:
             keys = key + index
             sure, hashed, threshold = (over(rows[rows.shape[0] - 3 + i]) for i in range(3))
