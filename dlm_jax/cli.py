@@ -249,7 +249,16 @@ def show(result: dict[str, Any], a: Arguments) -> None:
     elif a.command != "demo" and "text" not in result:
         for key, value in result.items():
             if value is not None:
-                print(f"{key}: {value:.4f}" if isinstance(value, float) else f"{key}: {value}")
+                print(f"{key}: {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value of a result as a reader wants it: numbers short, groups of them in a line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {shown(each)}" for name, each in value.items())
+    if isinstance(value, float):
+        return f"{value:.4f}" if 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
+    return str(value)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from dlm_jax.aot import aot, shape_of
-from dlm_jax.cli import main
+from dlm_jax.cli import main, shown
 from dlm_jax.collectives import collective_bytes
 from dlm_jax.config import load_config
 from dlm_jax.diffusion.recipes import recipe
@@ -145,6 +145,12 @@ def test_the_command_ends_with_one_json_object(tiny_config, tiny_run, capsys):
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["fits"] is True and report["topology"] == "v6e:2x2"
     assert {"peak_gib", "capacity_gib", "chips"} <= report.keys()
+
+
+def test_numbers_of_a_report_are_short_and_groups_are_lines():
+    assert shown({"links": 6.25e-05, "memory": 0.04}) == "links 6.25e-05, memory 0.0400"
+    assert [shown(x) for x in (True, 8, "v5e:2x2", 1.5, 3.1755e15, 0.0)] == [
+        "True", "8", "v5e:2x2", "1.5000", "3.18e+15", "0"]
 
 
 @needs_compiler
