@@ -41,12 +41,15 @@ kernels: setup
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m kernels
 	.venv/bin/python benchmarks/attention_tpu.py
 
-.venv-pods/.ready: setup.py
-	$(PYTHON) -m venv .venv-pods
-	.venv-pods/bin/python -m pip install -qq --upgrade pip
-	.venv-pods/bin/python -m pip install -qq -e ".[tpu,gpu]"
+# Further environments: .venv-NAME by an interpreter, with some of the package's extras.
+.venv-%/.ready: setup.py
+	$(INTERPRETER) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install -qq --upgrade pip
+	.venv-$*/bin/python -m pip install -qq -e ".[$(EXTRAS)]"
 	touch $@
 
+.venv-pods/.ready: INTERPRETER = $(PYTHON)
+.venv-pods/.ready: EXTRAS = tpu,gpu
 pods: .venv-pods/.ready
 	.venv-pods/bin/python benchmarks/pods.py
 
@@ -56,12 +59,8 @@ gpu:
 	$(PYTHON) benchmarks/attention_gpu.py
 	$(PYTHON) benchmarks/sampling_7b.py
 
-.venv-compat/.ready: setup.py
-	$(PYTHON312) -m venv .venv-compat
-	.venv-compat/bin/python -m pip install -qq --upgrade pip
-	.venv-compat/bin/python -m pip install -qq -e ".[test,tpu]"
-	touch $@
-
+.venv-compat/.ready: INTERPRETER = $(PYTHON312)
+.venv-compat/.ready: EXTRAS = test,tpu
 compat: .venv-compat/.ready
 	.venv-compat/bin/python -m pytest -n $(WORKERS) -q -m "not slow"
 

@@ -64,12 +64,11 @@ def read(listing: str, report: str) -> Code:
             code.append(found[1])
     jumps = [(at, labels[found[1]]) for at, text in enumerate(code)
              if (found := re.search(r"BRA.*?(\.L_x_\d+)", text)) and found[1] in labels]
-    products = {at for at, text in enumerate(code) if "HGMMA" in text}
-    loops = [(at - to, to, at) for at, to in jumps if products <= set(range(to, at))]
-    _, start, end = min(loops)
+    products = [at for at, text in enumerate(code) if "HGMMA" in text]
+    _, start, end = min((at - to, to, at) for at, to in jumps if to <= products[0] and products[-1] < at)
     # Where nothing is hidden, one jump passes over the hiding: the longest inside the loop that passes no product.
-    skips = [(to - at, at, to) for at, to in jumps if start < at < to < end and not products & set(range(at, to))]
-    _, skip, to = max(skips)
+    _, skip, to = max((to - at, at, to) for at, to in jumps
+                      if start < at < to < end and not any(at < product < to for product in products))
     step = code[start:end + 1]
     return Code(int(re.search(r"(\d+) bytes spill stores", report)[1]),
                 sum("STL" in text or "LDL" in text for text in step), step, code[skip + 1:to])
@@ -89,7 +88,7 @@ def kernels(rule: Any, d: int) -> dict[str, Code]:
     q = jax.ShapeDtypeStruct((1, LENGTH, HEADS, d), jnp.bfloat16)
     k = jax.ShapeDtypeStruct((1, LENGTH, KV_HEADS, d), jnp.bfloat16)
     row = jax.ShapeDtypeStruct((1, HEADS, LENGTH), jnp.float32)
-    order = jax.tree.map(jnp.asarray, gpu.orders(prepare(rule, LENGTH), LENGTH))
+    order = gpu.orders(prepare(rule, LENGTH), LENGTH)
     return {"forward": compiled(gpu.forward, q, k, k, order),
             "dQ": compiled(gpu.d_queries, q, k, k, q, row, row, order),
             "dK, dV": compiled(gpu.d_keys, q, k, k, q, row, row, order)}

@@ -15,7 +15,6 @@ from dlm_jax.hardware import PEAKS
 # What libtpu would ask the machine for, were there TPUs; two processes may load it at once.
 TPU_SETTINGS = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
                 "TPU_ACCELERATOR_TYPE": "v5e-4"}
-GPU_SETTINGS = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}  # it would ask the driver for its version
 GPUS = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
 # What the compiler asks a GPU for: a Hopper (sm_90a) of 132 processors; all but name and memory is common to them.
 HOPPER = """
@@ -68,8 +67,7 @@ def gpu_devices(topology: str, slices: int) -> list[Any]:
                         f"one host, such as {kind}:8 (across hosts only gradients are summed)")
     if importlib.util.find_spec("jax_plugins") is None:
         raise UserError("compiling for a GPU needs the CUDA build of jax: pip install 'dlm-jax[gpu]'")
-    for name, value in GPU_SETTINGS.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # jax would ask the driver for its version
     peak = PEAKS[GPUS[kind]]
     target = HOPPER.format(name=GPUS[kind], memory=peak.memory, bandwidth=peak.bandwidth)
     return list(topologies.get_topology_desc("", "cuda", target_config=target, topology=f"1x1x{count}").devices)
