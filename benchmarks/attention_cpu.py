@@ -2,8 +2,8 @@
 
     python benchmarks/attention_cpu.py [--repeats 31]
 
-Prints medians in milliseconds and the ratio of ours to the better of the others, forward and with gradients, all in one
-run. Others: `jax.nn.dot_product_attention` and an einsum over whole rows, each under the rule's dense mask.
+Prints medians in milliseconds, forward and with gradients, and the ratio of `attend` to the better of the other two,
+all from one run: `jax.nn.dot_product_attention`, and an einsum over entire rows, each under the rule's dense mask.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm_jax.attention.attend import attend
-from dlm_jax.attention.plan import prepare
+from dlm_jax.attention.dispatch import attend
+from dlm_jax.attention.plan import make_plan
 from dlm_jax.attention.reference import attend_dense
 from dlm_jax.attention.rules import Annealed, BlockDiffusion, Causal, Rule
 
@@ -35,16 +35,16 @@ SHAPES: dict[str, tuple[int, int, int, int, int, Rule]] = {
 
 
 def documents(rule: Rule, batch: int, rows: int) -> jax.Array:
-    """Three packed documents a record, the same in both halves of two streams: int32 [batch, rows]."""
-    half = rule.half(rows)
-    segments = np.sort(np.random.default_rng(0).integers(1, 4, (batch, half)), 1)
-    return jnp.asarray(np.tile(segments, (1, rows // half)), jnp.int32)
+    """Three packed documents per record, the same in both halves of two streams: int32 [batch, rows]."""
+    stream = rule.stream_length(rows)
+    segments = np.sort(np.random.default_rng(0).integers(1, 4, (batch, stream)), 1)
+    return jnp.asarray(np.tile(segments, (1, rows // stream)), jnp.int32)
 
 
 def ways(rule: Rule, rows: int) -> dict[str, Callable]:
-    """Three functions of (q, k, v, segments); each makes its mask itself, as a step does."""
+    """Three functions of (q, k, v, segments); each builds its own mask, as a training step does."""
     def mask(segments: jax.Array) -> jax.Array:
-        return prepare(rule, rows, segments).visible(jnp.arange(rows))
+        return make_plan(rule, rows, segments).visible(jnp.arange(rows))
 
     return {
         "attend": lambda q, k, v, s: attend(q, k, v, rule, s),
@@ -54,7 +54,7 @@ def ways(rule: Rule, rows: int) -> dict[str, Callable]:
 
 
 def calls_of(b: int, n: int, h: int, g: int, d: int, rule: Rule) -> dict[str, dict[str, Callable]]:
-    """For each pass, what to call for each way."""
+    """For the forward pass and for the gradients, the call of each way."""
     random = np.random.default_rng(0)
     shapes = ((b, n, h, d), (b, n, g, d), (b, n, g, d))
     arrays = *(jnp.asarray(random.standard_normal(s), jnp.float32) for s in shapes), documents(rule, b, n)
@@ -67,7 +67,7 @@ def calls_of(b: int, n: int, h: int, g: int, d: int, rule: Rule) -> dict[str, di
 
 
 def medians(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Milliseconds of each call, taken in turns."""
+    """The median milliseconds of each call. The calls alternate, and two warm-up rounds are not counted."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 2):
         for name, call in calls.items():
@@ -81,11 +81,12 @@ def medians(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=31)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="SHAPE")
+    a = parser.parse_args()
     print(f"{'shape':36}{'pass':>10}{'attend':>9}{'jax.nn':>9}{'einsum':>9}{'ratio':>7}   (ms; jax {jax.__version__})")
-    for name, shape in SHAPES.items():
-        for what, calls in calls_of(*shape).items():
-            ms = medians(calls, repeats)
+    for name in a.shapes:
+        for what, calls in calls_of(*SHAPES[name]).items():
+            ms = medians(calls, a.repeats)
             ratio = ms["attend"] / min(ms["jax.nn"], ms["einsum"])
             print(f"{name:36}{what:>10}" + "".join(f"{ms[way]:9.2f}" for way in calls) + f"{ratio:7.2f}")
 

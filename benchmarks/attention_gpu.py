@@ -2,12 +2,13 @@
 
     python benchmarks/attention_gpu.py [--repeats 9]
 
-Rates count useful work: 4 head_dim heads floating-point operations for each visible (query, key) pair forward, and 10
-more backward, whatever a kernel does besides. All run in one process on the same shapes, in bfloat16 with heads of 128;
-each figure is the median of several groups of calls. FlexAttention is compiled and its block mask is built beforehand;
-dense attention gets its keys and values repeated beforehand. cuDNN knows no such masks: for two streams it runs causal
-attention at half the stream and twice the batch, which has as many pairs within some percent. Ours is first compared
-with the reference. Without a GPU it says so and stops.
+Rates count useful work only: 4 head_dim heads floating-point operations per visible (query, key) pair forward, and 10
+head_dim heads more backward, whatever else a kernel computes. All implementations run in one process on the same
+shapes, in bfloat16 with heads of 128; each figure is the median of several groups of calls. FlexAttention is compiled
+and its block mask built in advance; dense attention gets its keys and values repeated in advance. cuDNN does not
+support these masks: for two streams it runs causal attention at half the length and twice the batch, which has as many
+visible pairs within a few percent. Our output and gradients are first compared with the reference. Without a GPU the
+benchmark reports that and stops.
 """
 
 import os
@@ -32,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm_jax.attention.gpu import attend_gpu
-from dlm_jax.attention.plan import prepare, visible_pairs
+from dlm_jax.attention.plan import make_plan, visible_pairs
 from dlm_jax.attention.reference import attend_reference
 from dlm_jax.attention.rules import BlockDiffusion, Causal, Rule
 
@@ -42,16 +43,16 @@ try:
 except ImportError:
     torch = None
 
-DIM, BLOCK, TOKENS = 128, 32, 32768  # of a head, of the two streams, of a batch
-GOAL = 1.2  # times FlexAttention
+DIM, BLOCK, TOKENS = 128, 32, 32768  # head_dim, block size of the two streams, tokens per batch
+GOAL = 1.2  # our rate over that of FlexAttention
 
-Passes = dict[str, Callable[[], Any]]  # "forward" and "both" of one implementation
+Passes = dict[str, Callable[[], Any]]  # "forward", and "both" forward and backward, of one implementation
 
 
 @dataclass(frozen=True)
 class Shape:
     rule: Rule
-    length: int  # of the whole input
+    length: int  # of the input, both streams
     heads: int
     kv_heads: int
 
@@ -71,7 +72,7 @@ class Shape:
 
 
 def in_jax(attend: Callable, arrays: list[jax.Array]) -> Passes:
-    """The passes of an attention of JAX."""
+    """The passes of an attention function in JAX."""
     def both(q: jax.Array, k: jax.Array, v: jax.Array, d_o: jax.Array) -> Any:
         out, pull = jax.vjp(attend, q, k, v)
         return out, pull(d_o)
@@ -81,7 +82,7 @@ def in_jax(attend: Callable, arrays: list[jax.Array]) -> Passes:
 
 
 def in_torch(attend: Callable, arrays: list[Any]) -> Passes:
-    """The passes of an attention of PyTorch; arrays: [batch, heads, length, DIM]."""
+    """The passes of an attention function in PyTorch. arrays: [batch, heads, length, DIM]."""
     *inputs, d_o = arrays
     for x in inputs:
         x.requires_grad_()
@@ -112,13 +113,13 @@ def visible(shape: Shape, q: Any, k: Any) -> Any:
 
 
 def ours(shape: Shape) -> Passes:
-    plan = prepare(shape.rule, shape.length)
+    plan = make_plan(shape.rule, shape.length)
     return in_jax(functools.partial(attend_gpu, plan=plan), shape.arrays(shape.batch, shape.length))
 
 
 def flex(shape: Shape) -> Passes:
     mask = create_block_mask(lambda b, h, q, k: visible(shape, q, k), None, None, shape.length, shape.length, "cuda")
-    torch._dynamo.reset()  # it gives up compiling a function after some shapes
+    torch._dynamo.reset()  # torch gives up compiling a function after too many shapes
     compiled = torch.compile(flex_attention, dynamic=False)
     grouped = shape.heads != shape.kv_heads
     return in_torch(lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=grouped), torch_arrays(shape))
@@ -139,7 +140,7 @@ def cudnn(shape: Shape) -> Passes:
 
 
 def cudnn_size(shape: Shape) -> tuple[int, int]:
-    """Batch and length of the causal attention with as many pairs."""
+    """Batch and length of causal attention with about as many visible pairs."""
     streams = 1 if isinstance(shape.rule, Causal) else 2
     return streams * shape.batch, shape.length // streams
 
@@ -148,13 +149,13 @@ IMPLEMENTATIONS = {"ours": ours, "flex": flex, "cuDNN causal": cudnn, "dense + m
 
 
 def finish(out: Any) -> None:
-    jax.block_until_ready(out)  # passes what is not of JAX
+    jax.block_until_ready(out)  # ignores what is not a JAX array
     if torch is not None:
         torch.cuda.synchronize()
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> float:
-    """The median time of a call, in groups long enough that starting them does not show."""
+    """The median seconds per call, over groups of calls long enough to hide the cost of launching."""
     for _ in range(3):
         finish(call())
     start = time.perf_counter()
@@ -171,7 +172,7 @@ def seconds(call: Callable[[], Any], repeats: int) -> float:
 
 
 def rates(name: str, shape: Shape, repeats: int) -> dict[str, float | str]:
-    """Useful TFLOP/s of the passes, or why there are none."""
+    """Useful TFLOP/s of each pass, or why there is no figure."""
     if torch is None and name in ("flex", "dense + mask"):
         return dict.fromkeys(("forward", "both"), "not installed")
     pairs = shape.pairs
@@ -182,7 +183,7 @@ def rates(name: str, shape: Shape, repeats: int) -> dict[str, float | str]:
     try:
         for key, call in IMPLEMENTATIONS[name](shape).items():
             found[key] = (4 if key == "forward" else 14) * work / seconds(call, repeats)
-    except Exception as error:  # another's library that does not run here is a cell of the table, not the end of it
+    except Exception as error:  # a library that fails here fills a cell of the table and does not end the run
         print(f"{name} on {shape}: {type(error).__name__}: {error}"[:400])
         if name == "ours":
             raise
@@ -190,9 +191,9 @@ def rates(name: str, shape: Shape, repeats: int) -> dict[str, float | str]:
 
 
 def check() -> None:
-    """Ours equals the reference, with all gradients, in the precision of bfloat16."""
+    """Checks that our output and all gradients equal the reference to the precision of bfloat16."""
     for shape in (Shape(BlockDiffusion(384, BLOCK), 768, 4, 2), Shape(Causal(), 700, 4, 4)):
-        plan = prepare(shape.rule, shape.length)
+        plan = make_plan(shape.rule, shape.length)
         arrays = shape.arrays(2, shape.length)
         out = in_jax(functools.partial(attend_gpu, plan=plan), arrays)["both"]()
         with jax.default_matmul_precision("highest"):
@@ -200,8 +201,8 @@ def check() -> None:
                                [x.astype(jnp.float32) for x in arrays])["both"]()
         for name, mine, theirs in zip(("o", "dq", "dk", "dv"), jax.tree.leaves(out), jax.tree.leaves(reference)):
             error = float(jnp.abs(mine.astype(jnp.float32) - theirs).max() / jnp.abs(theirs).max())
-            print(f"{type(shape.rule).__name__:>14} {name:>2}: largest error {error:.1e} of the largest value")
-            assert error < 2 * float(jnp.finfo(jnp.bfloat16).eps), "ours is not the reference"
+            print(f"{type(shape.rule).__name__:>14} {name:>2}: largest error {error:.1e} relative to the largest value")
+            assert error < 2 * float(jnp.finfo(jnp.bfloat16).eps), "ours differs from the reference"
 
 
 def show(x: float | str) -> str:
@@ -210,10 +211,10 @@ def show(x: float | str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=9, help="groups of calls that a median is taken over")
+    parser.add_argument("--repeats", type=int, default=9, help="groups of calls per median")
     repeats = parser.parse_args().repeats
     if jax.default_backend() != "gpu":
-        print("No GPU is here, so there is nothing to measure: run this on a machine with a Hopper GPU.")
+        print("There is no GPU here, so there is nothing to measure: run this on a machine with a Hopper GPU.")
         return
     driver = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"],
                             capture_output=True, text=True).stdout.strip()
@@ -222,7 +223,7 @@ def main() -> None:
           f"{torch.backends.cudnn.version() if torch else '-'}")
     check()
     two_streams = [(BlockDiffusion(n, BLOCK), 2 * n) for n in (1024, 2048, 4096)]
-    print(f"\nuseful TFLOP/s, {TOKENS} tokens a batch, heads of {DIM}")
+    print(f"\nuseful TFLOP/s, {TOKENS} tokens per batch, heads of {DIM}")
     print(f"{'':48}" + "".join(f"{name:>14}" for name in IMPLEMENTATIONS) + "   ours / flex")
     for rule, length in (*two_streams, (Causal(), 4096)):
         for kv_heads in (8, 32):
@@ -230,7 +231,7 @@ def main() -> None:
 
 
 def row(shape: Shape, repeats: int) -> None:
-    """One shape's lines of the table."""
+    """Prints the lines of the table for one shape."""
     found = {name: rates(name, shape, repeats) for name in IMPLEMENTATIONS}
     for key, label in (("forward", "forward"), ("both", "forward + backward")):
         mine, theirs = found["ours"][key], found["flex"][key]

@@ -2,8 +2,8 @@
 
     python benchmarks/claims.py --base MODEL --train TRAIN.jsonl --validation VALIDATION.jsonl --workdir DIR
 
-Each run takes a minute or two on two CPU cores and leaves one file, so that what is interrupted goes on where it was.
-Writes DIR/claims.md and DIR/claims.png, or what --out names; --only takes some claims by the start of their names. With
+Each run takes a minute or two on two CPU cores and leaves one file; an interrupted comparison resumes from those files.
+Writes DIR/claims.md and DIR/claims.png, or the files --out names; --only selects claims by how they begin. With
 `--base bundled --train python-stdlib --validation python-stdlib` the base is the package's own, five times as large.
 """
 
@@ -20,11 +20,11 @@ import numpy as np
 from claims_runs import BLOCK, GRID, LENGTH, measure, measured, spread
 from scipy.stats import t as student
 
-from dlm_jax.data.source import open_source
+from dlm_jax.commands.self_generate import write_samples
+from dlm_jax.data.source import load_source
 from dlm_jax.data.text import read_documents
 from dlm_jax.files import write_text
 from dlm_jax.language_model import load
-from dlm_jax.on_policy import write_samples
 from dlm_jax.sampling.settings import Settings
 
 matplotlib.use("Agg")
@@ -35,13 +35,13 @@ BASE = "the base"
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """`better` has a smaller `measure` than `worse` plus `margin`."""
+    """The setup `better` has a smaller `measure` than the setup `worse`, plus `margin`."""
 
     text: str
-    better: str
+    better: str  # a name in SETUPS, or BASE
     worse: str
-    measure: str = "nelbo"
-    margin: float = 0.0
+    measure: str = "nelbo"  # a key of what `claims_runs.measure` returns
+    margin: float = 0.0  # in the units of the measure
 
 
 CLAIMS = (
@@ -57,9 +57,9 @@ CLAIMS = (
     Claim("clean context drifts less than noisy, attention", "two same", "noisy blocks", "drift_attention"),
     Claim("clean context drifts less than one stream, attention", "two same", "one same", "drift_attention"),
     Claim("clean context drifts less than one stream, mlp", "two same", "one same", "drift_mlp"),
-    Claim("loss rises inside a block more than in one stream", "one same", "two same", "position"),
-    *(Claim(f"position-dependent masks of {half_life} beat uniform at {k} a forward", f"late {half_life}", "exact",
-            f"parallel_{k}") for half_life in (0.25, 0.1, 0.05) for k in (1, 2, 4)),
+    Claim("loss rises within a block more than in one stream", "one same", "two same", "position"),
+    *(Claim(f"position-dependent masks of {half_life} beat uniform at {k} tokens per forward", f"late {half_life}",
+            "exact", f"parallel_{k}") for half_life in (0.25, 0.1, 0.05) for k in (1, 2, 4)),
     *(Claim(f"training block {train} beats 16 where 16 is decoded", f"two same block {train}", "two same", "nelbo_16")
       for train in (4, 8, 32)),
     *(Claim(f"training block {size} is best where {size} is decoded", f"two same block {size}", "two same",
@@ -71,45 +71,46 @@ CLAIMS = (
     Claim("AR loss helps the diffusion loss (Nemotron, NBDiff)", "token-causal AR", "token-causal"),
     Claim("AR loss keeps the AR ability to 0.1 nats", "token-causal AR", BASE, "ar_nll", 0.1),
     Claim("global averaging beats local (Nemotron)", "masked, batch", "masked, each"),
-    Claim("blocks that grow help (NBDiff)", "token-causal AR grown", "token-causal AR"),
-    *(Claim(f"position-dependent masks help a token-causal AR model at {k} a forward (new)", "token-causal AR late",
-            "token-causal AR", f"parallel_{k}") for k in (1, 2, 4)),
+    Claim("growing blocks help (NBDiff)", "token-causal AR grown", "token-causal AR"),
+    *(Claim(f"position-dependent masks help a token-causal AR model at {k} tokens per forward (new)",
+            "token-causal AR late", "token-causal AR", f"parallel_{k}") for k in (1, 2, 4)),
     Claim("complementary masks help (Fast-dLLM v2)", "complementary", "exact m/k"),
-    Claim("the base's own text is better to train on", "own text", "two same"),
+    Claim("the base's own text is better training data", "own text", "two same"),
     Claim("shift beats same position beside an AR loss (new)", "token-causal AR shifted", "token-causal AR"),
     Claim("AR loss helps the diffusion loss of a shifted model (new)", "token-causal AR 1 shifted",
           "token-causal shifted"),
     Claim("an AR loss of weight 1 beats Nemotron's 1/0.3, shifted", "token-causal AR 1 shifted",
           "token-causal AR shifted"),
-    *(Claim(f"position-dependent masks help our best at {k} a forward (new)", "best", "token-causal AR 1 shifted",
+    *(Claim(f"position-dependent masks help hybrid_shifted at {k} tokens per forward (new)", "hybrid_shifted",
+            "token-causal AR 1 shifted", f"parallel_{k}") for k in (1, 2, 4)),
+    Claim("growing blocks help hybrid_shifted", "hybrid_shifted grown", "hybrid_shifted"),
+    Claim("hybrid_shifted beats bd3lm", "hybrid_shifted", "two same"),
+    *(Claim(f"hybrid_shifted beats efficient_dlm at {k} tokens per forward", "hybrid_shifted", "late 0.1",
             f"parallel_{k}") for k in (1, 2, 4)),
-    Claim("blocks that grow help our best", "best grown", "best"),
-    Claim("our best beats bd3lm", "best", "two same"),
-    *(Claim(f"our best beats efficient_dlm at {k} a forward", "best", "late 0.1", f"parallel_{k}") for k in (1, 2, 4)),
-    Claim("our best keeps the AR ability to 0.1 nats", "best", BASE, "ar_nll", 0.1),
+    Claim("hybrid_shifted keeps the AR ability to 0.1 nats", "hybrid_shifted", BASE, "ar_nll", 0.1),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """better, worse: means and spreads over seeds; gain: worse + margin - better, paired by seed, and the half-width of
-    its 95 % interval (Student's t)."""
+    """The verdict of the runs on a claim."""
 
     claim: Claim
-    better: tuple[float, float]
+    better: tuple[float, float]  # mean and standard deviation over seeds
     worse: tuple[float, float]
-    gain: float
-    half_width: float
+    gain: float  # worse + margin - better, paired by seed
+    half_width: float  # of the gain's 95 % interval (Student's t); NaN with one seed
 
     @property
     def verdict(self) -> str:
-        if not abs(self.gain) > self.half_width:  # also where one seed gives no interval
+        """'holds' or 'does not' where the interval of the gain excludes zero, else 'cannot tell'."""
+        if not abs(self.gain) > self.half_width:  # true for NaN: one seed gives no interval
             return "cannot tell"
         return "holds" if self.gain > 0 else "does not"
 
 
 def judge(claim: Claim, a: argparse.Namespace) -> Finding:
-    """Runs what the claim needs."""
+    """Runs whatever the claim needs and has no result file yet."""
     def values(name: str) -> np.ndarray:
         found = [a.base_measures if name == BASE else measured(name, seed, a) for seed in range(a.seeds)]
         return np.array([each[claim.measure] for each in found])
@@ -121,7 +122,7 @@ def judge(claim: Claim, a: argparse.Namespace) -> Finding:
 
 
 def table(findings: list[Finding]) -> str:
-    """One line a claim."""
+    """One row per claim."""
     lines = ["| claim | measure | better | worse | gain | verdict |", "|---|---|---:|---:|---:|---|"]
     for f in findings:
         pair = [f"{name} {mean:.3f} ± {sd:.3f}" for name, (mean, sd) in ((f.claim.better, f.better),
@@ -132,7 +133,7 @@ def table(findings: list[Finding]) -> str:
 
 
 def grid(a: argparse.Namespace) -> str:
-    """Mean NELBO over seeds: a row for each block of training, a column for each block of decoding."""
+    """Mean NELBO over seeds: one row per training block size, one column per decoding block size."""
     lines = [f"| trained in blocks of | {' | '.join(f'decoded in {size}' for size in GRID)} |",
              f"|---:|{'---:|' * len(GRID)}"]
     for size in GRID:
@@ -143,15 +144,15 @@ def grid(a: argparse.Namespace) -> str:
 
 
 def draw(findings: list[Finding], path: Path) -> None:
-    """Each gain relative to the larger mean, with its interval, coloured by the verdict."""
-    colours = {"holds": "#4e9a06", "does not": "#a40000", "cannot tell": "#888a85"}
+    """Each gain relative to the larger mean, with its interval, colored by its verdict."""
+    colors = {"holds": "#4e9a06", "does not": "#a40000", "cannot tell": "#888a85"}
     figure, axes = plt.subplots(figsize=(9, 1 + 0.28 * len(findings)), layout="constrained")
-    for place, f in enumerate(reversed(findings)):
+    for y, f in enumerate(reversed(findings)):
         scale = 100 / max(abs(f.worse[0]), abs(f.better[0]), 1e-9)
-        axes.errorbar(scale * f.gain, place, xerr=scale * np.nan_to_num(f.half_width), fmt="o",
-                      color=colours[f.verdict])
+        axes.errorbar(scale * f.gain, y, xerr=scale * np.nan_to_num(f.half_width), fmt="o",
+                      color=colors[f.verdict])
     axes.axvline(0, color="black", linewidth=0.5)
-    axes.legend([plt.Line2D([], [], marker="o", color=colour) for colour in colours.values()], colours, frameon=False)
+    axes.legend([plt.Line2D([], [], marker="o", color=color) for color in colors.values()], colors, frameon=False)
     axes.margins(y=0.01)
     axes.set_yticks(range(len(findings)), [f.claim.text for f in reversed(findings)], fontsize=8)
     axes.set(xlabel="gain [% of the measure], 95 % interval over seeds")
@@ -160,7 +161,7 @@ def draw(findings: list[Finding], path: Path) -> None:
 
 
 def prepare_data(a: argparse.Namespace) -> None:
-    """Records of the texts, and of as much text of the base's own, once; `a.rows`, those that are validated."""
+    """Prepares the records, once: of the texts, and of as many samples of the base. `a.rows` are those to validate."""
     (a.workdir / "runs").mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(a.workdir / "compiled"))
     lm = load(a.base)
@@ -173,34 +174,34 @@ def prepare_data(a: argparse.Namespace) -> None:
             count = sum(1 for _ in read_documents([a.train]))
             write_samples(lm, own, count, min(256, lm.config.max_length - 1), Settings(temperature=1.0))
     for name, source in sources.items():
-        open_source(source, "train", tokenizer, LENGTH, a.workdir / name)
-    validation = open_source(a.validation, "validation", tokenizer, LENGTH, a.workdir / "validation")
+        load_source(source, "train", tokenizer, LENGTH, a.workdir / name)
+    validation = load_source(a.validation, "validation", tokenizer, LENGTH, a.workdir / "validation")
     a.rows = list(zip(*map(np.asarray, validation.rows(slice(0, a.records)))))
 
 
 def report(findings: list[Finding], a: argparse.Namespace, figure: str) -> str:
-    """docs/claims.md."""
+    """The text of docs/claims.md."""
     command = shlex.join(["python", "benchmarks/claims.py", "--base", Path(a.base).name, "--train", Path(a.train).name,
                           "--validation", Path(a.validation).name, "--steps", str(a.steps), "--seeds", str(a.seeds),
                           "--records", str(a.records), *(["--only", *a.only] if any(a.only) else [])])
     if len(findings) < len(CLAIMS):
-        rest = f"{len(findings)} of the {len(CLAIMS)} claims that `claims.py` knows."
+        rest = f"{len(findings)} of the {len(CLAIMS)} claims in `claims.py`."
     else:
-        rest = f"## Blocks of training and of decoding\n\nNELBO in nats a token, means over the seeds.\n\n{grid(a)}"
+        rest = f"## Training and decoding block sizes\n\nNELBO in nats per token, means over the seeds.\n\n{grid(a)}"
     return f"""# The papers' claims in miniature
 
 Every conversion starts from the same base and sees the same tokens: {a.steps} steps of 32 x {LENGTH}. Gains are paired
-by seed ({a.seeds} of them); a claim holds, or does not, where the 95 % interval of its gain leaves zero out. What holds
-at this size need not hold at a larger one. All share the learning rate of `configs/tiny_stories.py`, which is tuned for
-none of them; a complementary pair passes the model twice, at twice the cost of its tokens; blocks that grow spend half
-of so short a run below their full size.
+by seed ({a.seeds} of them); a claim holds, or does not, where the 95 % interval of its gain excludes zero. What holds
+at this size need not hold at a larger one. All runs share the learning rate of `configs/tiny_stories.py`, tuned for
+none of them; complementary masks run each record through the model twice, at twice the cost per token; growing
+blocks spend half of so short a run below their full size.
 
     {command}
 
 {date.today()}, {platform.machine()}, {jax.devices()[0].platform}, jax {jax.__version__}. Measures: `nelbo`, `ar_nll` in
-nats a token on {a.records} validation records; `nelbo_B` decoded in blocks of B; `parallel_k` nats a token of true text
-that is decoded k tokens of a block at a time, the most confident first; `drift` mean absolute change of weights;
-`first_norms` mean gradient norm of ten steps; `position` nats that the last quarter of a block costs more than its
+nats per token on {a.records} validation records; `nelbo_B` decoded in blocks of B; `parallel_k` nats per token of true
+text decoded k tokens of a block at a time, most confident first; `drift` mean absolute change of weights; `first_norms`
+mean gradient norm of the first ten steps; `position` extra nats per token in the last quarter of a block over its
 first. The base has an AR NLL of {a.base_measures["ar_nll"]:.3f}.
 
 {table(findings)}
@@ -212,13 +213,13 @@ first. The base has an AR NLL of {a.base_measures["ar_nll"]:.3f}.
 
 
 def main() -> None:
-    """Prepares, runs, judges, writes."""
+    """Prepares the data, judges every claim, and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--base", "--train", "--validation"):
         parser.add_argument(name, required=True)
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--out", type=Path, help="the table, its figure beside it (default: claims.md in the workdir)")
-    parser.add_argument("--only", nargs="+", default=[""], help="beginnings of claims")
+    parser.add_argument("--out", type=Path, help="report, its figure saved beside it (default: WORKDIR/claims.md)")
+    parser.add_argument("--only", nargs="+", default=[""], help="how the chosen claims begin (default: all claims)")
     for name, default in (("--steps", 200), ("--seeds", 3), ("--records", 256)):
         parser.add_argument(name, type=int, default=default)
     a = parser.parse_args()

@@ -1,5 +1,5 @@
-"""The yardsticks of `sampling.py`: DiffuLLaMA's sampler and the block sampler of LLaDA and Fast-dLLM in plain PyTorch,
-as their authors' code has them, written independently. No cache in either; logits of every place."""
+"""The baselines of `sampling.py`: DiffuLLaMA's sampler and the block sampler of LLaDA and Fast-dLLM in plain PyTorch,
+following their authors' code, written independently. Neither has a cache; both compute logits at every position."""
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ def logits_of(model: Llama, tokens: Tensor, visible: Tensor | None, mask_id: int
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """All but the likeliest tokens that hold p of the probability get the least number there is."""
+    """Keeps the most likely tokens that hold p of the probability; the others get the dtype's minimum."""
     ordered, indices = torch.sort(logits, descending=True)
     remove = torch.cumsum(F.softmax(ordered, -1), -1) > p
     remove[..., 1:] = remove[..., :-1].clone()
@@ -27,8 +27,8 @@ def top_p(logits: Tensor, p: float) -> Tensor:
 @torch.no_grad()
 def diffullama(model: Llama, tokens: Tensor, maskable: Tensor, mask_id: int, steps: int, temperature: float,
                p: float) -> Tensor:
-    """Random order (`generate_samples_v2`): all masked at first, 1/(t+1) of them revealed at each t, shifted outputs.
-    tokens [b, n], maskable bool [b, n]."""
+    """Random order (`generate_samples_v2`): all masked at first, each revealed with probability 1/t at step t, outputs
+    shifted. tokens: int [b, n]; maskable: bool [b, n]."""
     xt = tokens.masked_fill(maskable, mask_id)
     for t in range(steps, 0, -1):
         logits = logits_of(model, xt, None, mask_id) / temperature
@@ -44,18 +44,19 @@ def diffullama(model: Llama, tokens: Tensor, maskable: Tensor, mask_id: int, ste
 @torch.no_grad()
 def blocks(model: Llama, tokens: Tensor, masked: Tensor, mask_id: int, size: int,
            threshold: float) -> tuple[Tensor, int]:
-    """Block after block, each pass over the whole canvas; commits what is surer than the threshold, and at least one.
-    A block sees itself and what is before it. Returns the tokens [b, n] and the passes."""
-    n, passes = tokens.shape[1], 0
+    """Fills blocks in order, each forward pass over the whole canvas; commits every token whose confidence exceeds the
+    threshold, and at least one. A block sees itself and everything before it. Returns tokens [b, n] and the batch's
+    NFE."""
+    n, batch_nfe = tokens.shape[1], 0
     index = torch.arange(n) // size
     visible = index[:, None] >= index
     x = tokens.masked_fill(masked, mask_id)
     for start in range(0, n, size):
-        here = (index == start // size) & masked
-        while here.any():
+        open_positions = (index == start // size) & masked
+        while open_positions.any():
             p, x0 = F.softmax(logits_of(model, x, visible, mask_id), -1).max(-1)
-            p = torch.where(here, p, -torch.inf)
-            commit = here & ((p > threshold) | (torch.arange(n) == p.argmax(1, keepdim=True)))
-            x, here, masked = torch.where(commit, x0, x), here & ~commit, masked & ~commit
-            passes += 1
-    return x, passes
+            p = torch.where(open_positions, p, -torch.inf)
+            commit = open_positions & ((p > threshold) | (torch.arange(n) == p.argmax(1, keepdim=True)))
+            x, open_positions, masked = torch.where(commit, x0, x), open_positions & ~commit, masked & ~commit
+            batch_nfe += 1
+    return x, batch_nfe

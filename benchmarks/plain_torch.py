@@ -1,7 +1,6 @@
-"""The yardstick of `train_step.py`: the same LLaMA and the same two objectives in plain PyTorch, written independently.
+"""The baseline of `train_step.py`: the same LLaMA and the same two objectives in plain PyTorch, written independently.
 
-Straight eager code as a PyTorch user would write it: fused SDPA, fused RMSNorm, fused AdamW, logits of the masked rows
-only.
+Eager code as a PyTorch user would write it: fused SDPA, fused RMSNorm, fused AdamW, logits for the masked tokens only.
 """
 
 import math
@@ -39,13 +38,13 @@ class Block(nn.Module):
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Half-split rotary positions."""
+    """Rotary position embedding (half-split): x [b, heads, n, head_dim]; cos, sin [n, head_dim / 2]."""
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
 class Llama(nn.Module):
-    """LLaMA with a tied head; `forward` returns hidden states."""
+    """LLaMA with a tied head; `forward` returns hidden states [b, n, width] for tokens int [b, n]."""
 
     def __init__(self, vocab: int, width: int, depth: int, heads: int, kv_heads: int, head_dim: int,
                  mlp_width: int) -> None:
@@ -72,19 +71,20 @@ def block_diffusion_mask(length: int, block: int) -> torch.Tensor:
 
 
 class Trainer:
-    """AdamW with clipping on the masked-diffusion loss, weight 1/t, divided by all tokens that count.
+    """AdamW with gradient clipping on the masked-diffusion loss with weight 1/t, divided by the number of targets.
 
-    block = 0 is the one-stream shifted objective, else two streams; cuts: parts of a batch, run one after the other.
+    block: 0 is the one-stream shifted objective, any other value two streams with blocks of that size. micro_batches:
+    how many equal parts a batch is split into, run one after the other.
     """
 
-    def __init__(self, model: Llama, mask_id: int, block: int, learning_rate: float, cuts: int = 1) -> None:
-        self.model, self.mask_id, self.block, self.cuts = model, mask_id, block, cuts
+    def __init__(self, model: Llama, mask_id: int, block: int, learning_rate: float, micro_batches: int = 1) -> None:
+        self.model, self.mask_id, self.block, self.micro_batches = model, mask_id, block, micro_batches
         self.optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.95),
                                            weight_decay=0.1, fused=True)
         self.masks: dict[int, torch.Tensor] = {}
 
     def noise(self, b: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which tokens are masked, and the level of each: [b, n]."""
+        """Which tokens are masked, bool [b, n], and the noise level t of each, float [b, n]."""
         blocks = n // self.block if self.block else 1
         t = (torch.randperm(b * blocks) + torch.rand(())).view(b, blocks) / (b * blocks)
         t = (1e-3 + (1 - 1e-3) * t).repeat_interleave(n // blocks, 1)
@@ -93,7 +93,7 @@ class Trainer:
         return masked, t
 
     def loss_sum(self, tokens: torch.Tensor, masked: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of the masked tokens, weighted with 1/t and added up."""
+        """Sum of the cross-entropy of the masked tokens, weighted by 1/t, in nats."""
         n = tokens.shape[1]
         noisy = torch.where(masked, self.mask_id, tokens)
         positions = torch.arange(n)
@@ -108,11 +108,11 @@ class Trainer:
     def step(self, tokens: torch.Tensor) -> float:
         """One optimizer step; returns the loss."""
         b, n = tokens.shape
-        parts = zip(*(x.chunk(self.cuts) for x in (tokens, *self.noise(b, n))))
+        micro_batches = zip(*(x.chunk(self.micro_batches) for x in (tokens, *self.noise(b, n))))
         self.optimizer.zero_grad(set_to_none=True)
         value = 0.0
-        for part in parts:
-            loss = self.loss_sum(*part) / (b * (n - 1))
+        for micro_batch in micro_batches:
+            loss = self.loss_sum(*micro_batch) / (b * (n - 1))
             loss.backward()
             value += loss.item()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

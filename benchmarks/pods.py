@@ -1,9 +1,9 @@
-"""Every config for the machines that it is meant for, compiled with no TPU or GPU: docs/pods.md.
+"""Every config on its target machines, compiled without a TPU or GPU: docs/pods.md.
 
-    python benchmarks/pods.py [--out docs/pods.md] [--results runs/pods]
+    python benchmarks/pods.py [--out docs/pods.md] [--results runs/pods] [--only tiny tiny_stories]
 
-Each row is one `dlm aot` in a process of its own, from a few seconds to ten minutes; its JSON stays in `--results`, so
-that a table that was interrupted goes on. Delete that folder after a change of the step.
+Each row is one `dlm aot` in its own process, from a few seconds to ten minutes. Its JSON is kept in `--results`, so an
+interrupted table resumes; delete that folder after a change to the training step.
 """
 
 import argparse
@@ -15,9 +15,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS, HEAD = 6_476_005_376, 131_076_096  # numbers in the matrices of the LLaMA that scales weakly
+LAYERS, HEAD = 6_476_005_376, 131_076_096  # parameters in the matrices of the 7B LLaMA of the weak-scaling table
+WEAK_SHARDS = 64  # chips that share one copy of that model
 
-TARGETS = [
+Target = tuple[str, str, list[str]]  # config, topology, overrides
+TARGETS: list[Target] = [
     ("tiny", "v5e:2x2", []),
     ("tiny_stories", "v5e:2x2", []),
     ("tiny_stories_blocks", "v5e:2x2", []),
@@ -38,16 +40,19 @@ TARGETS = [
     ("efficient_dlm_4b", "h200:8", []),
     ("efficient_dlm_8b", "h200:8", []),
 ]
-# Two records a chip in one part; a copy of the model on every 64 chips.
-WEAK = [("diffullama_7b", topology, [f"train.batch={2 * chips}", "train.accumulate=1", f"mesh.replica={chips // 64}"])
-        for topology, chips in (("v5p:4x4x4", 64), ("v5p:4x8x8", 256), ("v5p:8x8x16", 1024))]
+# Two records per chip in one micro-batch; a copy of the model on every 64 chips.
+WEAK: list[Target] = [
+    ("diffullama_7b", topology, [f"train.global_batch_size={2 * chips}", "train.grad_accum_steps=1",
+                                 f"mesh.replica={chips // WEAK_SHARDS}"])
+    for topology, chips in (("v5p:4x4x4", 64), ("v5p:4x8x8", 256), ("v5p:8x8x16", 1024))
+]
 
 
 def report(config: str, topology: str, overrides: list[str], results: Path) -> dict:
-    """What `dlm aot --json` says, or said before."""
+    """The report of `dlm aot --json`, from its file in `results` or else from a run that writes the file."""
     file = results / "_".join([config, topology.replace(":", "_"), *overrides]).replace("=", "-")
     if not file.exists():
-        command = [sys.executable, "-m", "dlm_jax.cli", "aot", "--json", "--config", f"configs/{config}.py",
+        command = [sys.executable, "-m", "dlm_jax", "aot", "--json", "--config", f"configs/{config}.py",
                    "--topology", topology, *(f"--config.{override}" for override in overrides)]
         print(" ".join(command[1:]), file=sys.stderr, flush=True)
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -59,43 +64,55 @@ def report(config: str, topology: str, overrides: list[str], results: Path) -> d
 
 
 def row(config: str, r: dict) -> str:
-    """One line of the table of targets."""
-    seconds = r["seconds"]
-    return (f"| {config} | {r['topology']} ({r['chips']}) | {r['remat']} | {r['batch']} / {r['accumulate']} "
+    """One row of the table of targets."""
+    seconds, collectives = r["seconds"], sum(r["collective_gib"].values())
+    return (f"| {config} | {r['topology']} ({r['chips']}) | {r['remat']} "
+            f"| {r['global_batch_size']} / {r['grad_accum_steps']} "
             f"| {r['arguments_gib']:.2f} | {r['temporaries_gib']:.2f} | {r['peak_gib']:.2f} of {r['capacity_gib']:.0f} "
-            f"| {'yes' if r['fits'] else 'NO'} | {sum(r['collective_gib'].values()):.1f} "
-            f"| {seconds['arithmetic']:.3g} | {seconds['links']:.2g} | {r['bound']} |")
+            f"| {'yes' if r['fits'] else 'NO'} | {collectives:.1f} "
+            f"| {seconds['compute']:.3g} | {seconds['interconnect']:.2g} | {r['bottleneck']} |")
 
 
-def predicted(copies: int, shares: int) -> float:
-    """GiB that a chip receives in a step of the 7B model in one part (see the text of the page)."""
-    within = 3 * 2 * LAYERS + (2 + 4) * HEAD
-    across = 4 * (LAYERS + 2 * HEAD) / shares if copies > 1 else 0
-    return (within + across) / 2**30
+def predicted(copies: int) -> float:
+    """GiB that a chip receives per step of the 7B model in one micro-batch (docs/pods.md derives it)."""
+    within_copy = 3 * 2 * LAYERS + (2 + 4) * HEAD
+    across_copies = 4 * (LAYERS + 2 * HEAD) / WEAK_SHARDS if copies > 1 else 0
+    return (within_copy + across_copies) / 2**30
 
 
 def weak_row(r: dict) -> str:
-    """One line of the table of weak scaling."""
-    copies = r["chips"] // 64
-    sent = sum(r["collective_gib"].values())
-    return (f"| {r['topology']} | {r['chips']} | {copies} | {r['peak_gib']:.2f} | {sent:.1f} "
-            f"| {predicted(copies, 64):.1f} | {r['seconds']['arithmetic']:.3g} | {r['seconds']['links']:.2g} |")
+    """One row of the table of weak scaling."""
+    copies = r["chips"] // WEAK_SHARDS
+    received = sum(r["collective_gib"].values())
+    return (f"| {r['topology']} | {r['chips']} | {copies} | {r['peak_gib']:.2f} | {received:.1f} "
+            f"| {predicted(copies):.1f} | {r['seconds']['compute']:.3g} | {r['seconds']['interconnect']:.2g} |")
+
+
+def version(package: str) -> str:
+    """The installed version of a package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def main() -> None:
+    """Writes the page. Exits with an error where a config does not fit its target."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "pods.md")
     parser.add_argument("--results", type=Path, default=ROOT / "runs" / "pods")
+    parser.add_argument("--only", nargs="+", metavar="CONFIG", help="just the rows of these configs")
     a = parser.parse_args()
-    targets = [row(config, report(config, topology, changes, a.results)) for config, topology, changes in TARGETS]
-    weak = [weak_row(report(*each, a.results)) for each in WEAK]
-    packages = "jax", "libtpu", "jax-cuda13-plugin"
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    chosen, chosen_weak = ([target for target in targets if not a.only or target[0] in a.only]
+                           for targets in (TARGETS, WEAK))
+    targets = [row(target[0], report(*target, a.results)) for target in chosen]
+    weak = [weak_row(report(*target, a.results)) for target in chosen_weak]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "libtpu", "jax-cuda13-plugin"))
     text = (ROOT / "benchmarks" / "pods.md.in").read_text().format(
         versions=versions, date=datetime.date.today(), targets="\n".join(targets), weak="\n".join(weak))
     a.out.write_text(text)
     if any("NO" in line for line in targets):
-        sys.exit("a config does not fit its target; the table says which")
+        sys.exit("a config does not fit its target; the table shows which")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Attention compiled for a TPU that is not there: the bundles of its kernels' bodies, and its temporary memory.
+"""Attention compiled for a TPU that you do not have: the bundles of its kernels' bodies, and its temporary memory.
 
-A TPU core issues one bundle of instructions a cycle, in the order that the compiler fixed, so the bundles of a
-straight run of code are an estimate of its cycles. Stalls for memory, the steps of the grid, and a matrix unit that is
-busier than the schedule knows are not in them.
+A TPU core issues one bundle of instructions per cycle, in the order that the compiler fixed, so the number of bundles
+in straight-line code estimates its cycles. It does not count memory stalls, the steps of the grid, and a matrix unit
+that is busier than the schedule assumes.
 """
 
 import importlib
@@ -20,19 +20,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dlm_jax.attention.plan import prepare
+from dlm_jax.aot.topology import compile_for_chip, devices
+from dlm_jax.attention.plan import make_plan
 from dlm_jax.attention.rules import BlockDiffusion
 from dlm_jax.attention.tpu import attend_tpu
-from dlm_jax.topology import compile_for_chip, devices
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 HEADS, KV_HEADS, HEAD_DIM, BLOCK = 8, 2, 128, 32
-ROWS, KEYS = 512, 1024  # the tile that all are compared at
-WIDTHS = (8, 4, 2, 1)  # the visits of our kernels, in tiles of 128 keys; the widest is the whole tile
+ROWS, KEYS = 512, 1024  # the tile that all sides are compared at
+WIDTHS = (8, 4, 2, 1)  # the kv ranges of our kernels, in tiles of 128 keys; the widest is the entire tile
 WIDEST = WIDTHS[0]
-REFUSED = {("v4", "tokamax", "stored")}  # compares bytes, which that chip does not
+REFUSED = {("v4", "tokamax", "stored")}  # it compares bytes, which that chip cannot
 
-# What each side calls its kernels; a backward pass of two kernels costs the sum of both.
+# The names of the kernels of each side. A backward pass of two kernels costs the sum of both.
 KERNELS = {
     "ours": {"forward": ["attention_forward"], "backward": ["attention_backward"]},
     "jax": {"forward": ["mha_fwd"], "backward": ["mha_dkv", "mha_dq"]},
@@ -45,21 +45,21 @@ SPLASH = {
     "tokamax": "tokamax._src.ops.experimental.tpu.splash_attention",
 }
 
-Kind = tuple[int, bool]  # of a body: how many times 128 keys it takes, and whether it applies a mask
-Bodies = dict[Kind, int]  # bundles
+Kind = tuple[int, bool]  # of a body: its keys, in multiples of 128, and whether it applies a mask
+Bodies = dict[Kind, int]  # bundles of each body
 
 
 class Run(NamedTuple):
-    """A straight run of code: its bundles, and how many instructions of them are matrix products."""
+    """One run of straight-line code."""
 
     bundles: int
-    products: int
+    products: int  # how many of its instructions are matrix products
 
 
 def runs(dump: str) -> list[Run]:
-    """The innermost regions of a dump of final bundles that hold matrix products, in the order of their addresses.
+    """The innermost regions with matrix products in a dump of final bundles, by address.
 
-    In an attention kernel those are the bodies of its tiles: nothing else in it multiplies matrices.
+    In an attention kernel these are the bodies of its tiles: nothing else in it multiplies matrices.
     """
     address, starts, regions, products = 0, {}, set(), {}
     for line in dump.splitlines():
@@ -78,8 +78,8 @@ def runs(dump: str) -> list[Run]:
 
 
 def name_bodies(found: list[Run], kinds: list[Kind]) -> Bodies:
-    """Which run is which body: they stand in the order in which the kernel is written, and a body's share of products
-    must be its share of keys."""
+    """Which run is which body. They are in the order in which the kernel is written, and the products of each body must
+    be proportional to its keys."""
     widths = [round(WIDEST * run.products / found[0].products) for run in found]
     if widths != [width for width, _ in kinds]:
         raise RuntimeError(f"expected bodies of {kinds} x 128 keys, and found {found}")
@@ -87,72 +87,72 @@ def name_bodies(found: list[Run], kinds: list[Kind]) -> Bodies:
 
 
 def kinds_of(side: str, mask: str) -> list[Kind]:
-    """The bodies that a kernel has, as written."""
+    """The bodies of a kernel, in the order in which it is written."""
     full, partial = (WIDEST, False), (WIDEST, True)
-    if side == "ours":  # Walk.over_keys: the widest visit without a mask, then all widths with it
+    if side == "ours":  # KernelSchedule.for_each_kv_range: the widest unmasked, then all masked
         return [full, *((width, True) for width in WIDTHS)]
     if mask == "full":
         return [full]
-    # JAX's splash has one body for all tiles; tokamax's has one without the mask, and then one with it. Both unroll
-    # their loop over parts of a tile, so that a body is a whole tile.
+    # JAX's splash has one body for all tiles; tokamax's has one without the mask, then one with it. Both unroll their
+    # loop over the slices of a tile, so a body is an entire tile.
     return [full, partial] if side == "tokamax" else [partial]
 
 
 def count(topology: str, side: str, mask: str, length: int) -> dict[str, Bodies]:
-    """The bundles of the bodies, forward and backward; compiled in a process of its own, for the compiler reads its
-    options once."""
+    """The bundles of the bodies, forward and backward. Compiles in a fresh process, because the compiler reads its
+    options only once."""
     kinds, counted = kinds_of(side, mask), {}
     with tempfile.TemporaryDirectory() as folder:
         alone(write_bundles, folder, topology, side, mask, length)
         for direction, names in KERNELS[side].items():
             files = [min(Path(folder).glob(f"*{name}*-final_bundles.txt")) for name in names]
-            parts = [name_bodies(runs(file.read_text(errors="replace")), kinds) for file in files]
-            counted[direction] = {kind: sum(part[kind] for part in parts) for kind in kinds}
+            per_kernel = [name_bodies(runs(file.read_text(errors="replace")), kinds) for file in files]
+            counted[direction] = {kind: sum(bodies[kind] for bodies in per_kernel) for kind in kinds}
     return counted
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns, called in a fresh process."""
+    """The result of a function, called in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def write_bundles(folder: str, topology: str, side: str, mask: str, length: int) -> None:
-    """Has the compiler write its bundles into a folder: the final ones only, for all passes are hundreds of MB."""
+    """Makes the compiler write its final bundles to a folder; those of all its passes would be hundreds of MB."""
     os.environ["LIBTPU_INIT_ARGS"] = (f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true "
                                       "--xla_jf_dump_llo_pass_label_regex=final_bundles")
     compile_for(topology, attention(side, mask, length), length)
 
 
 def temporary_memory(topologies: list[str], side: str, lengths: list[int]) -> dict[tuple[str, int], int]:
-    """Bytes that forward and backward together take beyond their arguments and results."""
-    taken = {}
+    """Bytes that forward and backward together need beyond their arguments and results."""
+    sizes = {}
     for length in lengths:
-        attend = attention(side, "computed", length)  # splash reads a mask tile by tile: once for all chips
+        attend = attention(side, "computed", length)  # splash preprocesses a mask tile by tile: once for all chips
         for topology in topologies:
             memory = compile_for(topology, attend, length).memory_analysis()
-            taken[topology, length] = memory.temp_size_in_bytes
-    return taken
+            sizes[topology, length] = memory.temp_size_in_bytes
+    return sizes
 
 
 def compile_for(topology: str, attend: Callable[..., jax.Array], length: int) -> Any:
-    """Forward and backward of one call, with arrays in the layout of the model: [1, tokens, heads, head_dim]."""
+    """Compiles forward and backward of one call, with arrays in the model's layout: [1, tokens, heads, head_dim]."""
     q, k = shapes(length)
     return compile_for_chip(topology, forward_and_backward(attend), q, k, k, q)
 
 
 def attention(side: str, mask: str, length: int) -> Callable[..., jax.Array]:
-    """A side's function of q, k and v."""
+    """The attention function of one side, of q, k and v."""
     return ours(length) if side == "ours" else splash(side, mask, length)
 
 
 def shapes(length: int) -> list[jax.ShapeDtypeStruct]:
-    """Of q and of k."""
+    """The shapes of q and of k."""
     return [jax.ShapeDtypeStruct((1, 2 * length, heads, HEAD_DIM), jnp.bfloat16) for heads in (HEADS, KV_HEADS)]
 
 
 def forward_and_backward(attend: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """The output and all gradients, from q, k, v and the gradient of the output."""
+    """The output and all gradients, as a function of q, k, v and the gradient of the output."""
     def both(q: jax.Array, k: jax.Array, v: jax.Array, do: jax.Array) -> Any:
         o, pull = jax.vjp(attend, q, k, v)
         return o, pull(do)
@@ -161,13 +161,13 @@ def forward_and_backward(attend: Callable[..., jax.Array]) -> Callable[..., Any]
 
 
 def ours(length: int) -> Callable[..., jax.Array]:
-    """dlm-jax's attention."""
-    plan = prepare(BlockDiffusion(length, BLOCK), 2 * length)
+    """Our own attention."""
+    plan = make_plan(BlockDiffusion(length, BLOCK), 2 * length)
     return lambda q, k, v: attend_tpu(q, k, v, plan)
 
 
 def splash(side: str, mask: str, length: int) -> Callable[..., jax.Array]:
-    """A splash attention, under a mask that is `full`, `computed` in the kernel or `stored` tile by tile."""
+    """Splash attention under a mask that is `full`, `computed` in the kernel, or `stored` tile by tile."""
     kernels, masks = (importlib.import_module(f"{SPLASH[side]}.splash_attention_{name}") for name in ("kernel", "mask"))
     tokens = np.arange(2 * length)
     chosen = {"full": lambda: masks.FullMask((2 * length, 2 * length)), "computed": lambda: computed(masks, length),
@@ -191,14 +191,14 @@ def splash(side: str, mask: str, length: int) -> Callable[..., jax.Array]:
 
 def two_streams(length: int, q: Any, k: Any) -> Any:
     """`BlockDiffusion` as a function of two indices, in few operations: a noisy block sees itself and the clean blocks
-    before its own, a clean block itself and those before."""
+    before it, and a clean block sees itself and the clean blocks before it."""
     block_q, block_k, blocks = q // BLOCK, k // BLOCK, length // BLOCK
     end = q.__array_namespace__().where(block_q < blocks, block_q + blocks, block_q)
     return (block_q == block_k) | ((block_k >= blocks) & (block_k < end))
 
 
 def computed(masks: Any, length: int) -> Any:
-    """The two streams as a mask that splash computes in its kernels; it wants to know which masks are the same."""
+    """The two streams as a mask that splash computes in its kernels. Splash compares masks to find equal ones."""
 
     class TwoStreams(masks._ComputableMask):
         def __init__(self) -> None:
@@ -214,25 +214,26 @@ def computed(masks: Any, length: int) -> Any:
 
 
 def tilings(topology: str, lengths: list[int]) -> list[dict[str, int]]:
-    """How many tiles of 128 keys our kernels hold at once on a chip, forward and backward, for each length."""
+    """How many tiles of 128 keys our kernels hold in VMEM at once on a chip, forward and backward, per length."""
     mesh = jax.sharding.Mesh(devices(topology)[:1], ("chip",))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return [tiling(length) for length in lengths]
 
 
 def tiling(length: int) -> dict[str, int]:
-    """Read off the kernels' traces."""
+    """The same for one length, read from the traced kernels."""
     (q, k), found = shapes(length), {}
     for kernel in kernels_in(jax.make_jaxpr(forward_and_backward(ours(length)))(q, k, k, q).jaxpr):
         _, _, queries, keys = (x.aval.shape for x in kernel.params["jaxpr"].invars[:4])  # as both kernels take them
         if queries[2] * queries[3] != ROWS:
-            raise RuntimeError(f"a tile of {kernel.params['name']} is {queries[2:4]} rows, not {ROWS}: not comparable")
+            raise RuntimeError(f"a tile of {kernel.params['name']} is {queries[2:4]} rows and not {ROWS}, so it is not "
+                               "comparable")
         found[kernel.params["name"].removeprefix("attention_")] = keys[2] // 128
     return found
 
 
 def kernels_in(jaxpr: Any) -> Iterator[Any]:
-    """The Pallas kernels that a program calls."""
+    """The Pallas kernels that a program calls, in order."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
             yield equation

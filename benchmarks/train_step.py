@@ -2,11 +2,12 @@
 
     python benchmarks/train_step.py [--pairs 15]
 
-The sides run alternately, step by step; the table gives medians. They compute the same loss of the same weights, tokens
-and noise, which is checked before anything is timed. dlm-jax cuts the batch into 4 parts (`train.accumulate`), which
-changes nothing but the speed; PyTorch gets the better of 1 and 4. Run it on a quiet machine: with other work on the
-cores PyTorch's threads wait for each other, and the comparison flatters dlm-jax (`taskset -c 0` before the command
-gives one thread to each side, which bears a busy machine better). The load average is printed.
+The sides alternate step by step; the table gives medians. Both compute the same loss from the same weights, tokens and
+noise, which is checked before anything is timed. dlm-jax splits the batch into 4 micro-batches
+(`train.grad_accum_steps`), which changes only the speed; PyTorch is credited with the better of 1 and 4. Run it on a
+quiet machine: when other work shares the cores, PyTorch's threads wait for each other and the comparison flatters
+dlm-jax (prefix the command with `taskset -c 0` to give each side one thread, which is more robust on a busy machine).
+The load average is printed.
 """
 
 import argparse
@@ -26,16 +27,26 @@ import numpy as np
 import torch
 from plain_torch import Llama, Trainer
 
-from dlm_jax.attention.rules import Bidirectional
-from dlm_jax.config import CheckpointEvery, Config, Data, EvaluateEvery, Every, ModelChoice, Optimizer, Train
+from dlm_jax.attention.visibility import training_rule
+from dlm_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    LogConfig,
+    ModelSource,
+    OptimizerConfig,
+    TrainConfig,
+)
+from dlm_jax.diffusion.noise import NoisyBatch
 from dlm_jax.diffusion.recipes import Recipe, recipe
-from dlm_jax.losses import loss_sums
 from dlm_jax.models.config import ModelConfig, Rope
 from dlm_jax.models.weights import Params, init
-from dlm_jax.noise import Noised
+from dlm_jax.objective.loss import loss_sums
+from dlm_jax.segments import find_documents
 from dlm_jax.training.step import init_state, make_step
 
-BATCH, LENGTH, CUTS, RATE = 32, 128, 4, 1e-3
+BATCH, LENGTH, MICRO_BATCHES, LEARNING_RATE = 32, 128, 4, 1e-3
 LLAMA = dict(family="llama", max_length=LENGTH, rope=Rope(), norm="rms", norm_eps=1e-5, mlp="swiglu")
 SHAPES = {
     "stories260k": ModelConfig(vocab_size=513, width=64, depth=5, heads=8, kv_heads=4, head_dim=8, mlp_width=172,
@@ -49,7 +60,7 @@ RECIPES = {
 
 
 def torch_model(c: ModelConfig, params: Params) -> Llama:
-    """The PyTorch model with our weights."""
+    """The PyTorch model, filled with our weights."""
     model = Llama(c.vocab_size, c.width, c.depth, c.heads, c.kv_heads, c.head_dim, c.mlp_width)
     layers = params["layers"]
 
@@ -71,21 +82,25 @@ def torch_model(c: ModelConfig, params: Params) -> Llama:
 
 
 def check_same_loss(params: Params, c: ModelConfig, chosen: Recipe, trainer: Trainer, tokens: np.ndarray) -> None:
-    """Both sides on the same weights, tokens and noise."""
+    """Asserts that both sides compute the same loss from the same weights, tokens [b, n] and noise."""
     masked, t = trainer.noise(*tokens.shape)
     with torch.no_grad():
         theirs = trainer.loss_sum(torch.from_numpy(tokens), masked, t).item()
     everywhere = np.ones(tokens.shape, bool)
-    batch = Noised(tokens, everywhere.astype(np.int32), everywhere, masked.numpy(), t.numpy(), (masked / t).numpy(),
-                   np.zeros((len(tokens), 0), np.float32))
-    ours = jax.jit(lambda p, b: loss_sums(p, b, Bidirectional(), trainer.mask_id, chosen, c).loss)(params, batch)
+    segments = jnp.ones(tokens.shape, jnp.int32)
+    batch = NoisyBatch(tokens, segments, find_documents(tokens.shape[1], segments), everywhere, masked.numpy(),
+                       t.numpy(), (masked / t).numpy(), np.zeros((len(tokens), 0), np.float32))
+    rule = training_rule(chosen, tokens.shape[1])
+    ours = jax.jit(lambda p, b: loss_sums(p, b, rule, trainer.mask_id, chosen, c).loss)(params, batch)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
 def our_step(params: Params, c: ModelConfig, chosen: Recipe, tokens: np.ndarray) -> Callable[[], None]:
-    """Runs one step to its end."""
-    config = Config(chosen, ModelChoice("none"), Data("none", "none", LENGTH), Optimizer(RATE, "constant"),
-                    Train(1000, BATCH, CUTS), CheckpointEvery(1), Every(1), EvaluateEvery(1))
+    """A function that runs one training step on `tokens`, int [b, n], to completion."""
+    batch, length = tokens.shape
+    config = Config(chosen, ModelSource("none"), DataConfig("none", "none", length),
+                    OptimizerConfig(LEARNING_RATE, "constant"), TrainConfig(1000, batch, MICRO_BATCHES),
+                    CheckpointConfig(1), LogConfig(1), EvaluateConfig(1))
     step, state = make_step(config, c, c.vocab_size - 1), init_state(params, config, c)
     tokens, segments = jnp.asarray(tokens), jnp.ones(tokens.shape, jnp.int32)
 
@@ -98,31 +113,31 @@ def our_step(params: Params, c: ModelConfig, chosen: Recipe, tokens: np.ndarray)
 
 
 def alternate(sides: dict[str, Callable[[], None]], rounds: int, warm_up: int = 3) -> dict[str, float]:
-    """Median seconds of each side, run in turn."""
+    """Median seconds of each side; the sides take turns, and the first `warm_up` rounds are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(warm_up + rounds):
+    for i in range(warm_up + rounds):
         for name, run in sides.items():
             start = time.perf_counter()
             run()
-            if number >= warm_up:
+            if i >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def measure(c: ModelConfig, chosen: Recipe, pairs: int) -> dict[str, float]:
-    """Median seconds a step: `ours`, `torch, 1 part`, `torch, 4 parts`."""
+def measure(c: ModelConfig, chosen: Recipe, pairs: int, batch: int = BATCH, length: int = LENGTH) -> dict[str, float]:
+    """Median seconds per step of `ours`, `torch/1` and `torch/4` (PyTorch in 1 and in 4 micro-batches)."""
     params = init(c, jax.random.key(0))
-    tokens = np.random.default_rng(0).integers(0, c.vocab_size - 1, (BATCH, LENGTH))
+    tokens = np.random.default_rng(0).integers(0, c.vocab_size - 1, (batch, length))
     sides = {"ours": our_step(params, c, chosen, tokens)}
-    for cuts in (1, CUTS):
-        trainer = Trainer(torch_model(c, params), c.vocab_size - 1, chosen.block_size, RATE, cuts)
+    for micro_batches in (1, MICRO_BATCHES):
+        trainer = Trainer(torch_model(c, params), c.vocab_size - 1, chosen.block_size, LEARNING_RATE, micro_batches)
         check_same_loss(params, c, chosen, trainer, tokens)
-        sides[f"torch/{cuts}"] = lambda trainer=trainer: trainer.step(torch.from_numpy(tokens))
+        sides[f"torch/{micro_batches}"] = lambda trainer=trainer: trainer.step(torch.from_numpy(tokens))
     return alternate(sides, pairs)
 
 
 def processor() -> str:
-    """The CPU's name where the system tells it."""
+    """The name of the CPU, where the system reports it."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
         if info.exists() else []
@@ -131,20 +146,24 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=15, help="steps that are timed on each side")
-    pairs = parser.parse_args().pairs
+    parser.add_argument("--pairs", type=int, default=15, help="timed steps of each side")
+    parser.add_argument("--batch", type=int, default=BATCH, help="records per step, a multiple of 4")
+    parser.add_argument("--length", type=int, default=LENGTH, help="tokens per record, a multiple of 16")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    a = parser.parse_args()
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     print(f"{date.today()} · {processor()}, {threads} thread(s) each · Python {platform.python_version()}, "
-          f"jax {jax.__version__}, torch {torch.__version__} · fp32 · {BATCH} x {LENGTH} tokens · medians of {pairs} · "
-          f"load average before {os.getloadavg()[0]:.1f}")
+          f"jax {jax.__version__}, torch {torch.__version__} · fp32 · {a.batch} x {a.length} tokens · "
+          f"medians of {a.pairs} · load average before {os.getloadavg()[0]:.1f}")
     print(f"`{' '.join(['python', *sys.argv])}`\n")
-    print("| shape | objective | dlm-jax | PyTorch, 1 part | PyTorch, 4 parts | dlm-jax / best PyTorch |")
+    print("| shape | objective | dlm-jax | PyTorch, 1 micro-batch | PyTorch, 4 micro-batches "
+          "| dlm-jax / best PyTorch |")
     print("|---|---|---|---|---|---|")
-    for shape, c in SHAPES.items():
+    for shape in a.shapes:
         for objective, chosen in RECIPES.items():
-            ours, *theirs = measure(c, chosen, pairs).values()
+            ours, *theirs = measure(SHAPES[shape], chosen, a.pairs, a.batch, a.length).values()
             cells = [f"{1000 * s:.0f} ms" for s in (ours, *theirs)]
             print(f"| {shape} | {objective} | {' | '.join(cells)} | {ours / min(theirs):.2f} |", flush=True)
 

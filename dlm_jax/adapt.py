@@ -1,80 +1,98 @@
-"""One run from its config: open the base, give it a mask token, open the data, train."""
+"""One run from its config: load the base, give it a mask token, open the data, train."""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 
-from dlm_jax.cluster import leader_first, leads, meet
 from dlm_jax.config import Config
 from dlm_jax.convert.native import write_native
-from dlm_jax.data.source import open_source, open_training
+from dlm_jax.convert.origin import origin_of, write_origin
+from dlm_jax.data.source import load_source, load_training_data
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
-from dlm_jax.files import new_directory
+from dlm_jax.files import new_directory, write_sums
 from dlm_jax.language_model import LanguageModel
+from dlm_jax.loading import ADAPTED_BASE, load_bundle, load_tokenizer, with_mask_token
 from dlm_jax.models.bundle import Bundle
+from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.models.weights import Params
-from dlm_jax.opening import ADAPTED_BASE, open_bundle, open_tokenizer, with_mask
-from dlm_jax.training.loop import Outcome, adapted_card, train
-from dlm_jax.training.remote import mirrored
-from dlm_jax.training.workdir import claimed
+from dlm_jax.parallel.distributed import barrier, is_primary, primary_first
+from dlm_jax.runs.remote import mirrored
+from dlm_jax.runs.workdir import claimed
+from dlm_jax.training.run import Outcome, SampleTexts, adapted_spec, train
 
 
-def adapt(config: Config, workdir: str | Path, profiled: tuple[int, int] | None = None) -> Outcome:
-    """Trains what `config` describes in `workdir`, or goes on with the run that is there. profiled: the first and last
-    step of a trace that is left in `workdir/profile`.
+def adapt(config: Config, workdir: str | Path, profile_steps: tuple[int, int] | None = None) -> Outcome:
+    """Trains what `config` describes in `workdir`, or resumes the run that is there.
 
-    A run that fails before its first step leaves nothing behind. Raises `UserError` for everything in the config, the
-    model or the data that does not fit together, and for a work directory that holds something else.
+    profile_steps: the first and last step of a profile, written to `workdir/profile`. A run that fails before its first
+    step leaves nothing behind. Raises `UserError` if anything in the config, the model or the data does not fit
+    together, and if the work directory holds something else.
     """
-    with mirrored(workdir) as here:
-        return _adapt(config, here, profiled)
+    with mirrored(workdir) as local:
+        return _adapt(config, local, profile_steps)
 
 
-def _adapt(config: Config, workdir: Path, profiled: tuple[int, int] | None) -> Outcome:
-    """`adapt` in a directory of this machine."""
-    with claimed(workdir, config) if leads() else contextlib.nullcontext():
-        meet("claimed")
-        bundle = open_bundle(config.model.base)
-        tokenizer = open_tokenizer(bundle)
+def _adapt(config: Config, workdir: Path, profile_steps: tuple[int, int] | None) -> Outcome:
+    """`adapt` in a local directory."""
+    with claimed(workdir, config) if is_primary() else contextlib.nullcontext():
+        barrier("claimed")
+        base = bundle = load_bundle(config.model.base)
+        tokenizer = load_tokenizer(base)
         if config.recipe.corruption != "none":
-            bundle, tokenizer = with_mask(bundle, tokenizer, config.model.mask)
-        with leader_first("data"):
-            training = open_training(config.data.train, tokenizer, config.data.length, workdir / "data" / "train")
-            validation = open_source(config.data.validation, "validation", tokenizer, training.length,
+            bundle, tokenizer = with_mask_token(base, tokenizer, config.model.mask)
+        with primary_first("data"):
+            training = load_training_data(config.data.train, tokenizer, config.data.seq_length,
+                                          workdir / "data" / "train")
+            validation = load_source(config.data.validation, "validation", tokenizer, training.length,
                                      workdir / "data" / "validation")
-        if tokenizer is not None and leads():
-            (workdir / "tokenizer").mkdir(exist_ok=True)
-            tokenizer.save(workdir / "tokenizer")
-        if config.lora.rank and leads() and not (workdir / ADAPTED_BASE).exists():
-            with new_directory(workdir / ADAPTED_BASE) as partial:
-                write_native(partial, bundle)
-        base = Path(config.model.base)
-        card = adapted_card(bundle.card, config.recipe, base.resolve().name if base.is_dir() else config.model.base)
-        bundle = dataclasses.replace(bundle, card=card)
-        texts = _texts(config, bundle, tokenizer) if config.evaluate.texts else None
-        return train(config, bundle, training, validation, workdir, texts, profiled)
+        if is_primary():
+            _save_inputs(config, base, bundle, tokenizer, workdir)
+        del base  # it holds an embedding of its own
+        bundle = dataclasses.replace(bundle, spec=_spec(config, bundle.spec))
+        sample_texts = _sample_texts(config, bundle, tokenizer) if config.evaluate.num_samples else None
+        return train(config, bundle, training, validation, workdir, sample_texts, profile_steps)
 
 
-def _texts(config: Config, bundle: Bundle, tokenizer: Tokenizer | None) -> Callable[[Params], list[str]]:
-    """Parameters -> `evaluate.texts` unconditional samples, made by one device from a copy of them."""
+def _save_inputs(config: Config, base: Bundle, bundle: Bundle, tokenizer: Tokenizer | None, workdir: Path) -> None:
+    """Keeps what the trained weights need beside them: the tokenizer and, for adapters, `bundle`, which is the `base`
+    with its mask token, and what the base is."""
+    if tokenizer is not None:
+        (workdir / "tokenizer").mkdir(exist_ok=True)
+        tokenizer.save(workdir / "tokenizer")
+        write_sums(workdir / "tokenizer")
+    if config.lora.rank and not (workdir / ADAPTED_BASE).exists():
+        with new_directory(workdir / ADAPTED_BASE) as partial:
+            write_native(partial, bundle)
+            mask = None if config.recipe.corruption == "none" else config.model.mask
+            write_origin(partial, origin_of(base, config.model.base, mask))
+
+
+def _spec(config: Config, spec: DiffusionSpec) -> DiffusionSpec:
+    """The spec of the trained model; a base in a local directory is named by the directory's last part."""
+    base = Path(config.model.base)
+    return adapted_spec(spec, config.recipe, base.resolve().name if base.is_dir() else config.model.base)
+
+
+def _sample_texts(config: Config, bundle: Bundle, tokenizer: Tokenizer | None) -> SampleTexts:
+    """A function from parameters to `evaluate.num_samples` unconditional samples, drawn on one device from a copy."""
     if jax.process_count() > 1:
-        raise UserError("evaluate.texts needs all parameters in one process; set it to 0 and sample from checkpoints")
+        raise UserError("evaluate.num_samples needs all parameters in one process; set it to 0 and sample from "
+                        "checkpoints")
     if tokenizer is None or config.recipe.corruption == "none":
-        raise UserError("evaluate.texts needs a tokenizer and a recipe with corruption; set it to 0")
+        raise UserError("evaluate.num_samples needs a tokenizer and a recipe with corruption; set it to 0")
 
     def sample(params: Params) -> list[str]:
-        lm = LanguageModel(bundle.config, params, bundle.card, tokenizer)
-        drawn = lm.sample([""] * config.evaluate.texts, max_tokens=min(64, bundle.config.max_length // 2),
-                          temperature=1.0)
-        return [each.text for each in drawn]
+        lm = LanguageModel(bundle.config, params, bundle.spec, tokenizer)
+        samples = lm.sample([""] * config.evaluate.num_samples, max_tokens=min(64, bundle.config.max_length // 2),
+                            temperature=1.0)
+        return [each.text for each in samples]
 
-    def texts(params: Params) -> list[str]:
-        with ThreadPoolExecutor(1) as another:  # a thread of its own knows nothing of the mesh
-            return another.submit(sample, jax.device_get(params)).result()
+    def sample_outside_the_mesh(params: Params) -> list[str]:
+        with ThreadPoolExecutor(1) as other_thread:  # the mesh is set for this thread only
+            return other_thread.submit(sample, jax.device_get(params)).result()
 
-    return texts
+    return sample_outside_the_mesh

@@ -1,12 +1,20 @@
-"""The one exception that means "the input is at fault, and here is how to mend it"."""
+"""The exceptions that are part of the interface, and how text in them is made safe to show."""
 
 
 class UserError(Exception):
-    """A mistake in the input. Its text is one sentence: the cause, then the mend.
+    """A mistake that the user can fix. The message is one sentence: the cause, then the fix.
 
-    The command line prints it on stderr and exits with code 2; the library raises it as it is.
+    The command line prints it on stderr and exits with code 2; the library raises it unchanged.
     """
 
 
 class Stopped(Exception):
-    """A run that was asked to end, by SIGTERM, and has saved its state."""
+    """A run that SIGTERM asked to end, and that has saved its state."""
+
+
+def printable(text: str) -> str:
+    r"""The text with unprintable characters spelled out, such as `\n` or `\x1b`, which begins a terminal's commands.
+
+    Names in the files of a model may be a stranger's.
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

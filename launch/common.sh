@@ -1,19 +1,19 @@
 # shellcheck shell=bash
-# What the launch scripts share: reading flags, refusing them, quoting, and --dry-run. Sourced, not run.
+# Helpers shared by the launch scripts: flag parsing, error messages, quoting, and --dry-run. Sourced, not run.
 
 script=${script:-$(basename "$0")}
 config='' workdir='' dry_run=''
-train=()  # the command that trains, once `parse` has run
-exec 3>&1  # --dry-run prints here, also from inside $(...)
+train=()  # the training command; set by `parse`
+exec 3>&1  # --dry-run prints here, even from inside $(...)
 
 refuse() { echo "$script: $*" >&2; exit 2; }
 fail() { echo "$script: $*" >&2; exit 1; }
 note() { echo "$script: $*" >&2; }
 
-# The comment at the head of the script, up to the first line that is none.
+# Prints the comment block at the top of the script.
 show_help() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; }
 
-# One line that any POSIX shell reads as exactly these arguments.
+# Quotes the arguments into one line that any POSIX shell parses back into exactly these arguments.
 quoted() {
     local word line='' inside="'\\''"
     for word in "$@"; do
@@ -25,25 +25,25 @@ quoted() {
     printf '%s' "${line# }"
 }
 
-# Runs a command, or with --dry-run prints it.
+# Runs a command; with --dry-run, prints it instead.
 run() {
     if [ -n "$dry_run" ]; then { quoted "$@"; echo; } >&3; else "$@"; fi
 }
 
-# The same for the last command of a script, which it becomes: signals then reach it with nobody in between.
+# Like `run`, for the last command of a script: replaces the shell, so signals reach the command directly.
 become() {
     if [ -n "$dry_run" ]; then run "$@"; else exec "$@"; fi
 }
 
-# parse "VALUES" "SWITCHES" ARGUMENT...: --one-flag VALUE sets the variable one_flag, and a switch sets its own to 1.
-# Both are set in the script that calls, so no flag may be called like a local variable here.
+# parse "VALUES" "SWITCHES" ARGUMENT...: --one-flag VALUE sets the variable one_flag; a switch sets its variable to 1.
+# The variables belong to the calling script, so no flag may share the name of a local variable below.
 parse() {
-    local values=" config workdir $1 " switches=" dry-run $2 " flag given overrides=()
+    local values=" config workdir $1 " switches=" dry-run $2 " flag split overrides=()
     shift 2
     while [ $# -gt 0 ]; do
         case $1 in
             --) shift; overrides=("$@"); break ;;
-            --*=*) given=${1%%=*}; [[ $values != *" ${given#--} "* ]] || set -- "$given" "${1#*=}" "${@:2}" ;;
+            --*=*) split=${1%%=*}; [[ $values != *" ${split#--} "* ]] || set -- "$split" "${1#*=}" "${@:2}" ;;
         esac
         flag=${1#--}
         if [ "$1" = --help ]; then show_help; exit 0
@@ -59,12 +59,12 @@ parse() {
 
 unknown() {
     case $1 in
-        --config.*) refuse "$1 is for dlm train; write it behind --, as in: -- $1" ;;
-        *) refuse "unknown argument '$1'; --help shows what there is" ;;
+        --config.*) refuse "$1 is an override for dlm train; put it after --, as in: -- $1" ;;
+        *) refuse "unknown argument '$1'; --help lists the arguments" ;;
     esac
 }
 
-# need FLAG...: these must have been given.
+# need FLAG...: exits with an error if one of these flags is missing.
 need() {
     local flag variable
     for flag in "$@"; do
@@ -73,7 +73,7 @@ need() {
     done
 }
 
-# The generation of a TPU type such as v5litepod-16, as flags.sh names it; empty if it is none.
+# The generation of a TPU type such as v5litepod-16, as named in flags.sh; empty for an unknown type.
 generation_of() {
     case $1 in
         v4-*) echo v4 ;;
@@ -84,5 +84,5 @@ generation_of() {
     esac
 }
 
-# Google's interfaces call v5e `v5litepod`.
+# Google's APIs call v5e `v5litepod`.
 accelerator_of() { echo "${1/#v5e-/v5litepod-}"; }

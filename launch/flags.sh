@@ -1,30 +1,30 @@
 # shellcheck shell=bash
-# Compiler flags per accelerator generation, as a table. Sourced by the launch scripts:
+# Compiler flags for each accelerator generation. Sourced by the launch scripts:
 #
-#     flags_for v5p                     prints the flags of a generation
-#     flag_environment v5p              sets `environment` to what `env` takes: LIBTPU_INIT_ARGS=... or XLA_FLAGS=...
+#     flags_for v5p                     prints the flags of that generation
+#     flag_environment v5p              sets `environment` to arguments for `env`: LIBTPU_INIT_ARGS=... or XLA_FLAGS=...
 #
-# TPU flags go into LIBTPU_INIT_ARGS: libtpu has a compiler of its own, which does not read XLA_FLAGS and ends the
-# process at a name that it does not know. A flag stands here when a public source has it for training transformers;
-# what it gives this library has not been measured. What the caller has set already is kept, behind ours.
+# TPU flags go into LIBTPU_INIT_ARGS: libtpu has its own compiler, which does not read XLA_FLAGS and aborts the process
+# on an unknown flag. A flag is listed when a public source recommends it for training transformers; its effect on this
+# library has not been measured. Flags already set by the caller are kept and come after ours.
 #
 # Sources: [jax] jax-ml/jax, docs/xla_flags.md, table of TPU flags; [maxtext] AI-Hypercomputer/maxtext,
 # benchmarks/xla_flags_library.py; [trillium] gclouduniverse/reproducibility, Training/TPU-Trillium; [nvidia] NVIDIA
 # JAX-Toolbox, "Environment Variables" and "Tips for High-Performance LLMs with JAX and XLA".
 
-# Collectives run piecewise inside the products scheduled around them, on the tensor core: with parameters sharded, the
-# all-gather of the next layer hides behind this one. [jax; maxtext: CF_FOR_ALL_GATHER; trillium]
+# Collectives are split into pieces and fused with the matrix products around them, on the tensor core: with sharded
+# parameters, the all-gather of the next layer overlaps with this one. [jax; maxtext: CF_FOR_ALL_GATHER; trillium]
 fused_collectives=(
-    --xla_enable_async_all_gather=true                             # an all-gather may start early and end late
-    --xla_tpu_enable_async_collective_fusion=true                    # the pass that fuses compute in between
+    --xla_enable_async_all_gather=true                             # an all-gather may start early and finish late
+    --xla_tpu_enable_async_collective_fusion=true                    # the compiler pass that does the fusing
     --xla_tpu_enable_async_collective_fusion_multiple_steps=true     # one collective across several fusions
-    --xla_tpu_overlap_compute_collective_tc=true                     # also on chips with a single tensor core
+    --xla_tpu_overlap_compute_collective_tc=true                     # on chips with a single tensor core too
 )
-# The same for all-gathers: on v5e alone, since libtpu 0.0.50 ends a program elsewhere ("incorrect results, hang").
+# The same for all-gathers, on v5e only: elsewhere libtpu 0.0.50 aborts the program ("incorrect results, hang").
 fused_all_gathers=(--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true)
 
-# v5p and tpu7x have sparse cores that run collectives by themselves while the tensor core multiplies; fusing those into
-# the tensor core's work would take them away again, so that is off. [maxtext: ENABLE_SPAR(S)ECORE_OFFLOADING_*]
+# v5p and tpu7x have sparse cores, which run collectives on their own while the tensor core multiplies. Fusing the
+# collectives into the tensor core's work would undo that, so fusion is off. [maxtext: ENABLE_SPAR(S)ECORE_OFFLOADING_*]
 sparse_core_collectives=(
     --xla_tpu_enable_sparse_core_collective_offload_all_gather=true
     --xla_tpu_enable_sparse_core_collective_offload_reduce_scatter=true
@@ -32,24 +32,24 @@ sparse_core_collectives=(
     --xla_tpu_enable_async_collective_fusion_fuse_all_gather=false
     --xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter=false
     --xla_tpu_enable_async_collective_fusion_fuse_all_reduce=false
-    --xla_tpu_use_tc_device_shape_on_sc=true       # this and what follows: how the work is laid out there
+    --xla_tpu_use_tc_device_shape_on_sc=true       # this and the next three: layout of the work there
     --xla_sc_disable_megacore_partitioning=true
     --xla_sc_enable_instruction_fusion=false
     --xla_sc_disjoint_spmem=false
 )
 
-# Between slices, over the data center's network: gradients of one layer travel while the next is computed. With one
-# slice there is nothing for it to do. [jax; maxtext: DATA_PARALLEL_OVERLAP]
+# Between slices, over the data center network: gradients of one layer are sent while the next is computed. No effect
+# with a single slice. [jax; maxtext: DATA_PARALLEL_OVERLAP]
 between_slices=(
     --xla_tpu_enable_data_parallel_all_reduce_opt=true
     --xla_tpu_data_parallel_opt_different_sized_ops=true
 )
 
-# 96 of the 128 MiB of VMEM for a fusion's own tiles, which makes them larger. Kernels ask for their VMEM themselves.
+# 96 of the 128 MiB of VMEM for the tiles of fusions, which makes them larger. Kernels request their own VMEM.
 # [trillium; maxtext: DENSE_VMEM_LIMIT]
 large_tiles=(--xla_tpu_scoped_vmem_limit_kib=98304)
 
-# Communication is moved away from where it would be waited for. [nvidia: set in their JAX images]
+# Schedules communication early enough that nothing waits for it. [nvidia: set in their JAX images]
 gpu_overlap=(--xla_gpu_enable_latency_hiding_scheduler=true)
 
 flags_for() {
@@ -59,17 +59,17 @@ flags_for() {
         v5p | tpu7x) echo "${sparse_core_collectives[*]} ${between_slices[*]}" ;;
         v6e) echo "${fused_collectives[*]} ${between_slices[*]} ${large_tiles[*]}" ;;
         gpu) echo "${gpu_overlap[*]}" ;;
-        *) echo "flags.sh: no flags for '$1'; the table has v4, v5e, v5p, v6e, tpu7x and gpu" >&2; return 2 ;;
+        *) echo "flags.sh: no flags for '$1'; choose v4, v5e, v5p, v6e, tpu7x or gpu" >&2; return 2 ;;
     esac
 }
 
-# shellcheck disable=SC2034 # `environment` is for the caller
+# shellcheck disable=SC2034 # `environment` is read by the caller
 flag_environment() {
     local flags
     flags=$(flags_for "$1") || return
     if [ "$1" = gpu ]; then
         environment=("XLA_FLAGS=$flags${XLA_FLAGS:+ $XLA_FLAGS}"
-            # XLA takes this share of the GPU's memory at the start, instead of three quarters. [nvidia]
+            # XLA preallocates this fraction of GPU memory instead of three quarters. [nvidia]
             "XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}")
     else
         environment=("LIBTPU_INIT_ARGS=$flags${LIBTPU_INIT_ARGS:+ $LIBTPU_INIT_ARGS}")

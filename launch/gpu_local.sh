@@ -3,11 +3,11 @@
 #
 #   launch/gpu_local.sh --config FILE --workdir DIR [--gpus 0,1] [--dry-run] [-- --config.train.steps=10 ...]
 #
-#   --gpus LIST   numbers of the GPUs to use; without it, all
-#   --dry-run     prints the command and runs nothing
+#   --gpus LIST   indices of the GPUs to use (default: all)
+#   --dry-run     print the command without running it
 #
-# `dlm` must be on PATH: pip install 'dlm-jax[gpu]'. Given again, the command goes on where the run stopped. Compiled
-# programs are kept in $JAX_COMPILATION_CACHE_DIR, by default beside the work directory.
+# `dlm` must be on PATH: pip install 'dlm-jax[gpu]'. Rerun the command to resume an interrupted run. Compiled programs
+# are cached in $JAX_COMPILATION_CACHE_DIR, by default next to the work directory.
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -20,6 +20,6 @@ gpus=''
 parse "gpus" "" "$@"
 flag_environment gpu
 [ -z "$gpus" ] || environment+=("CUDA_VISIBLE_DEVICES=$gpus")
-# One process drives all GPUs of a host: no coordinator, and one copy of the data pipeline.
+# A single process drives all GPUs of the host: no coordinator, and only one copy of the data pipeline.
 become env "${environment[@]}" "JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${workdir%/}.compiled}" \
     "${train[@]}"

@@ -1,13 +1,14 @@
-"""Runs `dlm train`, or any command, in several processes on this machine that work as one, each with fake CPU devices.
+"""Runs `dlm train`, or any command, as one distributed program of local processes, each with fake CPU devices.
 
     python launch/local_processes.py --processes 2 --devices-per-process 4 --config FILE --workdir DIR
         [--grace SECONDS] [--dry-run] [-- --config.train.steps=10 ...]
     python launch/local_processes.py --processes 2 -- python my_program.py
 
-For trying at home, and for testing, what runs on a pod. Each process finds in its environment DLM_COORDINATOR
-(127.0.0.1 and a free port), DLM_PROCESSES (how many) and DLM_PROCESS (which). Output comes line by line behind the
-number of its process. The first process that fails ends the others (SIGTERM, and after --grace seconds, 10, SIGKILL)
-and its exit code is the exit code here. SIGINT and SIGTERM are handed on to all.
+Use it to try out or test at home what will run on a pod. Each process gets the environment variables DLM_COORDINATOR
+(127.0.0.1 and a free port), DLM_PROCESSES (how many there are) and DLM_PROCESS (its index). Every line of output is
+prefixed with the index of its process. When a process fails, the others get SIGTERM and, after --grace seconds
+(default: 10), SIGKILL; the exit code is that of the process that failed first. SIGINT and SIGTERM are forwarded to all
+processes.
 """
 
 import argparse
@@ -24,21 +25,21 @@ from typing import NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses in one sentence."""
+    """Reports an error in one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"local_processes.py: {message}; --help shows what there is\n")
+        self.exit(2, f"local_processes.py: {message}; --help lists the arguments\n")
 
 
 def positive(text: str) -> int:
-    """A number from 1."""
+    """Parses an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
+        raise argparse.ArgumentTypeError(f"'{text}' is not an integer of at least 1")
     return int(text)
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags, and the command that each process runs."""
+    """The parsed flags, and the command that each process runs."""
     split = argv.index("--") if "--" in argv else len(argv)
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS,
                     allow_abbrev=False)
@@ -51,50 +52,53 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     a = parser.parse_args(argv[:split])
     rest = argv[split + 1:]
     if (a.config is None) != (a.workdir is None):
-        parser.error("--config and --workdir belong together")
+        parser.error("--config and --workdir must be given together")
     if a.config is None and not rest:
-        parser.error("there is nothing to run: give --config and --workdir, or a command behind --")
-    train = [sys.executable, "-m", "dlm_jax.cli", "train", "--config", a.config, "--workdir", a.workdir]
+        parser.error("nothing to run: give --config and --workdir, or a command after --")
+    train = [sys.executable, "-m", "dlm_jax", "train", "--config", a.config, "--workdir", a.workdir]
     return a, rest if a.config is None else train + rest
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
+    """A loopback port that is currently free."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 
 def variables(process: int, processes: int, devices: int, port: int) -> dict[str, str]:
-    """What the environment of a process has beyond this one's."""
+    """The environment variables of a process, on top of those of this script."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     return {"DLM_COORDINATOR": f"127.0.0.1:{port}", "DLM_PROCESSES": str(processes), "DLM_PROCESS": str(process),
             "XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
 
 
 def show(process: int, output) -> None:
-    """Passes lines on, each behind the number of its process and in one piece."""
+    """Copies lines to stdout, each in one write and prefixed with the index of its process."""
     for line in output:
         sys.stdout.buffer.write(b"[%d] %s\n" % (process, line.rstrip(b"\n")))
         sys.stdout.buffer.flush()
 
 
 def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
-    """A process in a group of its own: a signal also reaches what it has started, and Ctrl-C only comes through us."""
+    """A process in its own process group: signals also reach its children, and Ctrl-C reaches it only through us."""
     return subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def send(running: list[subprocess.Popen], number: int) -> None:
-    """Sends a signal to the groups of those that have not ended."""
+    """Sends a signal to the process groups of the children that are still running."""
     for child in running:
         if child.poll() is None:
-            with contextlib.suppress(ProcessLookupError):  # it has ended since
+            with contextlib.suppress(ProcessLookupError):  # it has exited in the meantime
                 os.killpg(child.pid, number)
 
 
 def wait(running: list[subprocess.Popen], grace: float) -> int:
-    """Waits for all. When one has failed, ends the others; returns the exit code of that one, as a shell counts."""
+    """Waits for all children and terminates the rest once one fails.
+
+    Returns the exit code of the first to fail, or 0; a signal n counts as 128 + n, as in a shell.
+    """
     code, kill_at = 0, float("inf")
     while None in (codes := [child.poll() for child in running]):
         failed = [c for c in codes if c]
@@ -128,10 +132,10 @@ def main() -> int:
             reader.start()
         code = wait(running, a.grace)
         for reader in readers:
-            reader.join(timeout=2)  # what a grandchild holds open is not waited for
+            reader.join(timeout=2)  # a grandchild may keep the pipe open; do not wait for it
         return code
     except OSError as error:
-        reason = f"{command[0]} cannot be run: {error.strerror}; mend the command behind --"
+        reason = f"{command[0]} cannot be run: {error.strerror}; fix the command after --"
         print(f"local_processes.py: {reason}", file=sys.stderr)
         return 2
     finally:

@@ -1,12 +1,12 @@
 # shellcheck shell=bash disable=SC2154 # tpu_vm.sh has set name, zone, type and version
-# The machines of tpu_vm.sh: whether they stand, creating and deleting them. Sourced by it, after it has read its flags;
-# answers are in `state` and `fresh`.
+# The TPU VMs of tpu_vm.sh: queries, creates and deletes them. Sourced by tpu_vm.sh after it has parsed its flags;
+# results are left in `state` and `fresh`.
 
 vm=(gcloud compute tpus tpu-vm) queue=(gcloud compute tpus queued-resources)
 where=(--zone "$zone")
-pause=${LAUNCH_PAUSE:-30}  # seconds between two questions
+pause=${LAUNCH_PAUSE:-30}  # seconds between two queries
 
-# describe FIELD COMMAND...: sets `state`; NONE if there is no such thing, UNKNOWN if Google does not answer.
+# describe FIELD COMMAND...: sets `state`; NONE if the resource does not exist, UNKNOWN if gcloud cannot tell.
 dry_state=NONE
 describe() {
     local field=$1 errors
@@ -42,8 +42,8 @@ delete() {
 
 ask() { if [ -n "$queued" ]; then describe state.state "${queue[@]}"; else describe state "${vm[@]}"; fi; }
 
-# Waits until the machines stand; `fresh` if they were made just now. What is left of machines that were taken away is
-# deleted. With `again` they were there before, so that a request only fails for want of capacity, and is repeated.
+# Waits until the machines are up; sets `fresh` if they were just created. Deletes what a preemption has left behind.
+# With `again`, the machines existed before, so a failed request only means a lack of capacity and is retried.
 ensure() {
     fresh=''
     while true; do
@@ -52,27 +52,27 @@ ensure() {
             READY | ACTIVE) return ;;
             PREEMPTED | TERMINATED | SUSPENDED) delete ;;
             FAILED)
-                [ -z "$fresh" ] || [ -n "$again" ] || fail "the queue refused $name; its 'describe' says why"
+                [ -z "$fresh" ] || [ -n "$again" ] || fail "the queue rejected $name; run 'describe' on it to see why"
                 delete ;;
             NONE)
                 fresh=1
                 if create; then :
                 elif [ -n "$again" ]; then sleep "$pause"
-                else fail "$name could not be created, as gcloud says above; mend that, or queue with --queued"; fi ;;
+                else fail "$name could not be created; fix what gcloud reports above, or queue with --queued"; fi ;;
             CREATING | STARTING | RESTARTING | REPAIRING | STOPPING | DELETING | SUSPENDING | \
                 ACCEPTED | WAITING_FOR_RESOURCES | PROVISIONING)
                 note "$name: $state"
                 sleep "$pause" ;;
             UNKNOWN)
-                [ -n "$again" ] || fail "gcloud does not say whether $name exists; mend what it says above"
+                [ -n "$again" ] || fail "gcloud cannot tell whether $name exists; fix what it reports above"
                 sleep "$pause" ;;
-            *) fail "$name is $state; start or delete it" ;;
+            *) fail "$name is in state $state; start or delete it" ;;
         esac
     done
 }
 
-# Whether the machines were taken away. Google says so a little later than the programs on them feel it.
-taken_away() {
+# Whether the machines were preempted. Google reports it a little after the programs on them notice.
+preempted() {
     sleep "$pause"
     describe state "${vm[@]}"
     [ "$state" != READY ] && [ "$state" != UNKNOWN ]

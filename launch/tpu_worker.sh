@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# What tpu_vm.sh calls on the workers of a TPU VM, from the tree that it has shipped there.
+# Runs on the workers of a TPU VM; tpu_vm.sh calls it in the tree it has shipped there.
 #
-#   tpu_worker.sh install                     dlm-jax and jax for TPUs into ~/dlm-venv
-#   tpu_worker.sh start GENERATION COMMAND... begins COMMAND with the flags of flags.sh and returns at once
-#   tpu_worker.sh follow                      shows its log from the beginning, until it ends
-#   tpu_worker.sh status                      prints `running`, its exit code, or `gone` (the machine was started anew)
+#   tpu_worker.sh install                     installs dlm-jax and jax for TPUs into ~/dlm-venv
+#   tpu_worker.sh start GENERATION COMMAND... starts COMMAND with the flags of flags.sh and returns at once
+#   tpu_worker.sh follow                      prints its log from the beginning until it exits
+#   tpu_worker.sh status                      prints `running`, its exit code, or `gone` (the machine was recreated)
 
 set -eu
 tree=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 state=$HOME/dlm-run venv=$HOME/dlm-venv
 
-# The newest suitable Python of the image; images still on Python 3.10 get one from uv, without root.
+# Uses the newest supported Python of the image; images still on Python 3.10 get one from uv, without root.
 make_venv() {
     local version
     for version in 3.13 3.12 3.11; do
@@ -25,11 +25,11 @@ install() {
     "$venv/bin/pip" install --quiet -e "${tree}[tpu]"
 }
 
-# Asks for the whole group: a program that saves its state on SIGTERM lives longer than the shell that began it.
+# Checks the whole process group: a program that saves its state on SIGTERM outlives the shell that started it.
 alive() { [ -e "$state/pid" ] && kill -0 -- "-$(cat "$state/pid")" 2>/dev/null; }
 
-# A run of its own session outlives the ssh that began it. One that still runs here has lost its other workers, and TPUs
-# serve one process at a time, so it is ended first.
+# In a session of its own, the run outlives the ssh connection that started it. A run still alive here has lost its
+# other workers, and a TPU serves one process at a time, so it is terminated first.
 start() {
     if alive; then
         kill -TERM -- "-$(cat "$state/pid")" || true

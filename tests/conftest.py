@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Settings and fixtures shared by all tests."""
 
 import gc
 import os
@@ -6,6 +6,8 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ["DLM_JAX_CHECK_SHAPES"] = "1"  # before dlm_jax is imported: see dlm_jax/typing.py
 
 import jax
 import numpy as np
@@ -15,25 +17,25 @@ from jax.experimental.compilation_cache import compilation_cache
 from dlm_jax.models.config import ModelConfig, Rope
 from dlm_jax.models.weights import Params, map_table
 
-# What makes XLA compile quickly for a CPU: few of LLVM's passes, no fusions by way of MLIR, a program in one piece.
-QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-           "XLA_FLAGS": "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters "
-                        "--xla_cpu_parallel_codegen_split_count=1"}
+# Fast XLA compilation for a CPU: few LLVM passes, no MLIR fusion emitters, one module per program.
+COMPILE_FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                "XLA_FLAGS": "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters "
+                             "--xla_cpu_parallel_codegen_split_count=1"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Most of the time of the tests goes into compiling little programs that run once, here and in processes: QUICKLY
-    it is two thirds less. Looking for garbage among what tracing makes less often saves a tenth. Processes can be
-    interrupted also where a shell's background cannot."""
+    """The tests spend most of their time compiling small programs that run once, here and in subprocesses; COMPILE_FAST
+    saves two thirds of that. Collecting garbage less often, since tracing allocates a lot, saves another tenth. SIGINT
+    is restored because shells ignore it in background jobs."""
     gc.set_threshold(100_000, 50, 50)
-    os.environ |= QUICKLY
+    os.environ |= COMPILE_FAST
     jax.config.update("jax_disable_most_optimizations", True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
 def optimized() -> Iterator[None]:
-    """In a module that asks what the compiler makes of a program, or that computes long, LLVM does all it can."""
+    """Full optimization, for modules that inspect compiled programs or compute for long."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
         jax.config.update("jax_disable_most_optimizations", False)
@@ -42,14 +44,27 @@ def optimized() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The tests of `make kernels` run where they are asked for."""
+    """The tests of `make kernels` run only when selected by their marker."""
     if config.getoption("markexpr") != "kernels":
         items[:] = [item for item in items if "kernels" not in item.keywords]
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Exempts what the imports allocated from garbage collection, which then stays fast."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Drops compiled programs after each module: modules share few of them, and together they take gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data beside the repository; a test that needs it is skipped where it is absent."""
+    """The folder of real data beside the repository; tests that need it are skipped where it is missing."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"needs the real data of {folder}")
@@ -67,9 +82,9 @@ FAMILIES = {
 
 @pytest.fixture(scope="session")
 def random_model() -> Callable[..., tuple[ModelConfig, Params]]:
-    """Makes (config, parameters) of a tiny model of a family; fields of the config can be changed.
+    """Makes (config, params) of a tiny model of a family; keyword arguments replace fields of the config.
 
-    Nothing in the parameters is left at zero or one, so that a place that is read wrongly shows.
+    No parameter is left at zero or one, so that reading the wrong one shows.
     """
     def make(family: str = "qwen2", seed: int = 0, **changes: Any) -> tuple[ModelConfig, Params]:
         fields = {"vocab_size": 31, "width": 16, "depth": 2, "heads": 4, "kv_heads": 2, "head_dim": 6, "mlp_width": 20,
@@ -87,7 +102,7 @@ WORDS = "the of cat dog sat ran on under a mat hill and then it was all quiet ag
 
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text file of 60 little documents."""
+    """A text file of 60 short documents."""
     random = np.random.default_rng(0)
     documents = [" ".join(random.choice(WORDS, 25)) + ".\n" for _ in range(60)]
     file = tmp_path_factory.mktemp("texts") / "texts.txt"
@@ -97,12 +112,12 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory, random_model: Callable, texts: Path) -> Path:
-    """A Hugging Face directory: a random tiny LLaMA of context 64 with a byte-level tokenizer made for `texts`."""
+    """A Hugging Face directory: a tiny random LLaMA of context 64 with a byte-level tokenizer trained on `texts`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from dlm_jax.convert.hf_export import write_hf
     from dlm_jax.models.bundle import Bundle
-    from dlm_jax.models.card import Card
+    from dlm_jax.models.diffusion_spec import DiffusionSpec
     directory = tmp_path_factory.mktemp("base")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -114,13 +129,13 @@ def base(tmp_path_factory: pytest.TempPathFactory, random_model: Callable, texts
     (directory / "tokenizer_config.json").write_text(
         '{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}')
     config, params = random_model("llama", vocab_size=tokenizer.get_vocab_size())
-    write_hf(directory, Bundle(config, params, Card(bos_token_id=0, eos_token_id=1)))
+    write_hf(directory, Bundle(config, params, DiffusionSpec(bos_token_id=0, eos_token_id=1)))
     return directory
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory, base: Path, texts: Path) -> Path:
-    """`texts` as records of 16 tokens of the tokenizer of `base`."""
+    """`texts` as records of 16 tokens, tokenized as `base` does."""
     from dlm_jax.data.prepare import prepare
     from dlm_jax.data.text import read_documents
     from dlm_jax.data.tokenizer import Tokenizer
@@ -131,10 +146,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, base: Path, texts: Path) 
 
 @pytest.fixture(scope="session")
 def tiny_run(base: Path, prepared: Path) -> list[str]:
-    """What overrides `configs/tiny.py` to a run of 30 steps from `base` that takes seconds."""
+    """Overrides that make `configs/tiny.py` a run of 30 steps from `base`, which takes seconds."""
     return [f"model.base={base}", f"data.train={prepared}", f"data.validation={prepared}", "data.validation_records=8",
-            "train.steps=30", "train.batch=4", "optimizer.warmup=2", "recipe.anneal_steps=8", "log.every=1",
-            "checkpoint.every=5", "evaluate.every=15", "evaluate.samples=1"]
+            "train.steps=30", "train.global_batch_size=4", "optimizer.warmup_steps=2", "recipe.anneal_steps=8",
+            "log.every=1", "checkpoint.every=5", "evaluate.every=15", "evaluate.mc_samples=1"]
 
 
 @pytest.fixture(scope="session")
@@ -145,13 +160,13 @@ def tiny_config() -> Path:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where processes share what they compile."""
+    """A compilation cache that processes share."""
     return tmp_path_factory.mktemp("compiled")
 
 
 @pytest.fixture(scope="module")
 def compiled_once(compiled: Path) -> Iterator[None]:
-    """In a module that runs the same little program many times, here and in processes, it is compiled once."""
+    """Uses that cache, for modules that run the same small program many times, here and in subprocesses."""
     settings = {"jax_compilation_cache_dir": str(compiled), "jax_persistent_cache_min_compile_time_secs": 0}
     before = {name: getattr(jax.config, name) for name in settings}
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The configs that are shipped: each loads, and says what it said when it was last looked at."""
+"""The configs that are shipped: each resolves to the values in its golden file."""
 
 import json
 from pathlib import Path
@@ -13,17 +13,17 @@ GOLDEN = Path(__file__).parent / "golden_configs"
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_a_config_says_what_it_said(file):
-    """After a change on purpose: python tests/test_configs.py"""
+def test_a_config_resolves_to_its_golden_values(file):
+    """To update them on purpose: python tests/test_configs.py"""
     assert json.loads(to_json(load_config(file))) == json.loads((GOLDEN / f"{file.stem}.json").read_text())
 
 
-def test_every_dump_is_of_a_config():
+def test_every_golden_file_belongs_to_a_config():
     assert {file.stem for file in GOLDEN.glob("*.json")} == {file.stem for file in CONFIGS}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_a_config_tells_how_it_is_run(file):
+def test_a_config_states_how_it_is_run(file):
     assert f"configs/{file.name}" in file.read_text() or "launch/" in file.read_text()
 
 

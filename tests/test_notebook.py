@@ -1,6 +1,6 @@
-"""The notebook runs from top to bottom, and what it tells is true.
+"""The notebook runs from top to bottom, and adaptation does what it says.
 
-    python tests/test_notebook.py      runs it and saves it with fresh outputs
+    python tests/test_notebook.py      runs the notebook and saves it with fresh outputs
 """
 
 import os
@@ -22,7 +22,7 @@ SECONDS = 120  # on two idle cores
 
 
 class ThisPython(AsyncKernelManager):
-    """Kernels of the running interpreter, whatever kernelspecs are installed."""
+    """Starts kernels with the running interpreter, regardless of installed kernelspecs."""
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -31,17 +31,20 @@ class ThisPython(AsyncKernelManager):
 
 
 def execute(notebook: NotebookNode, directory: str | Path) -> None:
-    """Runs every cell in `directory`, on the CPU; the outputs go into `notebook`. Raises at the first error."""
+    """Runs every cell on the CPU with `directory` as the working directory; fills in the outputs of `notebook`.
+
+    Raises at the first error.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         changes = {"JAX_PLATFORMS": "cpu", "TMPDIR": scratch,
-                   "PYTHONWARNINGS": "ignore:IProgress not found"}  # tqdm, where there are no widgets
+                   "PYTHONWARNINGS": "ignore:IProgress not found"}  # tqdm warns without widgets
         client = NotebookClient(notebook, kernel_manager_class=ThisPython, timeout=5 * SECONDS, record_timing=False,
                                 resources={"metadata": {"path": str(directory)}})
         client.execute(env=os.environ | changes)
 
 
 def texts(notebook: NotebookNode, stream: str) -> list[str]:
-    """What the cells printed on 'stdout' or 'stderr'."""
+    """The text that cells printed to 'stdout' or 'stderr'."""
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     return [output.text for output in outputs if output.output_type == "stream" and output.name == stream]
 

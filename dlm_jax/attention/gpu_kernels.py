@@ -1,17 +1,29 @@
 """Mosaic GPU kernels for Hopper (sm_90a): the forward pass, and the two halves of the backward pass.
 
-A block of threads is two warpgroups that compute, each 64 rows of a tile of 128, and one that loads: it follows the
-block's list of visits (`dlm_jax.attention.gpu.visits`) and keeps STAGES of them in shared memory ahead of the others.
-Copies go through the bulk tensor engine and complete on a barrier; products of matrices are `wgmma`, their sums in
-registers.
+A block of threads is two warpgroups that compute, each on 64 rows of a tile of 128, and one that loads: it follows the
+block's list of visits (`dlm_jax.attention.gpu.pack_visits`) and stays up to STAGES of them ahead of the others, in
+shared memory. Copies go through the tensor memory accelerator and complete on a barrier. Matrix products are `wgmma`,
+accumulated in registers.
 
 Letters: S = scale q kᵀ, P = softmax(S), O = P v; D = rowsum(O dO); dP = dO vᵀ, dS = P (dP - D), dV = Pᵀ dO,
 dQ = scale dS k, dK = scale dSᵀ q (FlashAttention-2, arXiv 2307.08691; the two warpgroups taking turns on the tensor
-cores is FlashAttention-3, arXiv 2407.08608). Exponents are of base 2: `fold` is scale log2(e).
+cores is FlashAttention-3, arXiv 2407.08608). m_i, l_i, alpha and acc as in FlashAttention. Exponents are in base 2:
+`fold` is scale log2(e).
+
+Arguments that all kernels share, in device memory: q [batch, Q, heads, d]; k, v [batch, K, kv_heads, d]; rows int32
+[batch or 1, channels, Q], the channels of `gpu.row_channels`; work int32 [batch or 1, tiles, 2 + visits], the lists of
+`gpu.pack_visits`. Then come the outputs, and then:
+
+    smem: the references in shared memory, in the order that each kernel lists
+    loaded: barriers that complete when something has arrived: (start, then for each streamed operand one per stage),
+        where start is for what is loaded once
+    released: for each streamed operand one barrier per stage, completed when both computing warpgroups have used it
+    spill: only in interpreters, see `gpu_parts.product`; None on hardware
+    regions, edges: number of regions of the plan, and whether its channels include random edges
+    scale: 1 / sqrt(head_dim)
 """
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -21,228 +33,194 @@ import jax.numpy as jnp
 from jax import lax
 
 from dlm_jax.attention.gpu_parts import (
+    EMPTY_LSE,
     FLOATS,
-    LEAST,
-    LOADER,
-    NOBODY,
+    LOG2_E,
+    M_INIT,
     ROWS,
     SHORT_STAGES,
     STAGES,
-    hide,
+    QueryArrays,
+    batch_index,
+    decode_step,
+    decode_visit,
+    keys_and_values,
     load_tile,
-    of_batch,
+    mask_scores,
+    online_softmax,
+    own_spill,
     product,
-    product_transposed,
+    product_in_fp32,
+    recompute_probabilities,
+    scores_in_turn,
+    split_roles,
     store,
-    stream,
     stream_keys,
-    visit,
+    stream_queries,
+    take_turns,
 )
 from dlm_jax.attention.tiles import TILE
 
 
-def forward(q: Any, k: Any, v: Any, rows: Any, work: Any, o: Any, lse: Any, smem: tuple, loaded: tuple, released: tuple,
-            turn: Any, spill: Any, *, regions: int, edges: bool, scale: float) -> None:
-    """One tile of queries of one head against all tiles of keys on its list.
+def forward_kernel(q: Any, k: Any, v: Any, rows: Any, work: Any, o: Any, lse: Any, smem: tuple, loaded: tuple,
+                   released: tuple, turn: Any, spill: tuple | None, *, regions: int, edges: bool,
+                   scale: float) -> None:
+    """O and the log-sum-exp of one tile of queries of one head, over the tiles of keys on its list.
 
-    q, o: [batch, Q, heads, d]; k, v: [batch, K, kv_heads, d]; rows: int32 [batch or 1, channels, Q]; work: int32
-    [batch or 1, tiles, 2 + visits]; lse: fp32 [batch, heads, Q], base 2.
+    Inputs q, k, v, rows, work and the static arguments: see the module. Outputs: o as q; lse fp32 [batch, heads, Q], in
+    base 2. smem: q [2, ROWS, d], k and v [STAGES, TILE, d], rows [2, channels, ROWS], lse [2, ROWS]. loaded: (start, k,
+    v), where start is for q and rows. released: (k, v). turn: the barrier at which the computing warpgroups take turns.
     """
     head, batch, me = (lax.axis_index(name) for name in ("head", "batch", "wg"))
-    mine = work.at[of_batch(work, batch), lax.axis_index("tile")]
-    first, steps = mine[0] * TILE, mine[1]
+    visits = work.at[batch_index(work, batch), lax.axis_index("tile")]
+    first, steps = visits[0] * TILE, visits[1]
     q_smem, k_smem, v_smem, rows_smem, lse_smem = smem
     start, k_loaded, v_loaded = loaded
     k_used, v_used = released
-    fold, aside = scale * math.log2(math.e), spill and tuple(x.at[me] for x in spill)
+    fold, spill = scale * LOG2_E, own_spill(spill, me)
 
-    @pl.when(me == LOADER)
-    def _load() -> None:
-        plgpu.set_max_registers(40, action="decrease")
-        load_tile(first, start, ((lambda some: q.at[batch, some, head], q_smem),
-                                 (lambda some: rows.at[of_batch(rows, batch), :, some], rows_smem)))
-        sources = tuple(x.at[batch, :, lax.div(head, q.shape[2] // k.shape[2])] for x in (k, v))
-        stream_keys(steps, lambda t: visit(mine[2 + t], regions)[0], sources, (k_smem, v_smem), (k_loaded, v_loaded),
-                    released)
-
-    def take_turns() -> None:
-        plgpu.barrier_arrive(turn)
-        plgpu.barrier_wait(turn)
+    def load() -> None:
+        pairs = ((lambda some: q.at[batch, some, head], q_smem),
+                 (lambda some: rows.at[batch_index(rows, batch), :, some], rows_smem))
+        load_tile(first, start, pairs)
+        kv = keys_and_values(k, v, q.shape[2], head, batch)
+        stream_keys(visits, steps, kv, (k_smem, v_smem), (k_loaded, v_loaded), released, regions)
 
     def step(t: jax.Array, carry: tuple) -> tuple:
-        total, peak, weight = carry
+        acc, m_i, l_i = carry
         slot = lax.rem(t, STAGES)
-        tile, region, partial = visit(mine[2 + t], regions)
-
-        def scores(acc: Any) -> jax.Array:
-            product_transposed(acc, q_smem.at[me], k_smem.at[slot], aside)
-            take_turns()  # the other may multiply while this one works out its softmax
-            return acc[...]
-
+        tile, region, partial = decode_visit(visits[2 + t], regions)
         plgpu.barrier_wait(k_loaded.at[slot])
-        s = pl.run_scoped(scores, plgpu.ACC((ROWS, TILE), FLOATS))
+        s = scores_in_turn(q_smem.at[me], k_smem.at[slot], turn, spill)
         plgpu.barrier_arrive(k_used.at[slot])
-        s = hide(s, partial, rows_smem.at[me], region, tile * TILE, 0, edges)
-        new_peak = jnp.maximum(peak, jnp.max(s, 1) * fold)
-        shrink = jnp.exp2(peak - new_peak)
-        p = jnp.exp2(s * fold - lax.broadcast_in_dim(new_peak, s.shape, (0,)))
-        weight = weight * shrink + jnp.sum(p, 1)
+        s = mask_scores(s, partial, rows_smem.at[me], region, tile * TILE, 0, edges)
+        p, m_i, l_i, alpha = online_softmax(s, m_i, l_i, fold)
         p = p.astype(q.dtype)
         plgpu.barrier_arrive(turn)
         plgpu.barrier_wait(v_loaded.at[slot])
         plgpu.barrier_wait(turn)
-
-        def values(acc: Any) -> jax.Array:
-            product(acc, p, v_smem.at[slot], aside)
-            return acc[...]
-
-        more = pl.run_scoped(values, plgpu.ACC(total.shape, FLOATS))
+        pv = product_in_fp32(p, v_smem.at[slot], spill)
         plgpu.barrier_arrive(v_used.at[slot])
-        return total * lax.broadcast_in_dim(shrink, total.shape, (0,)) + more, new_peak, weight
+        return acc * lax.broadcast_in_dim(alpha, acc.shape, (0,)) + pv, m_i, l_i
 
-    @pl.when(me < LOADER)
-    def _compute() -> None:
-        plgpu.set_max_registers(232, action="increase")
-        plgpu.barrier_wait(start)
-        pl.when(me == 1)(take_turns)
-        none = jnp.zeros((ROWS,), FLOATS)
-        nothing = jnp.zeros((ROWS, q.shape[3]), FLOATS), none + LEAST, none
-        total, peak, weight = lax.fori_loop(0, steps, step, nothing)
-        pl.when(me == 0)(take_turns)
-        seen = weight > 0  # hidden scores have weight exactly 0
-        inverse = jnp.where(seen, 1 / jnp.where(seen, weight, 1.0), 0.0)
-        some = pl.ds(first + me * ROWS, ROWS)
-        store(total * lax.broadcast_in_dim(inverse, total.shape, (0,)), q_smem.at[me], o.at[batch, some, head])
-        log = peak + jnp.log(jnp.where(seen, weight, 1.0)) * math.log2(math.e)
-        store(jnp.where(seen, log, NOBODY), lse_smem.at[me], lse.at[batch, head, some])
+    def compute() -> None:
+        switch = functools.partial(take_turns, turn)
+        pl.when(me == 1)(switch)
+        zeros = jnp.zeros((ROWS,), FLOATS)
+        acc, m_i, l_i = lax.fori_loop(0, steps, step, (jnp.zeros((ROWS, q.shape[3]), FLOATS), zeros + M_INIT, zeros))
+        pl.when(me == 0)(switch)
+        sees_something = l_i > 0  # hidden scores contribute exactly 0
+        inverse = jnp.where(sees_something, 1 / jnp.where(sees_something, l_i, 1.0), 0.0)
+        own_rows = pl.ds(first + me * ROWS, ROWS)
+        store(acc * lax.broadcast_in_dim(inverse, acc.shape, (0,)), q_smem.at[me], o.at[batch, own_rows, head])
+        log = m_i + jnp.log(jnp.where(sees_something, l_i, 1.0)) * LOG2_E
+        store(jnp.where(sees_something, log, EMPTY_LSE), lse_smem.at[me], lse.at[batch, head, own_rows])
         plgpu.wait_smem_to_gmem(0)
 
+    split_roles(me, start, load, compute)
 
-def d_queries(q: Any, k: Any, v: Any, d_o: Any, lse: Any, delta: Any, rows: Any, work: Any, dq: Any, smem: tuple,
-              loaded: tuple, released: tuple, spill: Any, *, regions: int, edges: bool, scale: float) -> None:
-    """dQ of one tile of queries of one head, over the tiles of keys on its list; shapes as in `forward`.
 
-    d_o, dq: [batch, Q, heads, d]; lse, delta: fp32 [batch, heads, Q].
+def d_queries_kernel(q: Any, k: Any, v: Any, d_o: Any, lse: Any, delta: Any, rows: Any, work: Any, dq: Any, smem: tuple,
+                     loaded: tuple, released: tuple, spill: tuple | None, *, regions: int, edges: bool,
+                     scale: float) -> None:
+    """dQ of one tile of queries of one head, over the tiles of keys on its list.
+
+    Inputs q, k, v, rows, work and the static arguments: see the module; d_o as q; lse (of `forward_kernel`) and delta
+    (D) fp32 [batch, heads, Q]. Output: dq as q. smem: q and d_o [2, ROWS, d], k and v [STAGES, TILE, d], rows
+    [2, channels, ROWS], lse and delta [2, ROWS]. loaded: (start, k, v), where start is for all but k and v.
+    released: (k, v).
     """
     head, batch, me = (lax.axis_index(name) for name in ("head", "batch", "wg"))
-    mine = work.at[of_batch(work, batch), lax.axis_index("tile")]
-    first, steps = mine[0] * TILE, mine[1]
+    visits = work.at[batch_index(work, batch), lax.axis_index("tile")]
+    first, steps = visits[0] * TILE, visits[1]
     q_smem, do_smem, k_smem, v_smem, rows_smem, lse_smem, delta_smem = smem
     start, k_loaded, v_loaded = loaded
     k_used, v_used = released
-    fold, aside = scale * math.log2(math.e), spill and tuple(x.at[me] for x in spill)
+    fold, spill = scale * LOG2_E, own_spill(spill, me)
 
-    @pl.when(me == LOADER)
-    def _load() -> None:
-        plgpu.set_max_registers(40, action="decrease")
-        load_tile(first, start, ((lambda some: q.at[batch, some, head], q_smem),
-                                 (lambda some: d_o.at[batch, some, head], do_smem),
-                                 (lambda some: rows.at[of_batch(rows, batch), :, some], rows_smem),
-                                 (lambda some: lse.at[batch, head, some], lse_smem),
-                                 (lambda some: delta.at[batch, head, some], delta_smem)))
-        sources = tuple(x.at[batch, :, lax.div(head, q.shape[2] // k.shape[2])] for x in (k, v))
-        stream_keys(steps, lambda t: visit(mine[2 + t], regions)[0], sources, (k_smem, v_smem), (k_loaded, v_loaded),
-                    released)
+    def load() -> None:
+        pairs = ((lambda some: q.at[batch, some, head], q_smem),
+                 (lambda some: d_o.at[batch, some, head], do_smem),
+                 (lambda some: rows.at[batch_index(rows, batch), :, some], rows_smem),
+                 (lambda some: lse.at[batch, head, some], lse_smem),
+                 (lambda some: delta.at[batch, head, some], delta_smem))
+        load_tile(first, start, pairs)
+        kv = keys_and_values(k, v, q.shape[2], head, batch)
+        stream_keys(visits, steps, kv, (k_smem, v_smem), (k_loaded, v_loaded), released, regions)
 
-    def run(acc: Any) -> jax.Array:
+    def accumulate(acc: Any) -> jax.Array:
         over = functools.partial(lax.broadcast_in_dim, shape=(ROWS, TILE), broadcast_dimensions=(0,))
-        logs, deltas = lse_smem[me], delta_smem[me]
+        lse_rows, delta_rows = lse_smem[me], delta_smem[me]
 
         def step(t: jax.Array, _: None) -> None:
             slot = lax.rem(t, STAGES)
-            tile, region, partial = visit(mine[2 + t], regions)
-
-            def scores(s: Any, dp: Any) -> tuple[jax.Array, jax.Array]:
-                plgpu.barrier_wait(k_loaded.at[slot])
-                product_transposed(s, q_smem.at[me], k_smem.at[slot], aside)
-                plgpu.barrier_wait(v_loaded.at[slot])
-                product_transposed(dp, do_smem.at[me], v_smem.at[slot], aside)
-                ready = plgpu.wgmma_accumulator_load(s, wait_n=1)  # dP is still being multiplied
-                ready = hide(ready, partial, rows_smem.at[me], region, tile * TILE, 0, edges)
-                return jnp.exp2(ready * fold - over(logs)), dp[...]
-
-            p, dp = pl.run_scoped(scores, plgpu.ACC((ROWS, TILE), FLOATS), plgpu.ACC((ROWS, TILE), FLOATS))
+            tile, region, partial = decode_visit(visits[2 + t], regions)
+            p, dp = recompute_probabilities(
+                (q_smem.at[me], k_smem.at[slot]), (do_smem.at[me], v_smem.at[slot]),
+                (k_loaded.at[slot], v_loaded.at[slot]),
+                lambda s: mask_scores(s, partial, rows_smem.at[me], region, tile * TILE, 0, edges),
+                lambda: over(lse_rows), fold, spill)
             plgpu.barrier_arrive(v_used.at[slot])
-            ds = p * (dp - over(deltas))
-            product(acc, ds.astype(q.dtype), k_smem.at[slot], aside)
+            ds = p * (dp - over(delta_rows))
+            product(acc, ds.astype(q.dtype), k_smem.at[slot], spill)
             plgpu.wgmma_wait(0)
             plgpu.barrier_arrive(k_used.at[slot])
 
         lax.fori_loop(0, steps, step, None)
         return acc[...]
 
-    @pl.when(me < LOADER)
-    def _compute() -> None:
-        plgpu.set_max_registers(232, action="increase")
-        plgpu.barrier_wait(start)
-        total = pl.run_scoped(run, plgpu.ACC((ROWS, q.shape[3]), FLOATS))
-        store(total * scale, q_smem.at[me], dq.at[batch, pl.ds(first + me * ROWS, ROWS), head])
+    def compute() -> None:
+        acc = pl.run_scoped(accumulate, plgpu.ACC((ROWS, q.shape[3]), FLOATS))
+        store(acc * scale, q_smem.at[me], dq.at[batch, pl.ds(first + me * ROWS, ROWS), head])
         plgpu.wait_smem_to_gmem(0)
 
+    split_roles(me, start, load, compute)
 
-def d_keys(q: Any, k: Any, v: Any, d_o: Any, lse: Any, delta: Any, rows: Any, work: Any, dk: Any, dv: Any, smem: tuple,
-           loaded: tuple, released: tuple, spill: Any, *, regions: int, edges: bool, scale: float) -> None:
+
+def d_keys_kernel(q: Any, k: Any, v: Any, d_o: Any, lse: Any, delta: Any, rows: Any, work: Any, dk: Any, dv: Any,
+                  smem: tuple, loaded: tuple, released: tuple, spill: tuple | None, *, regions: int, edges: bool,
+                  scale: float) -> None:
     """dK and dV of one tile of keys of one key-value head, over the tiles of queries on its list and all heads that
-    read it; transposed, keys as rows. Shapes as in `d_queries`; dk, dv: [batch, K, kv_heads, d].
+    read it. Scores are transposed: keys are the rows.
 
     A step is ROWS queries: dK, dV, Sᵀ and dPᵀ of a warpgroup then fit its registers.
+
+    Inputs as in `d_queries_kernel`, but work has the lists of the tiles of keys. Outputs: dk and dv as k. smem: k and v
+    [2, ROWS, d], q and d_o [SHORT_STAGES, ROWS, d], lse and delta [SHORT_STAGES, ROWS], rows [SHORT_STAGES, channels,
+    ROWS]. loaded: (start, q, d_o), where start is for k and v, q also for lse and rows, and d_o also for delta.
+    released: (q, d_o).
     """
     kv_head, batch, me = (lax.axis_index(name) for name in ("head", "batch", "wg"))
-    mine = work.at[of_batch(work, batch), lax.axis_index("tile")]
-    group = q.shape[2] // k.shape[2]
-    first, each = mine[0] * TILE, 2 * mine[1]  # each: steps for one head
-    steps = group * each
-    k_smem, v_smem, q_smem, do_smem, lse_smem, delta_smem, rows_smem = smem
+    visits = work.at[batch_index(work, batch), lax.axis_index("tile")]
+    heads_per_kv_head = q.shape[2] // k.shape[2]
+    first, steps_per_head = visits[0] * TILE, 2 * visits[1]
+    steps = heads_per_kv_head * steps_per_head
+    (k_smem, v_smem), in_smem = smem[:2], QueryArrays(*smem[2:])
     start, q_loaded, do_loaded = loaded
     q_used, do_used = released
-    fold, aside = scale * math.log2(math.e), spill and tuple(x.at[me] for x in spill)
+    fold, spill = scale * LOG2_E, own_spill(spill, me)
+    decode = functools.partial(decode_step, visits, steps_per_head, kv_head, heads_per_kv_head, regions)
 
-    def at(t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Of a step: the head, the first query, the region, and whether something is hidden."""
-        rest = lax.rem(t, each)
-        tile, region, partial = visit(mine[2 + lax.div(rest, 2)], regions)
-        return kv_head * group + lax.div(t, each), tile * TILE + lax.rem(rest, 2) * ROWS, region, partial
-
-    @pl.when(me == LOADER)
-    def _load() -> None:
-        plgpu.set_max_registers(40, action="decrease")
+    def load() -> None:
         load_tile(first, start, ((lambda some: k.at[batch, some, kv_head], k_smem),
                                  (lambda some: v.at[batch, some, kv_head], v_smem)))
+        stream_queries(steps, decode, batch, QueryArrays(q, d_o, lse, delta, rows), in_smem, loaded[1:], released)
 
-        def fetch(t: jax.Array, slot: jax.Array, operand: int) -> None:
-            head, query = at(t)[:2]
-            some = pl.ds(query, ROWS)
-            if operand == 0:
-                parts: Any = ((q.at[batch, some, head], q_smem), (lse.at[batch, head, some], lse_smem),
-                              (rows.at[of_batch(rows, batch), :, some], rows_smem))
-            else:
-                parts = (d_o.at[batch, some, head], do_smem), (delta.at[batch, head, some], delta_smem)
-            for source, target in parts:
-                plgpu.copy_gmem_to_smem(source, target.at[slot], (q_loaded, do_loaded)[operand].at[slot])
-
-        stream(steps, released, fetch)
-
-    def run(dk_acc: Any, dv_acc: Any) -> tuple[jax.Array, jax.Array]:
+    def accumulate(dk_acc: Any, dv_acc: Any) -> tuple[jax.Array, jax.Array]:
         over = functools.partial(lax.broadcast_in_dim, shape=(ROWS, ROWS), broadcast_dimensions=(1,))
 
         def step(t: jax.Array, _: None) -> None:
             slot = lax.rem(t, SHORT_STAGES)
-            region, partial = at(t)[2:]
-
-            def scores(s: Any, dp: Any) -> tuple[jax.Array, jax.Array]:
-                plgpu.barrier_wait(q_loaded.at[slot])
-                product_transposed(s, k_smem.at[me], q_smem.at[slot], aside)
-                plgpu.barrier_wait(do_loaded.at[slot])
-                product_transposed(dp, v_smem.at[me], do_smem.at[slot], aside)
-                ready = plgpu.wgmma_accumulator_load(s, wait_n=1)  # dP is still being multiplied
-                ready = hide(ready, partial, rows_smem.at[slot], region, first + me * ROWS, 1, edges)
-                return jnp.exp2(ready * fold - over(lse_smem[slot])), dp[...]
-
-            p, dp = pl.run_scoped(scores, plgpu.ACC((ROWS, ROWS), FLOATS), plgpu.ACC((ROWS, ROWS), FLOATS))
-            ds = p * (dp - over(delta_smem[slot]))
-            product(dv_acc, p.astype(q.dtype), do_smem.at[slot], aside)
-            product(dk_acc, ds.astype(q.dtype), q_smem.at[slot], aside)
-            plgpu.commit_smem()  # what the threads read themselves is read before the copy engine overwrites it
+            region, partial = decode(t)[2:]
+            p, dp = recompute_probabilities(
+                (k_smem.at[me], in_smem.q.at[slot]), (v_smem.at[me], in_smem.d_o.at[slot]),
+                (q_loaded.at[slot], do_loaded.at[slot]),
+                lambda s: mask_scores(s, partial, in_smem.rows.at[slot], region, first + me * ROWS, 1, edges),
+                lambda: over(in_smem.lse[slot]), fold, spill)
+            ds = p * (dp - over(in_smem.delta[slot]))
+            product(dv_acc, p.astype(q.dtype), in_smem.d_o.at[slot], spill)
+            product(dk_acc, ds.astype(q.dtype), in_smem.q.at[slot], spill)
+            plgpu.commit_smem()  # orders the threads' own reads before the copy engine overwrites what they read
             plgpu.wgmma_wait(0)
             plgpu.barrier_arrive(do_used.at[slot])
             plgpu.barrier_arrive(q_used.at[slot])
@@ -250,13 +228,12 @@ def d_keys(q: Any, k: Any, v: Any, d_o: Any, lse: Any, delta: Any, rows: Any, wo
         lax.fori_loop(0, steps, step, None)
         return dk_acc[...], dv_acc[...]
 
-    @pl.when(me < LOADER)
-    def _compute() -> None:
-        plgpu.set_max_registers(232, action="increase")
-        plgpu.barrier_wait(start)
+    def compute() -> None:
         shape = (ROWS, q.shape[3])
-        dk_total, dv_total = pl.run_scoped(run, plgpu.ACC(shape, FLOATS), plgpu.ACC(shape, FLOATS))
-        some = pl.ds(first + me * ROWS, ROWS)
-        store(dk_total * scale, k_smem.at[me], dk.at[batch, some, kv_head])
-        store(dv_total, v_smem.at[me], dv.at[batch, some, kv_head])
+        dk_sum, dv_sum = pl.run_scoped(accumulate, plgpu.ACC(shape, FLOATS), plgpu.ACC(shape, FLOATS))
+        own_rows = pl.ds(first + me * ROWS, ROWS)
+        store(dk_sum * scale, k_smem.at[me], dk.at[batch, own_rows, kv_head])
+        store(dv_sum, v_smem.at[me], dv.at[batch, own_rows, kv_head])
         plgpu.wait_smem_to_gmem(0)
+
+    split_roles(me, start, load, compute)

@@ -1,112 +1,99 @@
-"""A rule laid over a batch: what every layer's attention needs of it, made once a step."""
-
-from typing import Any
+"""A rule applied to one batch: what the attention of every layer needs of it, computed once per step."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from dlm_jax.attention.rules import Annealed, Edges, Rows, Rule, edge_open
+from dlm_jax.attention.rules import Annealed, RandomEdges, Rule, edge_open
 from dlm_jax.attention.tiles import tile_ranges
+from dlm_jax.segments import Documents, find_documents
+from dlm_jax.typing import Array, Bool, Float, Int, Int32, shape_checked
 
 
 @struct.dataclass
 class Plan:
-    """Who sees whom, by rows: in region r, query i of sequence b sees the keys lo[b, r, i] .. hi[b, r, i] - 1.
+    """Which keys each query of a batch sees, and which tiles a kernel visits. Splash attention calls this a `MaskInfo`,
+    FlexAttention a `BlockMask`.
 
-    All arrays lead with the batch, or with 1 where every sequence has the same mask.
-
-    lo, hi: int32 [batch or 1, regions, Q], numpy where the rule is static; edges: which of those keys are open, where
-    not all are; tiles: `tile_ranges` of it; rule: the rule itself, where it is static and every token is a query;
-    documents: whether segments cut the rows into documents.
+    In region r, query i of sequence b sees the keys lo[b, r, i] .. hi[b, r, i] - 1. The batch axis is 1 where every
+    sequence has the same mask. The arrays are numpy where the rule is static.
     """
 
-    lo: Any
-    hi: Any
-    tiles: Any
-    edges: Edges | None
+    lo: Int32[Array, "b regions Q"]  # first visible key
+    hi: Int32[Array, "b regions Q"]  # one past the last visible key
+    tiles: Int32[Array, "b regions tiles 4"] | None  # `tile_ranges` of lo and hi; None in a plan of selected queries
+    edges: RandomEdges | None  # which keys of the intervals are open; None: all of them
+    # The rule itself, where it is static and every token is a query; else None.
     rule: Rule | None = struct.field(pytree_node=False)
-    documents: bool = struct.field(pytree_node=False)
+    has_documents: bool = struct.field(pytree_node=False)  # whether segments divide the sequences into documents
 
-    def visible(self, key: Any) -> jax.Array:
-        """Which of the keys (indices, int32 [K]) each query sees: bool [batch or 1, Q, K]."""
+    def visible(self, key: Int32[Array, " K"]) -> Bool[jax.Array, "b Q K"]:
+        """Which of the keys, given by index, each query sees; the batch may be 1."""
         mask = jnp.any((self.lo[..., None] <= key) & (key < self.hi[..., None]), -3)
         if self.edges is None:
             return mask
-        opens = edge_open(self.edges.row[..., None], key, self.edges.threshold[..., None])
-        return mask & ((key < self.edges.sure[..., None]) | opens)
+        opens = edge_open(self.edges.query_hash[..., None], key, self.edges.threshold[..., None])
+        return mask & ((key < self.edges.always_visible_end[..., None]) | opens)
 
-    def queries(self, start: int, end: int) -> "Plan":
-        """The plan of some of the queries (without tiles, which do not divide)."""
+    def select_queries(self, start: int, end: int) -> "Plan":
+        """The plan of the queries start .. end - 1, without tiles, since these do not split at any query."""
         edges = self.edges
         if edges is not None:
-            edges = Edges(edges.sure[..., start:end], edges.row[..., start:end], edges.threshold)
-        return Plan(self.lo[..., start:end], self.hi[..., start:end], None, edges, None, self.documents)
+            edges = RandomEdges(edges.always_visible_end[..., start:end], edges.query_hash[..., start:end],
+                                edges.threshold)
+        return Plan(self.lo[..., start:end], self.hi[..., start:end], None, edges, None, self.has_documents)
 
 
-def prepare(rule: Rule | Plan, keys: int, segments: jax.Array | None = None, queries: int | None = None,
-            first: jax.Array | int = 0) -> Plan:
-    """The plan of `rule` with documents kept apart.
+@shape_checked
+def make_plan(rule: Rule | Plan, keys: int, segments: Int[Array, "b K"] | None = None, queries: int | None = None,
+              first: Int[Array, " b"] | Int[Array, ""] | int = 0, documents: Documents | None = None) -> Plan:
+    """The plan of `rule` for `keys` tokens, with documents kept apart. A `Plan` is returned unchanged.
 
-    `segments` int [batch, keys] are document numbers; 0 is padding, which nobody sees and which sees nobody. The
-    queries are the keys' own tokens `first .. first + queries` (all of them unless told otherwise); `first` is one
-    number, or int [batch].
+    segments: the document number of each key; 0 is padding, which sees nothing and is seen by nothing.
+    queries: how many of the keys' own tokens are queries, from token `first` on (default: all).
+    first: one index, or one per sequence.
+    documents: those of the keys, where the caller has already found them.
     """
     if isinstance(rule, Plan):
         return rule
-    rows = document_rows(rule, keys, segments)
+    of_queries = documents or find_documents(keys, segments, rule.stream_length(keys))
     if queries not in (None, keys):
-        places = jnp.atleast_1d(jnp.asarray(first))[:, None] + np.arange(queries)
+        index = jnp.atleast_1d(jnp.asarray(first))[:, None] + np.arange(queries)
 
-        def part(x: Any) -> jax.Array:
-            return jnp.take_along_axis(jnp.asarray(x), places, axis=1, mode="clip")
+        def take_queries(x: Array) -> jax.Array:
+            return jnp.take_along_axis(jnp.asarray(x), index, axis=1, mode="clip")
 
-        rows, segments = jax.tree.map(part, rows), None if segments is None else part(segments)
-    xp = rows.index.__array_namespace__()
-    lo, hi = (xp.stack(ends, 1) for ends in zip(*rule.intervals(rows)))
-    seen = hi > lo if segments is None else (hi > lo) & (segments > 0)[:, None]
-    lo, hi = (xp.where(seen, x, 0).astype("int32") for x in (lo, hi))
-    edges = rule.edges(rows) if isinstance(rule, Annealed) else None
+        of_queries = jax.tree.map(take_queries, of_queries)
+        segments = None if segments is None else take_queries(segments)
+    xp = of_queries.index.__array_namespace__()
+    lo, hi = (xp.stack(ends, 1) for ends in zip(*rule.intervals(of_queries)))
+    nonempty = hi > lo if segments is None else (hi > lo) & (segments > 0)[:, None]
+    lo, hi = (xp.where(nonempty, x, 0).astype("int32") for x in (lo, hi))
+    edges = rule.edges(of_queries) if isinstance(rule, Annealed) else None
     static = queries in (None, keys) and not jax.tree.leaves(rule)
     return Plan(lo, hi, tile_ranges(lo, hi, edges, keys), edges, rule if static else None, segments is not None)
 
 
-def visible_pairs(rule: Rule, length: int, segments: jax.Array | None = None) -> jax.Array:
-    """How many (query, key) pairs see each other, exactly, without a mask: int64 [batch or 1]; of `Annealed` its
-    expectation. Attention costs 4 head_dim heads floating-point operations a pair forward, and 10 backward."""
-    plan = prepare(rule, length, segments)
+@shape_checked
+def visible_pairs(rule: Rule, length: int,
+                  segments: Int[Array, "b K"] | None = None) -> Int[Array, " batch"] | Float[Array, " batch"]:
+    """How many (query, key) pairs are visible in each sequence (one count where all have the same mask), exactly and
+    without a mask; for `Annealed` the expectation.
+
+    Attention costs 4 head_dim heads floating-point operations per pair forward, and 10 head_dim heads backward.
+    """
+    plan = make_plan(rule, length, segments)
     pairs = (plan.hi - plan.lo).sum((1, 2))
     if plan.edges is None:
         return pairs
-    sure = jnp.clip(plan.edges.sure - plan.lo[:, 0], 0).sum(1)
-    return sure + (pairs - sure) * (plan.edges.threshold[:, 0] * 2.0**-24)
+    always_visible = jnp.clip(plan.edges.always_visible_end - plan.lo[:, 0], 0).sum(1)
+    return always_visible + (pairs - always_visible) * (plan.edges.threshold[:, 0] * 2.0**-24)
 
 
-def dense_mask(rule: Rule, keys: int, segments: jax.Array | None = None, queries: int | None = None,
-               first: jax.Array | int = 0) -> jax.Array:
-    """The mask of `rule`, to be looked at: bool [batch or 1, Q, keys]. Arguments as of `prepare`."""
-    return prepare(rule, keys, segments, queries, first).visible(np.arange(keys))
-
-
-def document_rows(rule: Rule, length: int, segments: jax.Array | None = None) -> Rows:
-    """The rows of an input of `length` tokens: int32 [batch or 1, length].
-
-    A document is a run of equal `segments` [batch, length]; the two halves of a two-stream input are runs of their own.
-    """
-    half = rule.half(length)
-    index = np.arange(length, dtype=np.int32)[None]
-    if segments is None:
-        return Rows(index, index // half * half, index // half * half + half)
-    changes = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    first = changes | (index % half == 0)
-    start = jax.lax.cummax(jnp.where(first, index, 0), axis=1)
-    following = jnp.pad(first[:, 1:], ((0, 0), (0, 1)), constant_values=True)
-    end = jax.lax.cummin(jnp.where(following, index + 1, length), axis=1, reverse=True)
-    return Rows(index + jnp.zeros_like(start), start, end)  # a sum, so that it lies where the segments lie in a mesh
-
-
-def document_positions(rule: Rule, length: int, segments: jax.Array | None = None) -> Any:
-    """Position of each token inside its document: int32 [batch or 1, length]. See `document_rows`."""
-    rows = document_rows(rule, length, segments)
-    return rows.index - rows.start
+@shape_checked
+def dense_mask(rule: Rule, keys: int, segments: Int[Array, "b K"] | None = None, queries: int | None = None,
+               first: Int[Array, " b"] | Int[Array, ""] | int = 0) -> Bool[Array, "batch Q K"]:
+    """The mask of `rule` written out, for inspection; its batch is 1 where all sequences have the same mask. Arguments
+    as for `make_plan`."""
+    return make_plan(rule, keys, segments, queries, first).visible(np.arange(keys))

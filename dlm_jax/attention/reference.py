@@ -4,18 +4,22 @@ import jax
 import jax.numpy as jnp
 
 from dlm_jax.attention.plan import Plan
+from dlm_jax.typing import Array, Bool, Float, shape_checked
 
 
-def attend_reference(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
+@shape_checked
+def attend_reference(q: Float[Array, "b Q h k"], k: Float[Array, "b K g k"], v: Float[Array, "b K g k"],
+                     plan: Plan) -> Float[jax.Array, "b Q h k"]:
     """`attend_dense` under the mask of a plan."""
     return attend_dense(q, k, v, plan.visible(jnp.arange(k.shape[1], dtype=jnp.int32)))
 
 
-def attend_dense(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(q kᵀ / sqrt(head_dim)) v over the visible keys, softmax in fp32; a row that sees nothing gives zero.
+@shape_checked
+def attend_dense(q: Float[Array, "b Q h k"], k: Float[Array, "b K g k"], v: Float[Array, "b K g k"],
+                 mask: Bool[Array, "#b Q K"]) -> Float[jax.Array, "b Q h k"]:
+    """softmax(q kᵀ / sqrt(head_dim)) v over the visible keys, with the softmax in fp32 and the result in v's dtype.
 
-    q: [batch, Q, heads, head_dim]; k, v: [batch, K, kv_heads, head_dim]; mask: bool [batch or 1, Q, K].
-    Returns [batch, Q, heads, head_dim] in q's dtype. Query head h reads key-value head h // (heads / kv_heads).
+    A query that sees nothing gives zero. Query head i reads key-value head i // (h / g).
     """
     b, n, h, d = q.shape
     g = k.shape[2]
@@ -23,8 +27,8 @@ def attend_dense(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> j
     scores = jnp.einsum("bqgrd,bkgd->bgrqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
     mask = mask[:, None, None]
     scores = jnp.where(mask, scores, -jnp.inf)
-    peak = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, -1, keepdims=True), -1e30))
-    weights = jnp.exp(scores - peak)
-    total = jnp.maximum(jnp.sum(weights, -1, keepdims=True), 1e-30)
-    out = jnp.einsum("bgrqk,bkgd->bqgrd", (weights / total).astype(v.dtype), v)
+    m_i = jax.lax.stop_gradient(jnp.maximum(jnp.max(scores, -1, keepdims=True), -1e30))
+    p = jnp.exp(scores - m_i)
+    l_i = jnp.maximum(jnp.sum(p, -1, keepdims=True), 1e-30)
+    out = jnp.einsum("bgrqk,bkgd->bqgrd", (p / l_i).astype(v.dtype), v)
     return out.reshape(b, n, h, d)

@@ -1,56 +1,51 @@
-"""Mask rules: which run of keys a query sees.
+"""Mask rules: which keys a query sees.
 
-Every rule is said by intervals: of each region of the keys (the text; with two streams the noisy half and the clean
-half), a query sees one run [lo, hi). From that follow the mask, the count of visible pairs, and which tiles a kernel
-may skip. Blocks are counted from the start of a document, so a packed document is masked exactly as it would be alone.
+A `Rule` is what splash attention calls a `Mask` and FlexAttention a `mask_mod`, stated as intervals instead of pairs:
+in each region of the keys (the text; with two streams the noisy half and the clean half) a query sees one run [lo, hi).
+The dense mask, the count of visible pairs and the tiles that a kernel may skip all follow from the intervals. Blocks
+are counted from the start of a document, so a packed document is masked exactly as it would be alone.
 """
 
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
-Interval = tuple[Any, Any]  # first key seen and one past the last, int arrays of the shape of the rows
+from dlm_jax.hashing import hash32
+from dlm_jax.segments import Documents
+from dlm_jax.typing import Array, Float32, Int, Int32, UInt32
+
+Interval = tuple[Array, Array]  # first visible key and one past the last, int arrays of the queries' shape
 
 
-@struct.dataclass
-class Rows:
-    """Queries, by their places in the stream: int arrays [..., Q], of numpy (a static rule) or of JAX.
-
-    index: of the token; start, end: the first token of its document in its half of the stream, and one past the last.
-    """
-
-    index: Any
-    start: Any
-    end: Any
-
-    def block(self, size: int) -> Interval:
-        """The block of `size` tokens that the row is in."""
-        begin = self.start + (self.index - self.start) // size * size
-        return begin, self.index.__array_namespace__().minimum(begin + size, self.end)
-
-
+@runtime_checkable
 class Rule(Protocol):
     """What every mask rule offers."""
+
+    @property
+    def block(self) -> int:
+        """Tokens per block; 1 where the rule has none."""
+        ...
 
     def __hash__(self) -> int:
         ...
 
-    def half(self, length: int) -> int:
-        """Tokens in one stream, where the whole input has `length`."""
+    def stream_length(self, length: int) -> int:
+        """Tokens in one stream of an input of `length` tokens."""
         ...
 
-    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
-        """The keys that each row sees of its own document, one interval a region."""
+    def intervals(self, queries: Documents) -> tuple[Interval, ...]:
+        """The keys of its own document that each query sees, one interval per region."""
         ...
 
 
 @struct.dataclass
 class OneStream:
-    """Base of the rules whose stream is the text itself."""
+    """Base of the rules whose only stream is the text itself."""
 
-    def half(self, length: int) -> int:
+    block = 1  # a rule without blocks has blocks of one token
+
+    def stream_length(self, length: int) -> int:
         return length
 
 
@@ -58,132 +53,127 @@ class OneStream:
 class Causal(OneStream):
     """A token sees itself and the past."""
 
-    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
-        return ((rows.start, rows.index + 1),)
+    def intervals(self, queries: Documents) -> tuple[Interval, ...]:
+        return ((queries.start, queries.index + 1),)
 
 
 @struct.dataclass
 class Bidirectional(OneStream):
-    """A token sees its whole document."""
+    """A token sees its entire document."""
 
-    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
-        return ((rows.start, rows.end),)
+    def intervals(self, queries: Documents) -> tuple[Interval, ...]:
+        return ((queries.start, queries.end),)
 
 
 @struct.dataclass
 class BlockCausal(OneStream):
     """A token sees its own block and all earlier blocks. Annealing by growing blocks is this rule with other sizes."""
 
-    block: int = struct.field(pytree_node=False)
+    block: int = struct.field(pytree_node=False)  # tokens per block
 
-    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
-        return ((rows.start, rows.block(self.block)[1]),)
+    def intervals(self, queries: Documents) -> tuple[Interval, ...]:
+        return ((queries.start, queries.block(self.block)[1]),)
 
 
 @struct.dataclass
-class LastBlock(OneStream):
-    """The last block of a document sees itself whole, and everything before it is causal: how a model whose clean half
-    is token-causal denoises the end of a text."""
+class CausalThenLastBlock(OneStream):
+    """Causal up to the last block of each document; the tokens of the last block see the entire document.
 
-    block: int = struct.field(pytree_node=False)
+    This is how a model whose clean half is token-causal denoises the end of a text.
+    """
 
-    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
-        last = rows.start + (rows.end - 1 - rows.start) // self.block * self.block
-        where = rows.index.__array_namespace__().where
-        return ((rows.start, where(rows.index >= last, rows.end, rows.index + 1)),)
+    block: int = struct.field(pytree_node=False)  # tokens per block
+
+    def intervals(self, queries: Documents) -> tuple[Interval, ...]:
+        last_block = queries.start + (queries.end - 1 - queries.start) // self.block * self.block
+        where = queries.index.__array_namespace__().where
+        return ((queries.start, where(queries.index >= last_block, queries.end, queries.index + 1)),)
 
 
 @struct.dataclass
 class LookAhead(OneStream):
-    """A token sees the past and the next `ahead` tokens: annealing by a horizon that grows, int32 scalar."""
+    """A token sees the past and the next `ahead` tokens: annealing by a growing horizon."""
 
-    ahead: jax.Array
+    ahead: Int32[Array, ""]
 
-    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
-        return ((rows.start, jnp.minimum(rows.index + 1 + self.ahead, rows.end)),)
+    def intervals(self, queries: Documents) -> tuple[Interval, ...]:
+        return ((queries.start, jnp.minimum(queries.index + 1 + self.ahead, queries.end)),)
 
 
 @struct.dataclass
-class CausalPast(OneStream):
-    """What `BlockDiffusion` with a token-causal clean half is when it decodes: the first `clean` tokens see themselves
-    and the past, and those after them their whole block and all before it. clean: int [batch, 1]."""
+class CausalThenBlocks(OneStream):
+    """Causal over the first `clean` tokens; each later token sees its own block and everything before it.
 
-    block: int = struct.field(pytree_node=False)
-    clean: jax.Array
+    This is `BlockDiffusion` with a token-causal clean half at decoding time, when the finished text is in the cache.
+    """
 
-    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
-        end = jnp.where(rows.index - rows.start < self.clean, rows.index + 1, rows.block(self.block)[1])
-        return ((rows.start + jnp.zeros_like(end), end),)
+    block: int = struct.field(pytree_node=False)  # tokens per block
+    clean: Int[Array, "b 1"]  # how many leading tokens of each sequence are finished
+
+    def intervals(self, queries: Documents) -> tuple[Interval, ...]:
+        finished = queries.index - queries.start < self.clean
+        end = jnp.where(finished, queries.index + 1, queries.block(self.block)[1])
+        return ((queries.start + jnp.zeros_like(end), end),)
 
 
 @struct.dataclass
 class BlockDiffusion:
     """Two streams [noisy || clean] of `length` tokens each (BD3-LM, arXiv 2503.09573; Efficient-DLM, 2512.14067).
 
-    A noisy token sees the noisy tokens of its own block and the clean tokens of earlier blocks; nothing clean sees
-    anything noisy. A clean token sees the clean tokens of its own and earlier blocks (`block_causal`), or of itself and
-    the past only (`token_causal`, so that the clean half is the AR model).
+    A noisy token sees the noisy tokens of its own block and the clean tokens of earlier blocks; no clean token sees a
+    noisy one. A clean token sees the clean tokens of its own and earlier blocks (`block_causal`), or only itself and
+    the past (`token_causal`, which makes the clean half the AR model).
     """
 
-    length: int = struct.field(pytree_node=False)
-    block: int = struct.field(pytree_node=False)
+    length: int = struct.field(pytree_node=False)  # tokens per stream, half of the input
+    block: int = struct.field(pytree_node=False)  # tokens per block
     clean_half: Literal["block_causal", "token_causal"] = struct.field(pytree_node=False, default="block_causal")
 
-    def half(self, length: int) -> int:
+    def stream_length(self, length: int) -> int:
         return self.length
 
-    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
-        where = rows.index.__array_namespace__().where
-        noisy, (begin, end) = rows.index < self.length, rows.block(self.block)
-        clean_end = end if self.clean_half == "block_causal" else rows.index + 1
+    def intervals(self, queries: Documents) -> tuple[Interval, ...]:
+        where = queries.index.__array_namespace__().where
+        noisy, (begin, end) = queries.index < self.length, queries.block(self.block)
+        clean_end = end if self.clean_half == "block_causal" else queries.index + 1
         own_block = where(noisy, begin, 0), where(noisy, end, 0)
-        clean = where(noisy, rows.start + self.length, rows.start), where(noisy, begin + self.length, clean_end)
+        clean = where(noisy, queries.start + self.length, queries.start), where(noisy, begin + self.length, clean_end)
         return own_block, clean
 
 
 @struct.dataclass
 class Annealed(OneStream):
-    """DiffuLLaMA's attention annealing (arXiv 2410.17891, section 3.2): the causal mask, and each future edge open with
-    `probability`, drawn afresh for each `seed` and shared by batch, heads and layers.
+    """DiffuLLaMA's attention annealing (arXiv 2410.17891, section 3.2): the causal mask, plus each future edge with
+    `probability`, redrawn for each `seed` and shared by batch, heads and layers.
 
-    The draw is a counter hash of (seed, q, k), so that no L x L table of random numbers is needed to know an edge: a
-    kernel makes it where it needs it. The interval is the whole document; `edges` says which of it is open.
+    The draw is a counter-based hash of (seed, query, key), so a kernel computes an edge where it needs it and no
+    L x L table of random numbers exists. The interval is the entire document; `edges` says which of it is open.
     """
 
-    probability: jax.Array  # fp32 scalar in [0, 1]
-    seed: jax.Array  # uint32 scalar
+    probability: Float32[Array, ""]  # of a future edge, in [0, 1]
+    seed: UInt32[Array, ""]
 
-    def intervals(self, rows: Rows) -> tuple[Interval, ...]:
-        return ((rows.start, rows.end),)
+    def intervals(self, queries: Documents) -> tuple[Interval, ...]:
+        return ((queries.start, queries.end),)
 
-    def edges(self, rows: Rows) -> "Edges":
-        # 24 random bits an edge; the product is exact in fp32.
+    def edges(self, queries: Documents) -> "RandomEdges":
+        # 24 random bits per edge; the product is exact in fp32.
         threshold = jnp.ceil(self.probability * 2.0**24).astype(jnp.int32)
-        row = hash32(rows.index.astype("uint32") ^ hash32(self.seed))
-        return Edges(rows.index + 1, row, threshold + jnp.zeros_like(rows.index[:, :1]))
+        query_hash = hash32(queries.index.astype("uint32") ^ hash32(self.seed))
+        return RandomEdges(queries.index + 1, query_hash, threshold + jnp.zeros_like(queries.index[:, :1]))
 
 
 @struct.dataclass
-class Edges:
-    """Of the keys in a query's interval, those below `sure` are seen, and the others where their edge is open.
+class RandomEdges:
+    """Which keys of a query's interval are visible: all below `always_visible_end`, and beyond it those whose edge to
+    the query is open (`edge_open`). The batch may be 1."""
 
-    sure: int32 [batch, Q]; row: uint32 [batch, Q], the row's part of the hash; threshold: int32 [batch, 1],
-    0 .. 2^24. batch may be 1.
-    """
-
-    sure: jax.Array
-    row: jax.Array
-    threshold: jax.Array
+    always_visible_end: Int32[Array, "b Q"]
+    query_hash: UInt32[Array, "b Q"]  # the query's part of the hash of an edge
+    threshold: Int32[Array, "b 1"]  # an edge is open if its 24-bit hash is below this; 0 to 2^24
 
 
-def edge_open(row: jax.Array, key: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Whether the edge from a row to a key (int32 index) is open; the arrays broadcast. See `Edges`."""
-    return (hash32(key.astype(jnp.uint32) ^ row) >> 8).astype(jnp.int32) < threshold
-
-
-def hash32(x: jax.Array) -> jax.Array:
-    """A bijective 32-bit integer hash with good avalanche (the constants are from C. Wellons's 'lowbias32')."""
-    x = jnp.asarray(x).astype(jnp.uint32)
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
+def edge_open(query_hash: Array, key: Array, threshold: Array) -> Array:
+    """Whether the edge from a query to a key is open: bool. The arrays broadcast; key: int32 index, for the others see
+    `RandomEdges`."""
+    return (hash32(key.astype(jnp.uint32) ^ query_hash) >> 8).astype(jnp.int32) < threshold

@@ -1,4 +1,4 @@
-"""The `config.json` of the families, read strictly into a `ModelConfig` and written back."""
+"""The families' `config.json`, read strictly into a `ModelConfig`, and written back."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from dlm_jax.models.config import FAMILIES, ModelConfig, Rope
 
 Fields = dict[str, Any]
 
-# Fields that change the mathematics, each with the values under which it does not. An absent field is one of them.
-HARMLESS: dict[str, tuple] = {
+# Fields that may change the computation, each with the values under which it does not. An absent field counts as None.
+HARMLESS: dict[str, tuple[object, ...]] = {
     "quantization_config": (None,), "is_encoder_decoder": (None, False), "per_layer_config": (None, {}),
     "add_cross_attention": (None, False), "partial_rotary_factor": (None, 1, 1.0), "use_mrope": (None, False),
     "use_sliding_window": (None, False), "attention_chunk_size": (None,), "no_rope_layers": (None, []),
@@ -28,7 +28,7 @@ ROPE_KEYS = {"rope_type", "type", "rope_theta", "factor", "low_freq_factor", "hi
 
 
 def model_config(fields: Fields) -> ModelConfig:
-    """The architecture of a `config.json`. Raises `UserError` that names what is missing or not implemented here."""
+    """The architecture in a `config.json`. Raises `UserError` naming what is missing or not supported."""
     family = fields.get("model_type")
     if family not in FAMILIES:
         raise UserError(f"model_type {family!r} is not supported; the supported ones are {', '.join(FAMILIES)}, and "
@@ -37,29 +37,30 @@ def model_config(fields: Fields) -> ModelConfig:
 
 
 def gpt2_config(fields: Fields) -> ModelConfig:
-    refuse_others(fields, HARMLESS_GPT2)
+    """GPT-2. An absent field has the default of `GPT2Config`."""
+    reject_unsupported(fields, HARMLESS_GPT2)
     width, heads = size(fields, "n_embd"), size(fields, "n_head")
     return ModelConfig(
         family="gpt2", vocab_size=size(fields, "vocab_size"), width=width, depth=size(fields, "n_layer"), heads=heads,
-        kv_heads=heads, head_dim=quotient("n_embd", width, "n_head", heads),
+        kv_heads=heads, head_dim=exact_quotient("n_embd", width, "n_head", heads),
         mlp_width=size(fields, "n_inner", 4 * width), max_length=size(fields, "n_positions"), rope=None,
         norm="layer", norm_eps=number(fields, "layer_norm_epsilon", 1e-5), mlp="gelu", qkv_bias=True,
         output_bias=True, mlp_bias=True, tied_head=optional(fields, "tie_word_embeddings", True))
 
 
 def llama_config(fields: Fields) -> ModelConfig:
-    """LLaMA, Qwen2 and Qwen3; a field that is left out has the default of its `transformers` class."""
-    refuse_others(fields, HARMLESS_LLAMA)
-    sliding = [kind for kind in fields.get("layer_types") or [] if kind != "full_attention"]
-    if sliding:
-        raise UserError(f"layer_types names {sliding[0]!r}, which is not implemented; only full_attention is")
+    """LLaMA, Qwen2 and Qwen3. An absent field has the default of its `transformers` class."""
+    reject_unsupported(fields, HARMLESS_LLAMA)
+    unsupported = [kind for kind in fields.get("layer_types") or [] if kind != "full_attention"]
+    if unsupported:
+        raise UserError(f"layer_types names {unsupported[0]!r}, which is not supported; only full_attention is")
     family = fields["model_type"]
     width, heads = size(fields, "hidden_size"), size(fields, "num_attention_heads")
     if fields.get("head_dim") is None and family != "qwen3":
-        head_dim = quotient("hidden_size", width, "num_attention_heads", heads)
+        head_dim = exact_quotient("hidden_size", width, "num_attention_heads", heads)
     else:
         head_dim = size(fields, "head_dim", 128)
-    bias = family != "qwen2" and optional(fields, "attention_bias", False)  # qwen2 has no such field
+    bias = family != "qwen2" and optional(fields, "attention_bias", False)  # Qwen2 has no such field
     return ModelConfig(
         family=family, vocab_size=size(fields, "vocab_size"), width=width, depth=size(fields, "num_hidden_layers"),
         heads=heads, kv_heads=size(fields, "num_key_value_heads", heads), head_dim=head_dim,
@@ -71,15 +72,16 @@ def llama_config(fields: Fields) -> ModelConfig:
 
 
 def read_rope(fields: Fields) -> Rope:
-    """From `rope_parameters` (transformers 5) or from `rope_theta` and `rope_scaling` (before)."""
+    """From `rope_parameters` (transformers 5), or from `rope_theta` and `rope_scaling` (earlier versions)."""
     new, old = fields.get("rope_parameters"), fields.get("rope_scaling")
     if new and old and new != old:
         raise UserError(f"rope_parameters {new} and rope_scaling {old} contradict each other; keep one")
     rope = new or old or {}
     unknown = sorted(set(rope) - ROPE_KEYS)
     if unknown:
-        raise UserError(f"the rope setting {unknown[0]}: {rope[unknown[0]]!r} is not implemented")
-    refuse_others(rope, {"partial_rotary_factor": HARMLESS["partial_rotary_factor"]})
+        raise UserError(f"the rope setting {unknown[0]}: {rope[unknown[0]]!r} is not supported; choose another "
+                        "checkpoint")
+    reject_unsupported(rope, {"partial_rotary_factor": HARMLESS["partial_rotary_factor"]})
     theta = number(rope, "rope_theta", number(fields, "rope_theta", 10_000.0))
     kind = optional(rope, "rope_type", optional(rope, "type", "default"))
     if kind == "default":
@@ -90,24 +92,27 @@ def read_rope(fields: Fields) -> Rope:
         original = size(rope, "original_max_position_embeddings", fields["max_position_embeddings"])
         return Rope(theta, "llama3", number(rope, "factor"), number(rope, "low_freq_factor"),
                     number(rope, "high_freq_factor"), original)
-    raise UserError(f"rope type {kind!r} is not implemented; the types are default, linear and llama3")
+    raise UserError(f"rope type {kind!r} is not supported; the types are default, linear and llama3")
 
 
 def hf_fields(config: ModelConfig) -> Fields:
-    """The inverse of `model_config`. Raises `UserError` where the family's own class cannot express `config`."""
+    """The inverse of `model_config`. Raises `UserError` if the family's own class cannot express `config`."""
     fields = gpt2_fields(config) if config.family == "gpt2" else llama_fields(config)
     if model_config(fields) != config:
-        raise UserError(f"the Hugging Face class of {config.family} cannot express this model: {config}")
+        raise UserError(f"the Hugging Face class of {config.family} cannot express this model; save it in the native "
+                        f"format instead: {config}")
     return fields
 
 
 def gpt2_fields(c: ModelConfig) -> Fields:
+    """The inverse of `gpt2_config`."""
     return {"model_type": "gpt2", "vocab_size": c.vocab_size, "n_embd": c.width, "n_layer": c.depth, "n_head": c.heads,
             "n_inner": c.mlp_width, "n_positions": c.max_length, "layer_norm_epsilon": c.norm_eps,
             "activation_function": "gelu_new", "tie_word_embeddings": c.tied_head}
 
 
 def llama_fields(c: ModelConfig) -> Fields:
+    """The inverse of `llama_config`."""
     fields = {
         "model_type": c.family, "vocab_size": c.vocab_size, "hidden_size": c.width, "num_hidden_layers": c.depth,
         "num_attention_heads": c.heads, "num_key_value_heads": c.kv_heads, "head_dim": c.head_dim,
@@ -121,6 +126,7 @@ def llama_fields(c: ModelConfig) -> Fields:
 
 
 def rope_fields(rope: Rope | None) -> Fields:
+    """The inverse of `read_rope`, in the form of transformers 5."""
     rope = rope or Rope()
     fields: Fields = {"rope_type": "default" if rope.scaling == "none" else rope.scaling, "rope_theta": rope.theta}
     if rope.scaling != "none":
@@ -131,41 +137,44 @@ def rope_fields(rope: Rope | None) -> Fields:
     return fields
 
 
-def refuse_others(fields: Fields, harmless: dict[str, tuple]) -> None:
-    """Raises `UserError` for a field with a value that changes the mathematics in a way not implemented here."""
+def reject_unsupported(fields: Fields, harmless: dict[str, tuple[object, ...]]) -> None:
+    """Raises `UserError` for a field whose value changes the computation in a way that is not supported."""
     for name, values in harmless.items():
         if fields.get(name) not in values:
-            raise UserError(f"the configuration says {name}: {fields[name]!r}, which is not implemented")
+            raise UserError(f"the configuration has {name}: {fields[name]!r}, which is not supported; choose another "
+                            "checkpoint")
 
 
-def need(fields: Fields, name: str) -> Any:
+def require(fields: Fields, name: str) -> Any:
+    """The field. Raises `UserError` if it is absent or null."""
     if fields.get(name) is None:
-        raise UserError(f"the configuration does not say {name}")
+        raise UserError(f"the configuration does not state {name}; add it")
     return fields[name]
 
 
 def size(fields: Fields, name: str, default: int | None = None) -> int:
-    """The field, or `default` where there is one, as a positive whole number."""
-    value = need(fields, name) if default is None else optional(fields, name, default)
+    """The field as a positive integer; if it is absent, `default`, or `UserError` if there is no default."""
+    value = require(fields, name) if default is None else optional(fields, name, default)
     if not isinstance(value, int) or value < 1:
-        raise UserError(f"the configuration says {name}: {value!r}, which is not a positive whole number")
+        raise UserError(f"the configuration has {name}: {value!r}, which is not a positive integer; correct it")
     return value
 
 
 def number(fields: Fields, name: str, default: float | None = None) -> float:
-    """The field, or `default` where there is one, as a positive number."""
-    value = need(fields, name) if default is None else optional(fields, name, default)
+    """The field as a positive number; if it is absent, `default`, or `UserError` if there is no default."""
+    value = require(fields, name) if default is None else optional(fields, name, default)
     if not isinstance(value, int | float) or not value > 0:
-        raise UserError(f"the configuration says {name}: {value!r}, which is not a positive number")
+        raise UserError(f"the configuration has {name}: {value!r}, which is not a positive number; correct it")
     return float(value)
 
 
 def optional(fields: Fields, name: str, default: Any) -> Any:
-    """The field, or `default` where it is absent or null."""
+    """The field, or `default` if it is absent or null."""
     return default if fields.get(name) is None else fields[name]
 
 
-def quotient(name: str, whole: int, part_name: str, part: int) -> int:
-    if whole % part:
-        raise UserError(f"{name} {whole} is not a multiple of {part_name} {part}")
-    return whole // part
+def exact_quotient(name: str, value: int, divisor_name: str, divisor: int) -> int:
+    """value / divisor. Raises `UserError` unless it is an integer."""
+    if value % divisor:
+        raise UserError(f"{name} {value} is not a multiple of {divisor_name} {divisor}; correct the configuration")
+    return value // divisor

@@ -1,4 +1,7 @@
-"""Bundles into Hugging Face directories that PyTorch users load as usual."""
+"""Writes bundles as Hugging Face directories that PyTorch users load as usual.
+
+A layout for another engine is a function beside `write_hf`: see CONTRIBUTING.md.
+"""
 
 import dataclasses
 import functools
@@ -6,15 +9,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dlm_jax.convert.families import Entry, hf_shape, tensor_table, to_hf
 from dlm_jax.convert.hf_config import Fields, hf_fields
 from dlm_jax.convert.model_card import model_card
+from dlm_jax.convert.published import RECORDED
+from dlm_jax.convert.tensor_map import Entry, hf_shape, layer_slice, tensor_map, to_hf
 from dlm_jax.convert.tensors import Outgoing, checked_dtype, write_sharded
-from dlm_jax.convert.wild import RECORDED
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.weights import flatten, weight_table
 
@@ -25,10 +27,11 @@ MODELING = Path(__file__).with_name("modeling_dlm.py")
 
 def write_hf(directory: Path, bundle: Bundle, shard_bytes: int = 5 * 10**9, dtype: str | None = None) -> None:
     """Writes `bundle` into the existing `directory`: weights, `config.json`, a model card, and for a diffusion model
-    the PyTorch code that it is loaded with. The tokenizer files are the caller's to copy.
+    the PyTorch code that loads it. Copying the tokenizer files is up to the caller.
 
-    dtype: `float32` or `bfloat16`, to which numbers are rounded as they are written; by default as they are held.
-    Raises `UserError` for another, and where the family's class cannot express the model.
+    shard_bytes: the size at which weights are split into several files.
+    dtype: `float32` or `bfloat16`, to which weights are rounded as they are written; default: the dtype they are in.
+    Raises `UserError` for another dtype, and if the family's class cannot express the model.
     """
     directory = Path(directory)
     tensors = list(outgoing(bundle, dtype))
@@ -41,37 +44,36 @@ def write_hf(directory: Path, bundle: Bundle, shard_bytes: int = 5 * 10**9, dtyp
         write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": files})
     write_json(directory / "config.json", config)
     (directory / "README.md").write_text(model_card(bundle), encoding="utf-8")
-    if bundle.card.is_diffusion:
+    if bundle.spec.is_diffusion:
         shutil.copyfile(MODELING, directory / MODELING.name)
 
 
-def outgoing(bundle: Bundle, asked: str | None) -> Iterator[Outgoing]:
-    """Every Hugging Face tensor, made from our leaves only when it is written."""
+def outgoing(bundle: Bundle, requested: str | None) -> Iterator[Outgoing]:
+    """Every Hugging Face tensor. Each is computed from our weights only when it is written."""
     weights, leaves = weight_table(bundle.config), flatten(bundle.params)
-    dtype = checked_dtype(asked or leaves["embed.tokens"].dtype)
+    dtype = checked_dtype(requested or leaves["embed.tokens"].dtype)
 
-    def make(entry: Entry, i: int) -> np.ndarray:
-        parts = [np.asarray(leaves[path][i] if entry.stacked else leaves[path]) for path in entry.paths]
-        return to_hf(entry, parts, weights).astype(dtype, copy=False)
+    def make(entry: Entry, layer: int | None) -> np.ndarray:
+        arrays = [np.asarray(layer_slice(leaves[path], layer)) for path in entry.paths]
+        return to_hf(entry, arrays, weights).astype(dtype, copy=False)
 
-    for entry in tensor_table(bundle.config):
-        for i in range(bundle.config.depth if entry.stacked else 1):
-            yield Outgoing(entry.name.format(i=i), hf_shape(entry, weights), dtype,
-                           functools.partial(make, entry, i))
+    for entry in tensor_map(bundle.config):
+        for name, layer in entry.tensors(bundle.config):
+            yield Outgoing(name, hf_shape(entry, weights), dtype, functools.partial(make, entry, layer))
 
 
 def config_fields(bundle: Bundle, dtype: np.dtype) -> Fields:
     """The `config.json`: the family's own for an autoregressive model, else `dlm` with the family's fields in it."""
     fields = hf_fields(bundle.config) | {"dtype": dtype.name}
-    card = dataclasses.asdict(bundle.card)
-    if bundle.card.is_diffusion:
+    spec = dataclasses.asdict(bundle.spec)
+    if bundle.spec.is_diffusion:
         auto = {"AutoConfig": "modeling_dlm.DLMConfig", "AutoModel": "modeling_dlm.DLMModel"}
-        return fields | card | {"model_type": "dlm", "base_model_type": bundle.config.family,
+        return fields | spec | {"model_type": "dlm", "base_model_type": bundle.config.family,
                                 "architectures": ["DLMModel"], "auto_map": auto}
-    said = {name: card[name] for name in ("bos_token_id", "eos_token_id")}
-    said |= {name: card[name] for name in RECORDED if card[name] is not None}
-    return fields | said | {"architectures": [CLASSES[bundle.config.family]]}
+    recorded = {name: spec[name] for name in ("bos_token_id", "eos_token_id")}
+    recorded |= {name: spec[name] for name in RECORDED if spec[name] is not None}
+    return fields | recorded | {"architectures": [CLASSES[bundle.config.family]]}
 
 
-def write_json(path: Path, fields: dict[str, Any]) -> None:
+def write_json(path: Path, fields: Fields) -> None:
     path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

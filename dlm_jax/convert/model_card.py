@@ -1,44 +1,86 @@
-"""The `README.md` of an export: what the model is, how it reads its outputs, and how to load it."""
+"""The model card: the `README.md` of an export, which states what the model or the adapter is and how to load it.
 
+Names in it may be a stranger's, so none is written where YAML, Markdown or HTML would act on it.
+"""
+
+import json
+import shlex
+
+from dlm_jax.convert.origin import Origin
+from dlm_jax.errors import printable
 from dlm_jax.models.bundle import Bundle
+from dlm_jax.models.lora import Lora
 from dlm_jax.models.weights import parameter_count
 
-HOW_DIFFUSION = """\
+USAGE_DIFFUSION = """\
 from transformers import AutoModel, AutoTokenizer
 
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=False)
 ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
 print(tokenizer.decode(model.generate(ids, max_new_tokens=64, temperature=0.8, top_p=0.95, seed=0)[0]))
 """
-HOW_AUTOREGRESSIVE = """\
+USAGE_AUTOREGRESSIVE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 """
-ALIGNED = {"shifted": "the output at n-1 predicts token n", "same_position": "the output at n predicts token n"}
+ALIGNMENT = {"shifted": "the output at n-1 predicts token n", "same_position": "the output at n predicts token n"}
 
 
 def model_card(bundle: Bundle) -> str:
-    """Markdown with the header that the hub reads."""
-    card = bundle.card
-    kind = "A masked diffusion" if card.is_diffusion else "An autoregressive"
-    how = HOW_DIFFUSION if card.is_diffusion else HOW_AUTOREGRESSIVE
-    base = f"base_model: {card.base_model}\n" if card.base_model else ""
-    facts = "".join(f"| {name} | {value} |\n" for name, value in card_facts(bundle).items() if value is not None)
+    """Markdown, starting with the header that the Hugging Face hub reads."""
+    spec = bundle.spec
+    kind = "A masked diffusion" if spec.is_diffusion else "An autoregressive"
+    usage = USAGE_DIFFUSION if spec.is_diffusion else USAGE_AUTOREGRESSIVE
+    base = f"base_model: {quoted(spec.base_model)}\n" if spec.base_model else ""
     return (f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{base}---\n\n"
-            f"# {kind} language model\n\nConverted with dlm-jax.\n\n| | |\n|---|---|\n{facts}\n"
-            f"## How to load it\n\n```python\n{how.format(name='path/to/this/directory')}```\n")
+            f"# {kind} language model\n\nConverted with dlm-jax.\n\n{table(card_facts(bundle))}\n"
+            f"## How to load it\n\n```python\n{usage.format(name='path/to/this/directory')}```\n")
 
 
 def card_facts(bundle: Bundle) -> dict[str, object]:
-    """The rows of the table; None is left out."""
-    card, config = bundle.card, bundle.config
+    """The rows of the table, by name; those that are None are not shown."""
+    spec, config = bundle.spec, bundle.config
     facts: dict[str, object] = {
-        "base model": card.base_model, "base revision": card.base_revision, "family": config.family,
-        "parameters": f"{parameter_count(config):,}", "context": f"{config.max_length} tokens", "recipe": card.recipe}
-    if card.is_diffusion:
-        facts |= {"mask token id": card.mask_token_id, "attention rule": card.rule, "block size": card.block_size,
-                  "alignment": f"{card.alignment}: {ALIGNED[card.alignment]}"}
+        "base model": code(spec.base_model), "base revision": code(spec.base_revision), "family": config.family,
+        "parameters": f"{parameter_count(config):,}", "context": f"{config.max_length} tokens",
+        "recipe": code(spec.recipe)}
+    if spec.is_diffusion:
+        facts |= {"mask token id": spec.mask_token_id, "attention rule": spec.rule, "block size": spec.block_size,
+                  "alignment": f"{spec.alignment}: {ALIGNMENT[spec.alignment]}"}
     return facts
+
+
+def adapter_card(bundle: Bundle, lora: Lora, base: Origin) -> str:
+    """The card of adapters: which base they belong to, and how they are merged into it. bundle: what was trained."""
+    spec, vocab_size = bundle.spec, bundle.config.vocab_size
+    facts: dict[str, object] = {
+        "base model": code(base.name), "base revision": code(base.revision),
+        "weights of the base": f"SHA-256 `{base.sha256}`", "rank": lora.rank, "alpha": lora.alpha,
+        "recipe": code(spec.recipe), "mask token id": spec.mask_token_id}
+    resized = "" if vocab_size == base.vocab_size else (
+        f"The mask token resized the vocabulary: the base has {base.vocab_size} rows, and the adapter belongs to a "
+        f"model with {vocab_size}. PEFT alone needs the base resized first; `--mask` below does that.\n\n")
+    made = f" --recipe {shlex.quote(spec.recipe)}" if spec.is_diffusion and spec.recipe else ""
+    mask = "" if base.mask is None else f" --mask {shlex.quote(base.mask)}"
+    command = printable(f"dlm import BASE{made}{mask} --adapter path/to/this/directory --out merged")
+    return (f"---\nlibrary_name: peft\nbase_model: {quoted(base.name)}\n---\n\n# LoRA adapter\n\nTrained with "
+            f"dlm-jax.\n\n{table(facts)}\n{resized}## How to merge it\n\n    {command}\n\nBASE is the base model as a "
+            "Hugging Face directory or hub id; `dlm export` makes one of a native or work directory.\n")
+
+
+def table(facts: dict[str, object]) -> str:
+    """A Markdown table of names and values, without those that are None."""
+    return "| | |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in facts.items() if value is not None)
+
+
+def quoted(name: str) -> str:
+    """A name as a YAML string. JSON's are."""
+    return json.dumps(printable(name), ensure_ascii=False)
+
+
+def code(name: str | None) -> str | None:
+    """A name as a Markdown code span, which holds no markup; what would end it or its table cell is replaced."""
+    return None if name is None else "`" + printable(name).replace("`", "'").replace("|", "\N{BROKEN BAR}") + "`"

@@ -1,12 +1,12 @@
 """A masked diffusion language model converted from GPT-2, LLaMA, Qwen2 or Qwen3, in plain PyTorch.
 
     model = AutoModel.from_pretrained(directory, trust_remote_code=True)
-    model(input_ids).logits                         # raw outputs under the rule the model was trained with
-    model.generate(input_ids, max_new_tokens=64, threshold=0.9)    # continues by denoising
-    model.infill(input_ids)                         # fills every mask token
+    model(input_ids).logits                                      # raw outputs, under the rule used in training
+    model.generate(input_ids, max_new_tokens=64, threshold=0.9)  # continues the text by denoising
+    model.infill(input_ids)                                      # fills every mask token
 
-This file stands alone: it was written beside the weights by dlm-jax, and needs only torch and transformers.
-Letters in shapes: b batch, n tokens, d width, h heads, g key-value heads, k head size, v vocabulary.
+This file is self-contained: dlm-jax wrote it next to the weights, and it needs only torch and transformers.
+Letters in shapes: b batch, n tokens, m cached tokens, d width, h heads, g key-value heads, k head_dim, v vocabulary.
 """
 
 import math
@@ -22,13 +22,14 @@ RULES = ("causal", "bidirectional", "block_causal", "token_causal")
 
 
 class DLMConfig(PretrainedConfig):
-    """The fields of the base model's own configuration, and those that make it a diffusion model.
+    """The fields of the base model's own configuration, and these:
 
-    base_model_type: gpt2, llama, qwen2 or qwen3. mask_token_id: the token that stands for "unknown".
-    rule: what a token sees. `bidirectional`: everything; `block_causal`: its own block of `block_size` tokens, counted
-    from the first, and all earlier ones; `causal`: itself and the past.
+    base_model_type: gpt2, llama, qwen2 or qwen3.
+    mask_token_id: the id of the mask token.
+    rule: what a token attends to. `bidirectional`: everything; `block_causal`: its own block of `block_size` tokens,
+        counted from the first token, and all earlier blocks; `causal`: itself and all earlier tokens.
     alignment: `same_position`, the output at n predicts token n; `shifted`, the output at n-1 predicts token n.
-    clean_half: how the finished text before a block sees itself: `block_causal`, or `token_causal`, left to right.
+    clean_half: how the finished text before a block attends to itself: `block_causal`; or `token_causal`, left to right
     """
 
     model_type = "dlm"
@@ -39,27 +40,27 @@ class DLMConfig(PretrainedConfig):
         self.eos_token_id = eos_token_id
 
 
-class Past:
-    """Keys and values that a layer keeps of the finished text: [b, m, g, k]."""
+class KVCache:
+    """One layer's keys and values of the finished text: [b, m, g, k] each."""
 
     def __init__(self):
-        self.kept, self.read = None, None
+        self.finished, self.latest = None, None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Those that are kept, and after them those of the tokens that are read now."""
-        self.read = (k, v) if self.kept is None else tuple(torch.cat(x, 1) for x in zip(self.kept, (k, v)))
-        return self.read
+        """The cached keys and values, followed by those of the current tokens: [b, m + n, g, k]."""
+        self.latest = (k, v) if self.finished is None else tuple(torch.cat(x, 1) for x in zip(self.finished, (k, v)))
+        return self.latest
 
-    def keep(self):
-        """The tokens that were read last are finished."""
-        self.kept = self.read
+    def commit(self):
+        """Keeps the keys and values of the latest forward pass: its tokens are finished."""
+        self.finished = self.latest
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, past: Past | None) -> Tensor:
-    """q [b, n, h, k], k and v [b, n, g, k], visible bool [b or 1, 1, n, n], or [..., m + n] with m tokens in the past;
-    gives [b, n, h * k]."""
-    if past is not None:
-        k, v = past.extend(k, v)
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, cache: KVCache | None) -> Tensor:
+    """q [b, n, h, k], k and v [b, n, g, k], visible bool [b or 1, 1, n, m + n], m being 0 without a cache; returns
+    [b, n, h * k]."""
+    if cache is not None:
+        k, v = cache.extend(k, v)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2).flatten(2)
@@ -72,9 +73,9 @@ class GPT2Attention(nn.Module):
         self.c_attn = Conv1D(3 * config.n_embd, config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, visible: Tensor, past: Past | None) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor, cache: KVCache | None) -> Tensor:
         q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in self.c_attn(x).chunk(3, dim=-1))
-        return self.c_proj(attend(q, k, v, visible, past))
+        return self.c_proj(attend(q, k, v, visible, cache))
 
 
 class GPT2MLP(nn.Module):
@@ -95,8 +96,8 @@ class GPT2Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = GPT2MLP(config)
 
-    def forward(self, x: Tensor, visible: Tensor, past: Past | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), visible, past)
+    def forward(self, x: Tensor, visible: Tensor, cache: KVCache | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), visible, cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -108,10 +109,10 @@ class GPT2Trunk(nn.Module):
         self.h = nn.ModuleList(GPT2Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 
-    def forward(self, input_ids: Tensor, visible: Tensor, past: list[Past | None], first: int = 0) -> Tensor:
+    def forward(self, input_ids: Tensor, visible: Tensor, caches: list[KVCache | None], first: int = 0) -> Tensor:
         x = self.wte(input_ids) + self.wpe(first + torch.arange(input_ids.shape[1], device=input_ids.device))
-        for block, kept in zip(self.h, past):
-            x = block(x, visible, kept)
+        for block, cache in zip(self.h, caches):
+            x = block(x, visible, cache)
         return self.ln_f(x)
 
 
@@ -128,7 +129,7 @@ class RMSNorm(nn.Module):
 
 
 class LlamaAttention(nn.Module):
-    """LLaMA, Qwen2 (biases on q, k, v) and Qwen3 (q and k normalised)."""
+    """LLaMA, Qwen2 (biases on q, k, v) and Qwen3 (q and k normalized)."""
 
     def __init__(self, config: DLMConfig):
         super().__init__()
@@ -144,11 +145,11 @@ class LlamaAttention(nn.Module):
             self.q_norm = RMSNorm(k, config.rms_norm_eps)
             self.k_norm = RMSNorm(k, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, visible: Tensor, angles: Tensor, past: Past | None) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor, angles: Tensor, cache: KVCache | None) -> Tensor:
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
-        return self.o_proj(attend(rotate(q, angles), rotate(k, angles), v, visible, past))
+        return self.o_proj(attend(rotate(q, angles), rotate(k, angles), v, visible, cache))
 
 
 class LlamaMLP(nn.Module):
@@ -171,8 +172,8 @@ class LlamaBlock(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = LlamaMLP(config)
 
-    def forward(self, x: Tensor, visible: Tensor, angles: Tensor, past: Past | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), visible, angles, past)
+    def forward(self, x: Tensor, visible: Tensor, angles: Tensor, cache: KVCache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), visible, angles, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -184,18 +185,18 @@ class LlamaTrunk(nn.Module):
         self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor, visible: Tensor, past: list[Past | None], first: int = 0) -> Tensor:
-        # The angles are made here and not kept in a buffer, which loading would leave without its values.
+    def forward(self, input_ids: Tensor, visible: Tensor, caches: list[KVCache | None], first: int = 0) -> Tensor:
+        # The angles are computed here: a buffer that is not saved would be left uninitialized by `from_pretrained`.
         positions = first + torch.arange(input_ids.shape[1], device=input_ids.device, dtype=torch.float32)
         angles = positions[:, None] * rope_frequencies(self.rope, self.head_dim, input_ids.device)
         x = self.embed_tokens(input_ids)
-        for layer, kept in zip(self.layers, past):
-            x = layer(x, visible, angles, kept)
+        for layer, cache in zip(self.layers, caches):
+            x = layer(x, visible, angles, cache)
         return self.norm(x)
 
 
 def rope_frequencies(rope: dict, head_dim: int, device: torch.device) -> Tensor:
-    """Radians a position for each of the head_dim / 2 planes, fp32."""
+    """Radians per position for each of the head_dim / 2 planes, fp32."""
     frequency = rope["rope_theta"] ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
     if rope["rope_type"] == "linear":
         return frequency / rope["factor"]
@@ -215,7 +216,7 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 class DLMModel(PreTrainedModel):
-    """The model and its sampler. `forward` gives raw outputs: in a `shifted` model those at n-1 are for token n."""
+    """The model and its sampler. `forward` returns raw outputs: in a `shifted` model those at n-1 predict token n."""
 
     config_class = DLMConfig
     _no_split_modules = ["GPT2Block", "LlamaBlock"]
@@ -238,12 +239,12 @@ class DLMModel(PreTrainedModel):
 
     @property
     def depth(self) -> int:
-        """How many layers there are."""
+        """Number of layers."""
         return len(self.trunk.h if isinstance(self.trunk, GPT2Trunk) else self.trunk.layers)
 
     @property
     def max_length(self) -> int:
-        """The longest text that the model was made for."""
+        """The longest text that the model supports, in tokens."""
         gpt2 = self.config.base_model_type == "gpt2"
         return self.config.n_positions if gpt2 else self.config.max_position_embeddings
 
@@ -257,11 +258,12 @@ class DLMModel(PreTrainedModel):
                 block_size: int | None = None) -> CausalLMOutput:
         """Logits in fp32 [b, n, v]. `rule` and `block_size` default to those that the model was trained with.
 
-        attention_mask [b, n]: 0 marks padding, which must be on the right, because positions count from the left.
+        attention_mask [b, n]: 0 marks padding, which must be on the right, because positions are counted from the left.
+        Raises `ValueError` for padding elsewhere, an unknown rule, and a block rule without a block size.
         """
         block_size = block_size or self.config.block_size
-        own = "token_causal" if self.config.clean_half == "token_causal" else self.config.rule
-        visible = visibility(rule or own, input_ids.shape[1], block_size, input_ids.device)
+        trained_rule = "token_causal" if self.config.clean_half == "token_causal" else self.config.rule
+        visible = visibility(rule or trained_rule, input_ids.shape[1], block_size, input_ids.device)
         if attention_mask is not None:
             if not bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all()):
                 raise ValueError("padding must be on the right: an attention_mask goes from 1 to 0 once")
@@ -273,28 +275,30 @@ class DLMModel(PreTrainedModel):
     def generate(self, input_ids: Tensor, max_new_tokens: int, steps: int | None = None,
                  threshold: float | None = None, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0,
                  seed: int | None = None, stop_at_eos: bool = True) -> Tensor:
-        """`input_ids` [b, n] continued by at most `max_new_tokens`, denoised all at once or block by block, with the
-        keys and values of finished blocks kept.
+        """`input_ids` [b, n] followed by at most `max_new_tokens`, denoised all at once, or block by block with cached
+        keys and values of finished blocks.
 
-        steps: forward passes over all new tokens; by default one for each token. threshold: instead, each pass commits
-        every token that is more probable than this, and at least one. temperature 0 takes the likeliest token. What
-        follows a row's first end-of-text token is more of it, cut off where all rows have ended.
+        steps: forward passes spread over all new tokens; default: one per token.
+        threshold: instead, each forward pass commits every token above this confidence, and at least one.
+        temperature: 0 takes the most likely token.
+        After a row's first end-of-text token everything is that token; the result is cut where all rows have ended.
+        Raises `ValueError` for arguments out of range, and for more tokens than the model supports.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
         input_ids, added = self._with_start(input_ids)
-        first = input_ids.shape[1]
+        prompt_length = input_ids.shape[1]
         tokens = F.pad(input_ids, (0, max_new_tokens), value=self.config.mask_token_id)
-        canvas = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) >= first
+        canvas = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) >= prompt_length
         eos = self.config.eos_token_id if stop_at_eos else None
         sampler = Sampler(temperature, top_p, top_k, seed, tokens.device)
         tokens = self._denoise(tokens, canvas, steps, threshold, sampler, eos)
-        return (tokens if eos is None else end_at(tokens, first, eos))[:, added:]
+        return (tokens if eos is None else end_at(tokens, prompt_length, eos))[:, added:]
 
     @torch.no_grad()
     def infill(self, input_ids: Tensor, steps: int | None = None, threshold: float | None = None,
                temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int | None = None) -> Tensor:
-        """`input_ids` [b, n] with every mask token replaced. The arguments are those of `generate`."""
+        """`input_ids` [b, n] with every mask token filled in. The arguments are those of `generate`."""
         input_ids, added = self._with_start(input_ids)
         canvas = input_ids == self.config.mask_token_id
         if self.config.alignment == "shifted" and bool(canvas[:, 0].any()):
@@ -303,77 +307,91 @@ class DLMModel(PreTrainedModel):
         return self._denoise(input_ids, canvas, steps, threshold, sampler, None)[:, added:]
 
     def _with_start(self, input_ids: Tensor) -> tuple[Tensor, int]:
-        """`input_ids` [b, n] with the token that texts started with in training, unless all rows begin with it; and how
-        many tokens were added."""
+        """`input_ids` [b, n] preceded by the start token used in training, unless all rows begin with it; and how many
+        tokens were added."""
         if input_ids.ndim != 2 or input_ids.is_floating_point():
-            raise ValueError(f"input_ids must be whole numbers [batch, tokens], not {list(input_ids.shape)}")
+            raise ValueError(f"input_ids must be integers [batch, tokens], not {list(input_ids.shape)}")
         start = self.config.eos_token_id if self.config.bos_token_id is None else self.config.bos_token_id
-        added = int(start is not None and not (input_ids.shape[1] and bool((input_ids[:, 0] == start).all())))
+        needs_start = start is not None and not (input_ids.shape[1] and bool((input_ids[:, 0] == start).all()))
+        added = 1 if needs_start else 0
         if self.config.alignment == "shifted" and input_ids.shape[1] + added == 0:
             raise ValueError("nothing predicts the first token of this model; begin with a start token")
         return F.pad(input_ids, (added, 0), value=start or 0), added
 
     def _denoise(self, tokens: Tensor, canvas: Tensor, steps: int | None, threshold: float | None,
                  sampler: "Sampler", eos: int | None) -> Tensor:
-        """Fills the canvas [b, n] of `tokens` span by span; stops early once every row's canvas holds `eos`."""
-        n, most = tokens.shape[1], int(canvas.sum(1).max())
+        """Fills `canvas`, bool [b, n], of `tokens` [b, n] span by span: a span is one block, or the entire text. Stops
+        early once every row has `eos` in its canvas."""
+        n, most_holes = tokens.shape[1], int(canvas.sum(1).max())
         if n > self.max_length:
-            raise ValueError(f"{n} tokens are more than the {self.max_length} that this model was made for")
+            raise ValueError(f"{n} tokens are more than the {self.max_length} that this model supports")
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"the threshold must lie in [0, 1], not {threshold}")
-        blocks = self.config.rule == "block_causal"
-        span = self.config.block_size if blocks else n
-        past = [Past() if blocks else None for _ in range(self.depth)]
-        first = (int(canvas.any(0).int().argmax()) if most else n) // span * span
-        before = self._read(tokens[:, :first], past, 0, clean=True)[:, -1:] if first else None
+        by_blocks = self.config.rule == "block_causal"
+        span = self.config.block_size if by_blocks else n
+        caches = [KVCache() if by_blocks else None for _ in range(self.depth)]
+        first_hole = int(canvas.any(0).int().argmax()) if most_holes else n
+        first = first_hole // span * span  # where the first span with a hole starts
+        prev_hidden = self._forward_cached(tokens[:, :first], caches, 0, clean=True)[:, -1:] if first else None
         for start in range(first, n, span):
             end = min(start + span, n)
-            here = canvas[:, start:end]
-            size = int(here.sum(1).max())
-            share = size if steps is None else math.ceil(steps * size / max(most, 1))
-            part = self._denoise_span(tokens[:, start:end], here, share, threshold, sampler, past, start, before)
-            tokens = torch.cat([tokens[:, :start], part, tokens[:, end:]], dim=1)
+            masked = canvas[:, start:end]
+            holes = int(masked.sum(1).max())
+            span_steps = holes if steps is None else math.ceil(steps * holes / max(most_holes, 1))
+            filled = self._denoise_span(tokens[:, start:end], masked, span_steps, threshold, sampler, caches, start,
+                                        prev_hidden)
+            tokens = torch.cat([tokens[:, :start], filled, tokens[:, end:]], dim=1)
             if eos is not None and bool((canvas & (tokens == eos))[:, :end].any(1).all()):
                 return tokens[:, :end]
             if bool(canvas[:, end:].any()):
-                before = self._read(part, past, start, clean=True)[:, -1:]
+                prev_hidden = self._forward_cached(filled, caches, start, clean=True)[:, -1:]
         return tokens
 
     def _denoise_span(self, tokens: Tensor, masked: Tensor, steps: int, threshold: float | None, sampler: "Sampler",
-                      past: list[Past | None], start: int, before: Tensor | None) -> Tensor:
-        """Each step commits the most confident of the masked [b, n] places: as many as leave the rest for later, or
-        those above the threshold."""
-        left = steps
+                      caches: list[KVCache | None], start: int, prev_hidden: Tensor | None) -> Tensor:
+        """Fills `masked`, bool [b, n], of a span of `tokens` [b, n] that begins at position `start`.
+
+        Each step commits the most confident proposals: all above the threshold and at least one, or without a threshold
+        an equal part of what is still masked. prev_hidden: the output [b, 1, d] just before the span.
+        """
+        steps_left = steps
         while bool(masked.any()):
-            hidden = self._read(tokens, past, start, clean=False)
+            hidden = self._forward_cached(tokens, caches, start, clean=False)
             if self.config.alignment == "shifted":
-                hidden = torch.cat([hidden[:, :1] if before is None else before, hidden[:, :-1]], dim=1)
+                hidden = torch.cat([hidden[:, :1] if prev_hidden is None else prev_hidden, hidden[:, :-1]], dim=1)
             logits = self.lm_head(hidden).float()
             logits[..., self.config.mask_token_id] = -torch.inf
             proposal, confidence = tokens.clone(), torch.full(tokens.shape, -1.0, device=tokens.device)
             proposal[masked], confidence[masked] = sampler.draw(logits[masked])
-            count = (masked.sum(1, keepdim=True) + left - 1) // left if threshold is None else 1
             rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-            commit = masked & ((rank < count) if threshold is None else (rank < 1) | (confidence > threshold))
-            tokens, masked, left = torch.where(commit, proposal, tokens), masked & ~commit, max(left - 1, 1)
+            if threshold is None:
+                chosen = rank < (masked.sum(1, keepdim=True) + steps_left - 1) // steps_left
+            else:
+                chosen = (rank < 1) | (confidence > threshold)
+            commit = masked & chosen
+            tokens, masked = torch.where(commit, proposal, tokens), masked & ~commit
+            steps_left = max(steps_left - 1, 1)
         return tokens
 
-    def _read(self, tokens: Tensor, past: list[Past | None], start: int, clean: bool) -> Tensor:
-        """Outputs [b, n, d] at `tokens`, which stand behind `start` tokens of the past; clean ones are then kept."""
+    def _forward_cached(self, tokens: Tensor, caches: list[KVCache | None], start: int, clean: bool) -> Tensor:
+        """Outputs [b, n, d] at `tokens` [b, n], which follow `start` cached tokens. Clean (finished) tokens are then
+        added to the cache."""
         n, rule = tokens.shape[1], self.config.rule
         if clean and self.config.clean_half == "token_causal":
             rule = "causal"
         visible = visibility(rule, start + n, self.config.block_size, tokens.device)[:, :, start:]
-        hidden = self.trunk(tokens, visible, past, start)
-        for kept in past if clean else []:
-            kept.keep()
+        hidden = self.trunk(tokens, visible, caches, start)
+        if clean:
+            for cache in caches:
+                if cache is not None:
+                    cache.commit()
         return hidden
 
 
 class Sampler:
-    """Draws a token from each row of logits, and says how probable it was."""
+    """Draws a token from each row of logits, and returns its probability."""
 
     def __init__(self, temperature: float, top_p: float, top_k: int, seed: int | None, device: torch.device):
         if temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
@@ -383,17 +401,17 @@ class Sampler:
         self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
 
     def draw(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """logits [m, v] to tokens [m] and the model's own probability of each [m]."""
+        """logits [m, v] -> tokens [m], and the probability of each [m] before temperature and truncation."""
         probability = logits.softmax(-1)
         if self.temperature == 0:
             confidence, tokens = probability.max(-1)
             return tokens, confidence
-        kept = self.nucleus((logits / self.temperature).softmax(-1))
-        tokens = torch.multinomial(kept, 1, generator=self.generator)
+        truncated = self.truncate((logits / self.temperature).softmax(-1))
+        tokens = torch.multinomial(truncated, 1, generator=self.generator)
         return tokens[:, 0], probability.gather(-1, tokens)[:, 0]
 
-    def nucleus(self, probability: Tensor) -> Tensor:
-        """The `top_k` likeliest tokens, and of all the fewest that reach `top_p`; the others get zero."""
+    def truncate(self, probability: Tensor) -> Tensor:
+        """probability [m, v], zero outside the `top_k` most likely tokens and the smallest set that reaches `top_p`."""
         ordered, order = probability.sort(dim=-1, descending=True)
         dropped = ordered.cumsum(-1) - ordered >= self.top_p
         if self.top_k:
@@ -402,7 +420,7 @@ class Sampler:
 
 
 def visibility(rule: str, n: int, block_size: int | None, device: torch.device) -> Tensor:
-    """Who sees whom: bool [1, 1, n, n], queries before keys."""
+    """Which keys each query attends to: bool [1, 1, n, n], queries before keys."""
     if rule not in RULES:
         raise ValueError(f"rule {rule!r} is not one of {', '.join(RULES)}")
     if rule == "bidirectional":
@@ -413,13 +431,14 @@ def visibility(rule: str, n: int, block_size: int | None, device: torch.device) 
         raise ValueError(f"the rule {rule} needs a block_size")
     index = torch.arange(n, device=device)
     block = index // block_size
-    # Of a token-causal rule only the last block is a block: the tokens before it stand for themselves.
+    # Under token_causal only the last block is a block; the tokens before it are causal.
     index = torch.where(block == block[-1], n, index) if rule == "token_causal" else block
     return (index[:, None] >= index[None, :])[None, None]
 
 
 def end_at(tokens: Tensor, first: int, eos: int) -> Tensor:
-    """`tokens` with each row after its first `eos` at or past `first` made `eos`, cut where all rows have ended."""
+    """`tokens` [b, n] with everything after a row's first `eos` from `first` on set to `eos`, cut where all rows have
+    ended."""
     is_eos = tokens[:, first:] == eos
     after = is_eos.cumsum(1) - is_eos.long() > 0
     tokens = torch.cat([tokens[:, :first], tokens[:, first:].masked_fill(after, eos)], dim=1)

@@ -1,7 +1,8 @@
-"""`prepare` as an Apache Beam pipeline, for more text than one machine should read: every input file is a part that any
-worker tokenises, packs and writes. The result is an ordinary dataset.
+"""`prepare` as an Apache Beam pipeline, for more text than one machine should read.
 
-It needs the extra `dlm-jax[beam]`, and a directory that all workers and this process see under the same name.
+Each input file is one part of the dataset: any worker can tokenize, pack and write it. The result is an ordinary
+dataset. This needs the extra `dlm-jax[beam]`, and an output directory that every worker and this process see under the
+same path.
 """
 
 import json
@@ -10,14 +11,14 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from dlm_jax.data.inputs import expand
-from dlm_jax.data.own_directory import own_directory
-from dlm_jax.data.prepare import check_length, describe, write_part
+from dlm_jax.data.prepare import check_length, write_description, write_part
 from dlm_jax.data.text import documents_of
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
+from dlm_jax.files import new_directory
 
 TEMPORARY = ".part."
 
@@ -26,28 +27,28 @@ def prepare_with_beam(names: Sequence[str | Path], tokenizer: Tokenizer, length:
                       flags: Sequence[str] = ()) -> dict:
     """Writes the documents of the inputs into the new directory `out`, as `prepare` does, and returns its description.
 
-    Unlike there, each input file ends with a padded record and has shards of its own, so that the files depend neither
-    on the runner nor on the number of its workers. `flags` are those of Beam, such as '--runner=DirectRunner'.
+    Unlike with `prepare`, each input file has its own shards and ends with a padded record, so the output depends
+    neither on the runner nor on the number of workers. `flags` are Beam's own, such as '--runner=DirectRunner'.
 
-    Raises `UserError` for what `prepare` refuses, and where Beam is not installed or its pipeline fails.
+    Raises `UserError` for whatever `prepare` rejects, if Beam is not installed, and if its pipeline fails.
     """
     beam = _import_beam()
     check_length(length)
     parts = list(enumerate(expand(names)))
-    with own_directory(out) as directory:
+    with new_directory(out) as directory:
         try:
             with beam.Pipeline(argv=list(flags)) as pipeline:
                 (pipeline | beam.Create(parts) | beam.Reshuffle()
                  | beam.Map(_write_input, tokenizer, length, str(directory)))
-        except Exception as error:  # of any kind: each runner has its own
-            raise UserError(f"the Beam pipeline failed ({type(error).__name__}: {error}); mend that and start it "
+        except Exception as error:  # every runner raises its own exception types
+            raise UserError(f"the Beam pipeline failed ({type(error).__name__}: {error}); fix the cause and run it "
                             "again") from error
-        for left in directory.glob(f"{TEMPORARY}*"):  # by workers that died and whose parts others have written
-            shutil.rmtree(left, ignore_errors=True)
-        return describe([_take_result(directory, number) for number, _ in parts], tokenizer, length, directory)
+        for leftover in directory.glob(f"{TEMPORARY}*"):  # from workers that died; another worker redid their parts
+            shutil.rmtree(leftover, ignore_errors=True)
+        return write_description([_take_result(directory, number) for number, _ in parts], tokenizer, length, directory)
 
 
-def _import_beam() -> Any:
+def _import_beam() -> ModuleType:
     try:
         import apache_beam
     except ImportError as error:
@@ -56,9 +57,10 @@ def _import_beam() -> Any:
 
 
 def _write_input(part: tuple[int, str], tokenizer: Tokenizer, length: int, out: str) -> None:
-    """On a worker: the shards of one input file, and a file that says what they hold or what is wrong with the input.
+    """Runs on a worker: writes the shards of one input file, and a result file with their counts or with the error.
 
-    Beam may run this twice for one input, even at once: both write the same files, under other names until whole.
+    Beam may run this twice for the same input, even concurrently. Both runs write the same bytes, each into its own
+    temporary directory, and move the finished files into place.
     """
     number, name = part
     with tempfile.TemporaryDirectory(dir=out, prefix=TEMPORARY) as temporary:
@@ -77,7 +79,7 @@ def _result_name(number: int) -> str:
 
 
 def _take_result(directory: Path, number: int) -> dict:
-    """What part `number` holds; its file is removed. Raises `UserError` where something was wrong with the input."""
+    """Reads and deletes the result file of part `number`. Raises `UserError` if the input was at fault."""
     file = directory / _result_name(number)
     result = json.loads(file.read_text(encoding="utf-8"))
     if "error" in result:

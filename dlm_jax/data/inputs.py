@@ -1,4 +1,4 @@
-"""Where text lies: local files and those of an object store, plain or compressed, by name or by pattern."""
+"""Where text comes from: local files and object stores, plain or compressed, by name or by pattern."""
 
 import contextlib
 import glob
@@ -15,12 +15,15 @@ TFDS = "tfds:"
 
 
 def expand(names: Sequence[str | Path]) -> list[str]:
-    """The inputs that `names` stand for, in their order; a pattern such as 'part-*.jsonl' stands for its files, sorted.
+    """The inputs that `names` refer to, in order; a pattern such as 'part-*.jsonl' expands to its files, sorted.
 
-    A name may be a local path, a URL that fsspec reads, such as gs://bucket/part.jsonl, or tfds:NAME[:SPLIT].
-    Raises `UserError` for a file that is not there, a pattern without files, and a store that cannot be reached.
+    A name is a local path, a URL that fsspec reads, such as gs://bucket/part.jsonl, or tfds:NAME[:SPLIT].
+    Raises `UserError` for a missing file, a pattern that matches nothing, and an unreachable store.
     """
-    return [file for name in map(str, names) for file in ([name] if name.startswith(TFDS) else _files(name))]
+    inputs: list[str] = []
+    for name in map(str, names):
+        inputs += [name] if name.startswith(TFDS) else _files(name)
+    return inputs
 
 
 def _files(name: str) -> list[str]:
@@ -43,16 +46,16 @@ def _remote_files(name: str) -> list[str]:
 
 @contextlib.contextmanager
 def open_bytes(name: str) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed where its name ends in .gz or .zst.
+    """The bytes of a file, decompressed if its name ends in .gz or .zst.
 
-    What goes wrong while they are read is an `OSError`, an `EOFError` or a `zlib.error`.
+    Reading from it may raise `OSError`, `EOFError` or `zlib.error`.
     """
     with open_stored(name) as stored:
         if name.lower().endswith(".gz"):
             with gzip.open(stored) as file:
                 yield cast(BinaryIO, file)
         elif name.lower().endswith(".zst"):
-            import pyarrow  # unlike the zstandard package, it reports a file that was cut off
+            import pyarrow  # unlike the zstandard package, it reports a truncated file
             stream: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(stored, "r"), "zstd")
             yield io.BufferedReader(stream)
         else:
@@ -61,7 +64,7 @@ def open_bytes(name: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def open_stored(name: str) -> Iterator[BinaryIO]:
-    """The bytes of a file as they are stored. It can be sought in."""
+    """The bytes of a file exactly as stored. The file is seekable."""
     with contextlib.ExitStack() as stack:
         if is_remote(name):
             with reachable(name):

@@ -1,4 +1,4 @@
-"""Pairs of a prompt and its answer as records: the prompt is given, the answer is learnt."""
+"""(prompt, answer) pairs as records: the prompt is conditioned on, the answer is learned."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -7,42 +7,46 @@ from typing import Literal
 import numpy as np
 
 from dlm_jax.data.inputs import expand
-from dlm_jax.data.own_directory import own_directory
-from dlm_jax.data.prepare import describe, write_records
-from dlm_jax.data.text import checked, json_lines
+from dlm_jax.data.prepare import write_description, write_records
+from dlm_jax.data.records import Record
+from dlm_jax.data.text import check_text, json_lines
 from dlm_jax.data.tokenizer import Tokenizer
-from dlm_jax.diffusion.corruption import GIVEN
 from dlm_jax.errors import UserError
+from dlm_jax.files import new_directory
+from dlm_jax.segments import PROMPT_BIT
+from dlm_jax.typing import Bool, Int32
 
-# The names that such files have for their two fields; GSM8K's are the second.
+# The field names that such files use; GSM8K's are the second pair.
 FIELDS = (("prompt", "answer"), ("question", "answer"), ("instruction", "output"))
 SEPARATOR = "\n"
 SHORTEST = 4  # tokens: start, prompt, answer, end
 Layout = Literal["packed", "diffullama"]
-Document = tuple[np.ndarray, np.ndarray]  # tokens, and which of them are given: int32 and bool [n]
-Record = tuple[np.ndarray, np.ndarray]  # tokens and segments, int32 [length]
+Document = tuple[Int32[np.ndarray, " n"], Bool[np.ndarray, " n"]]  # tokens, and which of them are the prompt
 
 
 def read_pairs(names: Sequence[str | Path]) -> Iterator[tuple[str, str]]:
-    """(prompt, answer) of each line of JSON-lines files; the fields are one of `FIELDS`.
+    """(prompt, answer) from each line of JSON-lines files; the fields are one of the pairs in `FIELDS`.
 
-    Raises `UserError` that names the line where they are not, and for files that are not there.
+    Raises `UserError` for a missing file, and for a line without these fields, naming the line.
     """
     for name in expand(names):
-        for place, record in json_lines(name):
+        for where, record in json_lines(name):
             prompt, answer = next((pair for pair in FIELDS if set(pair) <= record.keys()), FIELDS[0])
-            yield checked(record.get(prompt), place, prompt), checked(record.get(answer), place, answer)
+            yield check_text(record.get(prompt), where, prompt), check_text(record.get(answer), where, answer)
 
 
 def prepare_pairs(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, length: int, out: str | Path,
                   layout: Layout = "packed", progress: Callable[[int], None] = lambda done: None) -> dict:
     """Writes pairs as records of `length` tokens into the new directory `out`, and returns its description.
 
-    A pair is [start] prompt, a line break, answer [end]; all before the answer is given: never masked and never a
-    target. 'packed': whole pairs one after the other, each a document of its own, what remains of a record being
-    padding. 'diffullama': one pair a record, and the end token fills it, learnt like the answer, so that the model
-    knows how long an answer is (arXiv 2410.17891; LLaMA-Factory's `ddm-sft`). A pair that is too long loses the start
-    of its prompt, all but its last token, and then the end of its answer.
+    A pair is [start] prompt, a line break, answer [end]. Everything before the answer is the prompt: never masked and
+    never a target. A pair that is too long loses the start of its prompt, all but the prompt's last token, and then the
+    end of its answer.
+
+    layout:
+        'packed': whole pairs one after the other, each its own document; the rest of a record is padding.
+        'diffullama': one pair per record, filled up with end tokens that are learned like the answer, so that the model
+        learns how long an answer is (arXiv 2410.17891; LLaMA-Factory's `ddm-sft`).
 
     Raises `UserError` for a `length` below 4, no pairs at all, and a tokenizer without an end token.
     """
@@ -50,7 +54,7 @@ def prepare_pairs(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, length
         raise UserError(f"a record of {length} tokens has no room for a prompt and its answer; choose a length of at "
                         f"least {SHORTEST}")
     if tokenizer.eos_id is None:
-        raise UserError("the tokenizer has no end token, so a model could not learn where an answer ends; name a model "
+        raise UserError("the tokenizer has no end token, so a model could not learn where an answer ends; use a model "
                         "that has one")
     counts = {"documents": 0, "bytes": 0}
 
@@ -59,43 +63,43 @@ def prepare_pairs(pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, length
             counts["documents"] += 1
             counts["bytes"] += len(prompt.encode()) + len(answer.encode())
             progress(counts["bytes"])
-            yield document(prompt, answer, tokenizer, length)
+            yield encode_pair(prompt, answer, tokenizer, length)
 
-    lay = pack_whole if layout == "packed" else fill_each
-    with own_directory(out) as directory:
-        written = write_records(lay(documents(), length, tokenizer.eos_id), length, directory, "records")
-        return describe([{**counts, **written}], tokenizer, length, directory)
+    arrange = pack_documents if layout == "packed" else fill_with_end_tokens
+    with new_directory(out) as directory:
+        written = write_records(arrange(documents(), length, tokenizer.eos_id), length, directory, "records")
+        return write_description([{**counts, **written}], tokenizer, length, directory)
 
 
-def document(prompt: str, answer: str, tokenizer: Tokenizer, length: int) -> Document:
+def encode_pair(prompt: str, answer: str, tokenizer: Tokenizer, length: int) -> Document:
     """[start] prompt, separator, answer [end], cut to `length` tokens: see `prepare_pairs`."""
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    asked = tokenizer.encode(prompt + SEPARATOR)
-    said = [*tokenizer.encode_inside(answer), tokenizer.eos_id][:length - 1 - len(start)]
-    asked = asked[max(0, len(start) + len(asked) + len(said) - length):]
-    given = len(start) + len(asked)
-    return np.array([*start, *asked, *said], np.int32), np.arange(given + len(said)) < given
+    prompt_ids = tokenizer.encode(prompt + SEPARATOR)
+    answer_ids = [*tokenizer.encode_inside(answer), tokenizer.eos_id][:length - 1 - len(start)]
+    excess = len(start) + len(prompt_ids) + len(answer_ids) - length
+    ids = np.array([*start, *prompt_ids[max(0, excess):], *answer_ids], np.int32)
+    return ids, np.arange(len(ids)) < len(ids) - len(answer_ids)
 
 
-def pack_whole(documents: Iterable[Document], length: int, eos_id: int) -> Iterator[Record]:
-    """Whole documents one after the other; one that does not fit begins the next record."""
+def pack_documents(documents: Iterable[Document], length: int, eos_id: int) -> Iterator[Record]:
+    """Whole documents one after the other; one that does not fit starts the next record."""
     tokens, segments = np.zeros((2, length), np.int32)
     filled = number = 0
-    for ids, given in documents:
+    for ids, is_prompt in documents:
         if filled + len(ids) > length:
             yield tokens, segments
             tokens, segments = np.zeros((2, length), np.int32)
             filled = number = 0
         number, end = number + 1, filled + len(ids)
-        tokens[filled:end], segments[filled:end] = ids, np.where(given, number + GIVEN, number)
+        tokens[filled:end], segments[filled:end] = ids, np.where(is_prompt, number + PROMPT_BIT, number)
         filled = end
     if filled:
         yield tokens, segments
 
 
-def fill_each(documents: Iterable[Document], length: int, eos_id: int) -> Iterator[Record]:
-    """One document a record, followed by end tokens that belong to it."""
-    for ids, given in documents:
+def fill_with_end_tokens(documents: Iterable[Document], length: int, eos_id: int) -> Iterator[Record]:
+    """One document per record, followed by end tokens that belong to it."""
+    for ids, is_prompt in documents:
         tokens, segments = np.full(length, eos_id, np.int32), np.ones(length, np.int32)
-        tokens[:len(ids)], segments[:len(ids)] = ids, np.where(given, 1 + GIVEN, 1)
+        tokens[:len(ids)], segments[:len(ids)] = ids, np.where(is_prompt, 1 + PROMPT_BIT, 1)
         yield tokens, segments

@@ -1,4 +1,4 @@
-"""Text to ids on many cores: groups of texts go to processes, and their ids come back in the order of the groups."""
+"""Tokenizes on many cores: groups of texts go to worker processes, and their ids come back in order."""
 
 import collections
 import concurrent.futures
@@ -8,23 +8,28 @@ import signal
 import threading
 from collections.abc import Generator, Iterable
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dlm_jax.errors import UserError
 
-AHEAD = 2  # groups under way for each process: one in work and one ready
-Group = tuple[list[str], int]  # texts and their size in bytes
-EncodedGroup = tuple[list[np.ndarray], int]  # their ids, each int32 [tokens], and the same size
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+AHEAD = 2  # groups in flight per process: one being tokenized, one waiting
+Group = tuple[list[str], int]  # texts and their total size in bytes
+EncodedGroup = tuple[list[np.ndarray], int]  # the ids of each text, int32 [tokens], and the same size
 
 
-def encode_in_processes(groups: Iterable[Group], backend: Any, processes: int) -> Generator[EncodedGroup, None, None]:
-    """The ids of each group, as `backend`, a `tokenizers.Tokenizer`, cuts its texts.
+def encode_in_processes(groups: Iterable[Group], backend: "Backend",
+                        processes: int) -> Generator[EncodedGroup, None, None]:
+    """The ids of each group, as tokenized by `backend`.
 
-    What comes out does not depend on `processes`, and memory does not grow with the number of groups. Processes start
-    as they are needed and end with the generator, or with this process, however it ends. Raises `UserError` where one
-    of them is killed.
+    The result does not depend on `processes`, and memory does not grow with the number of groups. Worker processes
+    start on demand and end with the generator, or with this process, however it ends.
+
+    Raises `UserError` if a worker process is killed.
     """
     pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, (backend,))
     waiting: collections.deque[tuple[concurrent.futures.Future, int]] = collections.deque()
@@ -36,19 +41,19 @@ def encode_in_processes(groups: Iterable[Group], backend: Any, processes: int) -
         while waiting:
             yield _result(*waiting.popleft())
     except BrokenProcessPool as error:
-        raise UserError("a process that cuts text into tokens was killed, most likely for want of memory; take fewer "
-                        "processes") from error
+        raise UserError("a tokenizer process was killed, most likely for lack of memory; "
+                        "use fewer processes") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _submit(pool: concurrent.futures.Executor, texts: list[str]) -> concurrent.futures.Future:
-    """Hands on a group. A process that this starts must not hear Ctrl-C before it can ignore it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Submits a group, with SIGINT blocked: a worker started here must not get Ctrl-C before it can ignore it."""
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return pool.submit(_encode, texts)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
 def _result(future: concurrent.futures.Future, size: int) -> EncodedGroup:
@@ -56,14 +61,14 @@ def _result(future: concurrent.futures.Future, size: int) -> EncodedGroup:
     return np.split(ids, np.cumsum(lengths[:-1])), size
 
 
-_backend: Any = None  # in a process of the pool: what it cuts text with
+_backend: "Backend"  # set by `_start` in each worker process
 
 
-def _start(backend: Any) -> None:
-    """Prepares a process of the pool. Ctrl-C is for its parent, whose end, by kill -9 too, is its own."""
+def _start(backend: "Backend") -> None:
+    """Initializes a worker process. It leaves Ctrl-C to its parent, and ends when its parent does, even by kill -9."""
     global _backend
     _backend = backend
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core: threads would only get in each other's way
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core; threads would only compete
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -76,8 +81,8 @@ def _end_with_parent() -> None:
 
 
 def _encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of all texts one after the other, int32 [tokens], and how many each text has, [texts]: two arrays pass
-    between processes faster than many."""
+    """The ids of all texts concatenated, int32 [tokens], and the length of each, [texts]. Two arrays pass between
+    processes faster than many."""
     encodings = _backend.encode_batch_fast(texts, add_special_tokens=False)
-    each = [np.array(encoding.ids, np.int32) for encoding in encodings]
-    return np.concatenate(each), np.array([ids.size for ids in each])
+    ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+    return np.concatenate(ids), np.array([text_ids.size for text_ids in ids])

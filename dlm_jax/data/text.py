@@ -11,21 +11,21 @@ from dlm_jax.data.inputs import TFDS, expand, open_bytes, open_stored
 from dlm_jax.data.tfds_text import tfds_texts
 from dlm_jax.errors import UserError
 
-SEPARATOR = "<|endoftext|>"  # alone on a line of a .txt file, it ends a document
-PARQUET_ROWS = 256  # rows held in memory at a time
-NOT_OURS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "__pycache__"}
+SEPARATOR = "<|endoftext|>"  # on a line of its own in a .txt file, ends a document
+PARQUET_ROWS = 256  # rows held in memory at once
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "__pycache__"}
 
 
 def read_documents(names: Sequence[str | Path]) -> Iterator[str]:
-    """The documents of the files, in order; those that are empty or only white space are left out.
+    """The documents of the files, in order, skipping those that are empty or only whitespace.
 
-    A name is what `inputs.expand` takes. By suffix: `.jsonl` holds one object with a field `text` a line, `.parquet` a
-    column `text`; `.txt` is cut at lines that are exactly `<|endoftext|>`; any other file is one document. All but
-    Parquet may be compressed, `.gz` or `.zst`. All text is UTF-8. Lines and rows are streamed, so memory does not grow
-    with a file of many documents.
+    names: whatever `inputs.expand` takes. The suffix says the format: `.jsonl` has one object with a field `text` per
+    line; `.parquet` a column `text`; `.txt` is split at lines that are exactly `<|endoftext|>`; any other file is one
+    document. All but Parquet may be compressed (`.gz`, `.zst`). All text is UTF-8. Lines and rows are streamed, so
+    memory does not grow with the number of documents in a file.
 
-    Raises `UserError`, naming file and line or row: at once for a missing file, while reading for all else, and at the
-    end where no file holds any text.
+    Raises `UserError` naming the file and the line or row: immediately for a missing file, while reading for anything
+    else, and at the end if no file holds any text.
     """
     return _non_empty(expand(names))
 
@@ -41,12 +41,12 @@ def _non_empty(names: list[str]) -> Iterator[str]:
 
 
 def documents_of(name: str) -> Iterator[str]:
-    """The documents of one input that `inputs.expand` gave, which may be none. Raises `UserError` as above."""
+    """The documents, possibly none, of one input from `inputs.expand`. Raises `UserError` as `read_documents` does."""
     return (document for document in _reader(name)(name) if document and not document.isspace())
 
 
 def _reader(name: str) -> Callable[[str], Iterator[str]]:
-    """The function that turns an input of this name into documents."""
+    """The function that reads the documents of an input of this name."""
     if name.startswith(TFDS):
         return _tfds_documents
     plain = name.lower().removesuffix(".gz").removesuffix(".zst")
@@ -54,12 +54,14 @@ def _reader(name: str) -> Callable[[str], Iterator[str]]:
         return _json_documents
     if plain.endswith(".parquet"):
         return _parquet_documents
-    return _separated_documents if plain.endswith(".txt") else _whole_document
+    return _separated_documents if plain.endswith(".txt") else _entire_file
 
 
 def numbered_lines(name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines of a file that `inputs.expand` gave, from 1, their endings as they are. Raises `UserError` for
-    what cannot be read."""
+    """(number, line) of a file from `inputs.expand`, counted from 1, with line endings as they are.
+
+    Raises `UserError` for what cannot be read.
+    """
     number = 0
     try:
         with open_bytes(name) as file:
@@ -72,39 +74,41 @@ def numbered_lines(name: str) -> Iterator[tuple[int, str]]:
         raise UserError(f"cannot read {name} after line {number} ({error}); restore the file") from error
 
 
-def _whole_document(name: str) -> Iterator[str]:
+def _entire_file(name: str) -> Iterator[str]:
     yield "".join(line for _, line in numbered_lines(name))
 
 
 def _separated_documents(name: str) -> Iterator[str]:
-    """The line break before a separator belongs to the separator, so a document is the text between."""
-    kept: list[str] = []
+    """The line break before a separator belongs to the separator, so a document is exactly the text between two."""
+    lines: list[str] = []
     for _, line in numbered_lines(name):
         if line.rstrip("\r\n") == SEPARATOR:
-            yield "".join(kept).removesuffix("\n").removesuffix("\r")
-            kept = []
+            yield "".join(lines).removesuffix("\n").removesuffix("\r")
+            lines = []
         else:
-            kept.append(line)
-    yield "".join(kept)
+            lines.append(line)
+    yield "".join(lines)
 
 
 def _json_documents(name: str) -> Iterator[str]:
-    for place, record in json_lines(name):
-        yield checked(record.get("text"), place)
+    for where, record in json_lines(name):
+        yield check_text(record.get("text"), where)
 
 
 def json_lines(name: str) -> Iterator[tuple[str, dict]]:
-    """The objects of a file of JSON lines, each with its place in words; another value counts as an empty object.
-    Raises `UserError` for a line that is not JSON."""
+    """(location, object) for each line of a JSON-lines file, the location in words; any other value counts as {}.
+
+    Raises `UserError` for a line that is not JSON.
+    """
     for number, line in numbered_lines(name):
         if line.isspace():
             continue
-        place = f"{name}, line {number}"
+        where = f"{name}, line {number}"
         try:
             record = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{place} is not JSON ({error}); write one JSON object a line") from error
-        yield place, record if isinstance(record, dict) else {}
+            raise UserError(f"{where} is not JSON ({error}); write one JSON object per line") from error
+        yield where, record if isinstance(record, dict) else {}
 
 
 def _parquet_documents(name: str) -> Iterator[str]:
@@ -118,35 +122,38 @@ def _parquet_documents(name: str) -> Iterator[str]:
             batches = file.iter_batches(batch_size=PARQUET_ROWS, columns=["text"])
             texts = (text for batch in batches for text in batch.column(0).to_pylist())
             for row, text in enumerate(texts, start=1):
-                yield checked(text, f"{name}, row {row}")
+                yield check_text(text, f"{name}, row {row}")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {name} after row {row} ({error}); restore the file") from error
 
 
 def _tfds_documents(name: str) -> Iterator[str]:
     for number, text in tfds_texts(name):
-        yield checked(text, f"{name}, record {number}")
+        yield check_text(text, f"{name}, record {number}")
 
 
-def checked(text: object, place: str, field: str = "text") -> str:
-    """`text` itself where it is text that UTF-8 can hold: JSON can also spell half a surrogate pair."""
+def check_text(text: object, where: str, field: str = "text") -> str:
+    """`text` itself if it is a string that UTF-8 can encode: JSON can also spell half a surrogate pair.
+
+    Raises `UserError` naming `where` otherwise.
+    """
     if not isinstance(text, str):
-        raise UserError(f"{place} has no field '{field}' that is a string; give each record one")
+        raise UserError(f"{where} has no field '{field}' that is a string; give each record one")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{place} holds half a surrogate pair, which is not text; remove it") from error
+        raise UserError(f"{where} holds half a surrogate pair, which is not text; remove it") from error
     return text
 
 
 def python_stdlib_files() -> tuple[list[Path], list[Path]]:
-    """The sources of the running Python's standard library, without its tests: about 95 % to train on, 5 % to validate.
+    """The sources of the running Python's standard library, without its tests: (train, validation), about 95 % and 5 %.
 
-    Sorted. A file's side depends on its name alone, so that it stays on it when other files come or go.
+    Both are sorted. Which split a file is in depends on its name alone, so it stays there when other files come or go.
     """
     root = Path(sysconfig.get_path("stdlib"))
     names = sorted(path.relative_to(root) for path in root.rglob("*.py"))
-    names = [name for name in names if NOT_OURS.isdisjoint(name.parts)]
+    names = [name for name in names if SKIPPED_FOLDERS.isdisjoint(name.parts)]
     return _files(root, names, validation=False), _files(root, names, validation=True)
 
 

@@ -1,51 +1,69 @@
-"""Text to token ids and back, through a directory's Hugging Face tokenizer."""
+"""Text to token ids and back, with the Hugging Face tokenizer of a model directory."""
 
+import contextlib
 import copy
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlm_jax.errors import UserError
+from dlm_jax.files import check_sums, read_json
 
-MAX_PENDING = 4  # a UTF-8 character has at most four bytes, so at most four tokens wait to be completed
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+# The fields of `tokenizer_config.json` that are written: what a text needs. A stranger's directory may have others, and
+# some of those name code that `transformers` would run (`auto_map`).
+WRITTEN = frozenset((
+    "tokenizer_class", "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+    "additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "add_prefix_space", "add_bos_token",
+    "add_eos_token", "legacy", "split_special_tokens", "clean_up_tokenization_spaces", "spaces_between_special_tokens",
+    "errors", "trim_offsets", "model_max_length", "model_input_names", "padding_side", "truncation_side",
+    "chat_template"))
+MAX_PENDING = 4  # a UTF-8 character has at most four bytes, so at most four tokens wait for its completion
+SUFFIXES = {".json", ".txt", ".model", ".jinja"}  # of the files that make a tokenizer
 
 
 class Tokenizer:
-    """A fast (Rust) tokenizer. Text is never given a start or an end token here: whoever needs one adds `bos_id`, the
-    token that a text starts with, or `eos_id`, the one that ends it; None where there is none."""
+    """A fast (Rust) tokenizer. It never adds start or end tokens: callers that need them add `bos_id` or `eos_id`."""
+
+    bos_id: int | None  # the token that a text starts with
+    eos_id: int | None  # the token that ends a text
 
     def __init__(self, wrapped: Any, bos_id: int | None = None, eos_id: int | None = None) -> None:
-        """`wrapped` is a fast `transformers` tokenizer; `load` is the usual way in."""
+        """Wraps a fast `transformers` tokenizer; usually called through `load`."""
         self._wrapped = wrapped
-        self.bos_id: int | None = wrapped.bos_token_id if bos_id is None else bos_id
-        self.eos_id: int | None = wrapped.eos_token_id if eos_id is None else eos_id
-        self._backend = wrapped.backend_tokenizer
-        self._backend.no_truncation()  # a directory may ask for either, and neither is text
+        self.bos_id = wrapped.bos_token_id if bos_id is None else bos_id
+        self.eos_id = wrapped.eos_token_id if eos_id is None else eos_id
+        self._backend: Backend = wrapped.backend_tokenizer
+        self._backend.no_truncation()  # a directory may enable both, and both would change the text
         self._backend.no_padding()
         added = self._backend.get_added_tokens_decoder().items()
         self._hidden = {token for token, content in added if content.special and token != self.mask_id}
 
     @classmethod
     def load(cls, directory: str | Path, bos_id: int | None = None, eos_id: int | None = None) -> "Tokenizer":
-        """The tokenizer of a Hugging Face directory. Neither the network nor code that lies there is used. `bos_id` and
-        `eos_id` are those of the model, where it names them; a tokenizer's own may be others, or none.
+        """The tokenizer of a Hugging Face directory. It uses no network and runs no code from the directory.
 
-        Raises `UserError` where there is no directory, or none of its files make a fast tokenizer.
+        bos_id, eos_id: the model's, if it names them; they override the tokenizer's own, which may differ or be absent.
+        Raises `UserError` if the directory does not exist or holds no fast tokenizer, and if a file of it is damaged.
         """
         if not Path(directory).is_dir():
             raise UserError(f"there is no directory {directory}; name one that holds a tokenizer")
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is absent is no news here
-        import transformers  # a second, which a command without text need not pay
+        check_sums(Path(directory), [path.name for path in Path(directory).iterdir() if path.suffix in SUFFIXES])
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would warn that PyTorch is absent
+        import transformers  # takes a second, which commands without text should not pay
         verbosity = transformers.utils.logging.get_verbosity()
-        transformers.utils.logging.set_verbosity_error()  # it wonders at the model type of an export, none of its own
+        transformers.utils.logging.set_verbosity_error()  # it warns about the unknown model type of an export
         try:
             reader = transformers.PreTrainedTokenizerFast if _is_plain(Path(directory)) else transformers.AutoTokenizer
             wrapped = reader.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
             return cls(wrapped, bos_id, eos_id)
-        except Exception as error:  # the Rust side raises bare exceptions, and a slow tokenizer has no backend
+        except Exception as error:  # Rust raises bare exceptions; a slow tokenizer has no backend
             cause = str(error).strip().split("\n")[0] or type(error).__name__
             raise UserError(f"cannot read a tokenizer from {directory} ({cause}); "
                             "copy the original tokenizer.json and tokenizer_config.json there") from error
@@ -54,60 +72,66 @@ class Tokenizer:
 
     @property
     def mask_id(self) -> int | None:
-        """The mask token; None where none was added yet."""
+        """The mask token, or None if none has been added."""
         return self._wrapped.mask_token_id
 
     @property
     def size(self) -> int:
-        """How many ids have a text, added tokens included; a model's table may have more rows."""
+        """Number of ids, including added tokens. A model's embedding may have more rows."""
         return len(self._wrapped)
 
     @property
-    def backend(self) -> Any:
-        """The `tokenizers.Tokenizer` that does the work: another process can have it without importing ours."""
+    def largest_id(self) -> int:
+        """The largest id that a text may get. Ids may have gaps, so it can exceed `size` - 1."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @property
+    def backend(self) -> "Backend":
+        """The underlying `tokenizers.Tokenizer`, which other processes can unpickle without importing this package."""
         return self._backend
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, and nothing before or after them."""
+        """The ids of `text` alone, without start or end tokens."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_inside(self, text: str) -> list[int]:
-        """The ids of `text` as the continuation of another text: without the space that some tokenizers put first."""
-        before = self.encode("\n")
+        """The ids of `text` as the continuation of another text: without the leading space that some tokenizers add."""
+        prefix = self.encode("\n")
         ids = self.encode("\n" + text)
-        return ids[len(before):] if ids[:len(before)] == before else self.encode(text)
+        return ids[len(prefix):] if ids[:len(prefix)] == prefix else self.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, on all cores."""
-        return [each.ids for each in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        """The ids of each text, computed on all cores."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`: special tokens are left out, but the mask token is shown. Ids without a text have none."""
+        """The text of `ids`, without special tokens except the mask token. Unknown ids add nothing."""
         return self._text([token for token in map(int, ids) if token not in self._hidden])
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """What each id adds to the text: joined, the pieces of an encoded text are that text.
+        """What each id adds to the text; joined, the pieces of an encoded text are that text.
 
-        A token that is only the start of a character adds nothing, and the one that completes it adds all of it. A
-        start that stays incomplete shows as U+FFFD.
+        A token that only starts a character adds nothing, and the one that completes it adds the whole character. A
+        character that is never completed shows as U+FFFD.
         """
-        shown = [(place, token) for place, token in enumerate(map(int, ids)) if token not in self._hidden]
+        shown = [(index, token) for index, token in enumerate(map(int, ids)) if token not in self._hidden]
         tokens = [token for _, token in shown]
         pieces = [""] * len(ids)
-        context = given = 0  # the text up to `given` is handed out; from `context` on it says how the next piece joins
-        for end, (place, _) in enumerate(shown, start=1):
-            before, text = self._text(tokens[context:given]), self._text(tokens[context:end])
-            last = end == len(tokens) or tokens[end] == self.mask_id or end - given == MAX_PENDING
-            if last or (len(text) > len(before) and not text.endswith("\N{REPLACEMENT CHARACTER}")):
-                pieces[place] = text[len(before):]
-                context, given = given, end
+        # tokens[:emitted] have been turned into pieces; tokens[context:emitted] decide how the next piece joins on.
+        context = emitted = 0
+        for end, (index, _) in enumerate(shown, start=1):
+            known, text = self._text(tokens[context:emitted]), self._text(tokens[context:end])
+            must_emit = end == len(tokens) or tokens[end] == self.mask_id or end - emitted == MAX_PENDING
+            if must_emit or (len(text) > len(known) and not text.endswith("\N{REPLACEMENT CHARACTER}")):
+                pieces[index] = text[len(known):]
+                context, emitted = emitted, end
         return pieces
 
     def _text(self, tokens: list[int]) -> str:
         return self._backend.decode(tokens, skip_special_tokens=False)
 
     def with_mask(self, token: str = "<|mask|>", *, id: int) -> "Tokenizer":
-        """A tokenizer that also knows `token` as its mask token. Raises `UserError` where its id would not be `id`."""
+        """A copy with `token` as its mask token. Raises `UserError` if its id would not be `id`."""
         from tokenizers import AddedToken
         wrapped = copy.deepcopy(self._wrapped)
         wrapped.add_special_tokens({"mask_token": AddedToken(token, special=True, normalized=False)})
@@ -117,21 +141,40 @@ class Tokenizer:
         return Tokenizer(wrapped, self.bos_id, self.eos_id)
 
     def save(self, directory: str | Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json` into `directory`."""
-        self._wrapped.save_pretrained(str(directory))
+        """Writes `tokenizer.json` and `tokenizer_config.json`, with the fields of `WRITTEN`, into `directory`.
+
+        Raises `OSError` where they cannot be written.
+        """
+        with _os_errors():
+            self._wrapped.save_pretrained(str(directory), save_jinja_files=False)  # a stranger may have named some
+        file = Path(directory) / "tokenizer_config.json"
+        fields = {name: value for name, value in read_json(file).items() if name in WRITTEN}
+        file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
     def fingerprint(self) -> str:
-        """16 hex digits that say how text is cut into ids, the same in every process and after `save` and `load`.
+        """16 hex digits that identify how text is tokenized, equal in every process and after `save` and `load`.
 
-        Added tokens are left out: a mask token added later does not change the ids of a text.
+        Added tokens do not count: a mask token added later does not change the ids of a text.
         """
-        whole = json.loads(self._backend.to_str())
-        parts = {name: whole[name] for name in ("normalizer", "pre_tokenizer", "model")}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        description = json.loads(self._backend.to_str())
+        relevant = {name: description[name] for name in ("normalizer", "pre_tokenizer", "model")}
+        return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """The Rust side reports a full disk as a bare `Exception`; this raises the `OSError` that it is everywhere else."""
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _is_plain(directory: Path) -> bool:
-    """Whether the directory names the plain class, which AutoTokenizer also finds, after it has loaded PyTorch."""
+    """Whether the directory names the plain class. AutoTokenizer would find it too, but load PyTorch first."""
     config = directory / "tokenizer_config.json"
-    named = json.loads(config.read_text()).get("tokenizer_class") if config.exists() else None
-    return named in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    class_name = json.loads(config.read_text()).get("tokenizer_class") if config.exists() else None
+    return class_name in ("PreTrainedTokenizerFast", "TokenizersBackend")

@@ -1,65 +1,70 @@
-"""What a recipe is: a setting of streams, alignment, corruption, weights, losses and schedules that fits together."""
+"""What a recipe is: streams, alignment, corruption, loss weights, losses and schedules that fit together."""
 
 import dataclasses
 import typing
 from typing import Literal
 
-from dlm_jax.diffusion.schedule import block_at, block_phases
+from dlm_jax.diffusion.schedule import block_size_at, parse_block_schedule
 from dlm_jax.errors import UserError
+
+NON_NEGATIVE = ("anneal_steps", "level_warmup", "half_life_steps", "ar_weight", "kl_weight")
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a model is trained.
+    """How a model is trained. Raises `UserError` for settings that contradict each other.
 
-    streams: 1, the model reads the corrupted text; 2, it reads [noisy || clean]; a recipe without corruption is plain
-    autoregressive training.
-    alignment: 'shifted', the output at n-1 predicts token n; 'same_position', the output at n predicts token n.
-    block_size: with two streams, the tokens that are denoised together. With one, 0 for the whole text; otherwise a
-    token sees its own block and earlier ones, which are noisy too (Efficient-DLM's ablation).
-    clean_half: of two streams, what a clean token sees: clean tokens up to the end of its block, or to itself.
-
-    corruption: 'uniform' masks each token by itself, 'exact_count' round(t m) of the m of a block,
-    'position_dependent' as many, the later ones more often; half_life is its lambda, 0 with the others.
-    t_min, t_max: levels are drawn from (t_min, t_max], one a block or one a sequence (levels).
-    at_least_one: no block is without a mask. complementary: each record is seen twice, the second time with those
-    tokens masked that were not.
-
-    weight: of a masked token. 'inverse_level' 1/t; 'inverse_count' m/k with the k masked of its block's m; 'none' 1;
-    'cart' the closeness of unmasked tokens.
-    normaliser: what the sum of weighted losses is divided by, always of the whole batch: 'tokens', those that can be
-    masked, so that 1/t gives the NELBO; 'masked' (DiffuLLaMA's code); 'masked_each', the masked of each record, as that
-    code does in micro-batches of one.
-    ar_weight: of the next-token loss on a token-causal clean half; kl_weight: of the divergence there from the frozen
-    base. Both are means over tokens, and added to the diffusion loss.
-
-    anneal_steps: steps over which a causal mask opens to the full one, 0 for the full mask at once: 'scattered' edges
-    (DiffuLLaMA), or a horizon that moves ahead.
-    blocks: block sizes before block_size, '1x500,4x500': 500 steps with blocks of 1, then 500 with blocks of 4.
-    level_warmup: steps over which t_max grows from t_min, with weights of 1 meanwhile (Stable-DiffCoder, 2601.15892).
-    half_life_steps: steps over which position-dependent masking grows from uniform to half_life.
+    In the comments t is the level of a block (the probability that a token is masked), m the number of its tokens that
+    may be masked and k the number that are.
     """
 
     name: str
+    # 1: the model reads the corrupted text. 2: it reads [noisy || clean].
     streams: Literal[1, 2]
+    # 'shifted': the output at n-1 predicts token n. 'same_position': the output at n predicts token n.
     alignment: Literal["shifted", "same_position"]
+    # 'none': nothing, which is plain autoregressive training. 'uniform': each token independently with probability t.
+    # 'exact_count': round(t m) tokens of each block. 'position_dependent': as many, and later tokens more often.
     corruption: Literal["none", "uniform", "exact_count", "position_dependent"] = "uniform"
+    # With two streams, the number of tokens that are denoised together. With one stream, 0 means the whole text;
+    # otherwise a token sees its own block and earlier ones, which are noisy too (Efficient-DLM's ablation).
     block_size: int = 0
+    # Lambda of position-dependent corruption, the fraction of a block over which the masking weight doubles as t goes
+    # to 0; 0 with the other corruptions.
     half_life: float = 0.0
+    # Steps over which a causal mask opens to the full one; 0 shows the full mask from the start.
     anneal_steps: int = 0
+    # Levels are drawn from (t_min, t_max].
     t_min: float = 1e-3
     t_max: float = 1.0
-    levels: Literal["block", "sequence"] = "block"
-    at_least_one: bool = False
+    # With two streams, one level per block or one per sequence.
+    level_per: Literal["block", "sequence"] = "block"
+    # Every block has at least one masked token.
+    min_one_mask: bool = False
+    # Each record is seen twice; the second time exactly those tokens are masked that were visible the first time.
     complementary: bool = False
+    # What a clean token sees of the clean half: up to the end of its block ('block_causal') or up to itself
+    # ('token_causal'). Two streams only.
     clean_half: Literal["block_causal", "token_causal"] = "block_causal"
-    weight: Literal["inverse_level", "inverse_count", "none", "cart"] = "inverse_level"
-    normaliser: Literal["tokens", "masked", "masked_each"] = "tokens"
+    # Weight of a masked token. 'inverse_level': 1/t. 'inverse_count': m/k. 'none': 1. 'cart': how close the visible
+    # tokens are (Dream).
+    loss_weight: Literal["inverse_level", "inverse_count", "none", "cart"] = "inverse_level"
+    # What the sum of weighted losses is divided by, always counted over the global batch. 'tokens': the tokens that may
+    # be masked, so that 1/t gives the NELBO. 'masked': the masked tokens (DiffuLLaMA's code). 'masked_each': the masked
+    # tokens of each record, as that code does with micro-batches of one.
+    normalizer: Literal["tokens", "masked", "masked_each"] = "tokens"
+    # Weight of the next-token loss on a token-causal clean half; a mean over tokens, added to the diffusion loss.
     ar_weight: float = 0.0
+    # Weight of the divergence from the frozen base on a token-causal clean half; also a mean over tokens, and added.
     kl_weight: float = 0.0
+    # How a mask opens over `anneal_steps`: 'scattered' opens random future edges (DiffuLLaMA); 'look_ahead' moves the
+    # horizon ahead.
     annealing: Literal["scattered", "look_ahead"] = "scattered"
-    blocks: str = ""
+    # Block sizes that come before `block_size`: '1x500,4x500' is 500 steps with blocks of 1, then 500 with blocks of 4.
+    block_schedule: str = ""
+    # Steps over which t_max grows from t_min, with weights of 1 meanwhile (Stable-DiffCoder, arXiv 2601.15892).
     level_warmup: int = 0
+    # Steps over which position-dependent masking grows from uniform to `half_life`.
     half_life_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -68,71 +73,75 @@ class Recipe:
             if allowed and value not in allowed:
                 choices = " or ".join(map(repr, allowed))
                 raise UserError(f"recipe '{self.name}': {field.name} must be {choices}, not {value!r}")
-        for problem, found in {**self._ranges(), **self._contradictions()}.items():
-            if found:
-                raise UserError(f"recipe '{self.name}': {problem}")
+        for wrong, sentence in [*self._ranges(), *self._contradictions()]:
+            if wrong:
+                raise UserError(f"recipe '{self.name}': {sentence}")
 
-    def _ranges(self) -> dict[str, bool]:
-        negative = [key for key in ("anneal_steps", "level_warmup", "half_life_steps", "ar_weight", "kl_weight")
-                    if getattr(self, key) < 0]
-        return {
-            f"{''.join(negative[:1])} must not be negative": bool(negative),
-            f"t_min must lie in (0, 1), not {self.t_min}": not 0 < self.t_min < 1,
-            f"t_max must lie in (t_min, 1], not {self.t_max}": not self.t_min < self.t_max <= 1,
-            f"block_size must not be negative, and with two streams be at least 1, not {self.block_size}":
-                self.block_size < self.streams - 1,
-        }
+    def _ranges(self) -> list[tuple[bool, str]]:
+        """(whether a number is out of range, the error message) for every number."""
+        return [
+            *((getattr(self, name) < 0, f"{name} must not be negative") for name in NON_NEGATIVE),
+            (not 0 < self.t_min < 1, f"t_min must lie in (0, 1), not {self.t_min}"),
+            (not self.t_min < self.t_max <= 1, f"t_max must lie in (t_min, 1], not {self.t_max}"),
+            (self.streams == 2 and self.block_size < 1,
+             f"block_size must be at least 1 with two streams, not {self.block_size}"),
+            (self.block_size < 0, f"block_size must be at least 0 with one stream, not {self.block_size}"),
+        ]
 
-    def _contradictions(self) -> dict[str, bool]:
+    def _contradictions(self) -> list[tuple[bool, str]]:
+        """(whether two settings contradict each other, the error message with the fix) for every contradiction."""
         two, positional = self.streams == 2, self.corruption == "position_dependent"
-        phases = block_phases(self.blocks)
-        return {
-            "anneal_steps opens the causal mask of one stream to the full one; with blocks it must be 0":
-                self.block_size > 0 and self.anneal_steps != 0,
-            "half_life goes with position_dependent corruption in two streams, and only with it":
-                positional != (self.half_life > 0) or (positional and not two),
-            "half_life_steps goes with position_dependent corruption": self.half_life_steps > 0 and not positional,
-            "without corruption there is one stream, shifted, and no other setting":
-                self.corruption == "none" and not self._is_plain(),
-            "a token_causal clean half needs two streams": self.clean_half == "token_causal" and not two,
-            "ar_weight and kl_weight need a token_causal clean half, whose outputs know no future":
-                self.ar_weight + self.kl_weight > 0 and self.clean_half != "token_causal",
-            "blocks is a schedule for two streams; with one leave it empty": bool(phases) and not two,
-            "levels of a sequence as a whole are for two streams; one stream has no others":
-                self.levels == "sequence" and not two,
-            "the weight cart looks at the neighbours in one stream; with two choose another":
-                self.weight == "cart" and two,
-            "complementary masks have the levels t and 1 - t, so 1/t needs a t_max of at most 1 - t_min; or choose "
-            "the weight none or inverse_count":
-                self.complementary and self.weight == "inverse_level" and self.t_max > 1 - self.t_min,
-            "complementary leaves a block of one token without a mask half of the time, which at_least_one forbids; "
-            "choose one of them": self.complementary and self.at_least_one,
-        }
+        return [
+            (self.block_size > 0 and self.anneal_steps != 0,
+             "anneal_steps opens the causal mask of one stream to the full one; with blocks it must be 0"),
+            (positional != (self.half_life > 0) or (positional and not two),
+             "half_life goes with position_dependent corruption in two streams; set both or neither"),
+            (self.half_life_steps > 0 and not positional,
+             "half_life_steps goes with position_dependent corruption; without it set half_life_steps to 0"),
+            (self.corruption == "none" and not self._is_plain(),
+             "without corruption there is one shifted stream; leave every other setting at its default"),
+            (self.clean_half == "token_causal" and not two,
+             "a token_causal clean half needs two streams; with one leave it block_causal"),
+            (self.ar_weight + self.kl_weight > 0 and self.clean_half != "token_causal",
+             "ar_weight and kl_weight need a token_causal clean half, whose outputs do not see the future"),
+            (bool(parse_block_schedule(self.block_schedule)) and not two,
+             "block_schedule needs two streams; with one leave it empty"),
+            (self.level_per == "sequence" and not two,
+             "level_per 'sequence' needs two streams; one stream has one level per sequence in any case"),
+            (self.loss_weight == "cart" and two,
+             "loss_weight 'cart' looks at the neighbors in one stream; with two streams choose another"),
+            (self.complementary and self.loss_weight == "inverse_level" and self.t_max > 1 - self.t_min,
+             "complementary masks have the levels t and 1 - t, so 1/t needs a t_max of at most 1 - t_min; lower it, or "
+             "set loss_weight to 'none' or 'inverse_count'"),
+            (self.complementary and self.min_one_mask,
+             "complementary leaves a block of one token unmasked half of the time, which min_one_mask forbids; choose "
+             "one of them"),
+        ]
 
     def _is_plain(self) -> bool:
-        """Whether the text is read in one stream, shifted, and nothing else is set but a range of levels."""
+        """Whether the recipe is one shifted stream and sets nothing else but the range of levels."""
         free = {"name", "streams", "alignment", "corruption", "t_min", "t_max"}
-        return (self.streams, self.alignment) == (1, "shifted") and all(
+        return self.streams == 1 and self.alignment == "shifted" and all(
             getattr(self, field.name) == field.default for field in dataclasses.fields(self) if field.name not in free)
 
     @property
     def rule(self) -> Literal["causal", "bidirectional", "block_causal"]:
-        """The rule under which the trained model denoises (a `Card.rule`)."""
+        """The rule under which the trained model denoises (a `DiffusionSpec.rule`)."""
         if self.corruption == "none":
             return "causal"
         return "block_causal" if self.block_size else "bidirectional"
 
 
 def recipe_at(recipe: Recipe, step: int, length: int) -> Recipe:
-    """The recipe of one step (from 0) on records of `length` tokens, with the size of its blocks settled: what a step
-    is compiled for.
+    """The recipe of one training step (from 0) on records of `length` tokens, its block size resolved. A step is
+    compiled once per distinct result.
 
-    A block of the whole record is one stream, at half the cost, where nothing else reads the clean half.
+    A block that covers the whole record is trained as one stream, at half the cost, unless a loss reads the clean half.
     """
-    if not recipe.blocks:
+    if not recipe.block_schedule:
         return recipe
-    size = block_at(step, block_phases(recipe.blocks), recipe.block_size)
+    size = block_size_at(step, parse_block_schedule(recipe.block_schedule), recipe.block_size)
     if size >= length and recipe.corruption == "uniform" and not recipe.ar_weight and not recipe.kl_weight:
-        return dataclasses.replace(recipe, name=f"{recipe.name}, whole records", blocks="", streams=1, block_size=0,
-                                   clean_half="block_causal", levels="block")
-    return dataclasses.replace(recipe, blocks="", block_size=size)
+        return dataclasses.replace(recipe, name=f"{recipe.name}, whole records", block_schedule="", streams=1,
+                                   block_size=0, clean_half="block_causal", level_per="block")
+    return dataclasses.replace(recipe, block_schedule="", block_size=size)

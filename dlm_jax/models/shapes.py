@@ -1,17 +1,17 @@
-"""The shapes of well-known bases, by hub id: what their config.json says, so that a run can be planned without them."""
+"""Architectures of well-known bases by hub id, as in their config.json, so that a run can be planned without them."""
 
 from dlm_jax.models.config import ModelConfig, Rope
 
 
 def gpt2(width: int, depth: int, heads: int) -> ModelConfig:
-    """OpenAI's GPT-2 of a size."""
+    """One of the sizes of OpenAI's GPT-2."""
     return ModelConfig(family="gpt2", vocab_size=50257, width=width, depth=depth, heads=heads, kv_heads=heads,
                        head_dim=64, mlp_width=4 * width, max_length=1024, rope=None, norm="layer", norm_eps=1e-5,
                        mlp="gelu", qkv_bias=True, output_bias=True, mlp_bias=True)
 
 
 def qwen3(width: int, mlp_width: int, tied_head: bool) -> ModelConfig:
-    """Qwen3 of 4B or 8B."""
+    """Qwen3 at 4B or 8B."""
     return ModelConfig(family="qwen3", vocab_size=151936, width=width, depth=36, heads=32, kv_heads=8, head_dim=128,
                        mlp_width=mlp_width, max_length=32768, rope=Rope(theta=1e6), norm="rms", norm_eps=1e-6,
                        mlp="swiglu", qk_norm=True, tied_head=tied_head)

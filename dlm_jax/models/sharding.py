@@ -1,85 +1,92 @@
-"""Where each weight lies in the mesh, from the meaning of its axes in the one weight table."""
+"""How each weight is sharded over the mesh, from the logical axes in the one weight table."""
 
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dlm_jax.mesh import as_tuple, pin
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import Params, Weight, flatten, unflatten, weight_table
+from dlm_jax.parallel.mesh import MeshAxes, as_tuple, constrain
+from dlm_jax.typing import Array
 
-# The axis of the mesh that cuts an axis of a matrix. Heads and mlp are cut together by `tensor`, so that a layer needs
-# one sum over it after each of its two halves; `fsdp` cuts the width, which is gathered just before use.
-CUTS = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor"}
-# An untied head is cut along the vocabulary by all, where that divides it: cut along the width, its gradient would be
-# moved whole.
-HEAD_CUTS = {"vocab": ("fsdp", "tensor")}
+# The mesh axis that each logical axis of a matrix is split over. Heads and mlp are both split over `tensor`, so that a
+# layer needs one all-reduce over it after each of its two halves; the width is split over `fsdp` and gathered just
+# before use.
+LOGICAL_TO_MESH: dict[str, MeshAxes] = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "kv_heads": "tensor",
+                                        "mlp": "tensor"}
+# An untied head is split along the vocabulary over both, where that divides it: split along the width, its full
+# gradient would have to be moved.
+HEAD_LOGICAL_TO_MESH: dict[str, MeshAxes] = {"vocab": ("fsdp", "tensor")}
 
 
-def spec_of(path: str, weight: Weight, sizes: Mapping[str, int]) -> PartitionSpec:
-    """The layout of a weight in a mesh of these sizes. What is no matrix, and an axis that the mesh does not divide, is
-    kept whole by every device."""
-    def fitting(cuts: Mapping[str, Any]) -> PartitionSpec:
-        spec = []
-        for axis, size in zip(weight.axes, weight.shape):
-            cut = cuts.get(axis)
-            divides = cut is not None and size % math.prod(sizes.get(name, 1) for name in as_tuple(cut)) == 0
-            spec.append(cut if divides else None)
-        return PartitionSpec(*spec)
-
+def partition_spec(path: str, weight: Weight, sizes: Mapping[str, int]) -> PartitionSpec:
+    """The layout of a weight in a mesh of these sizes (by axis name). Weights other than matrices, and axes that the
+    mesh does not divide, are replicated."""
     if not weight.decays:
         return PartitionSpec()
-    by_vocabulary = fitting(HEAD_CUTS)
-    return by_vocabulary if path == "head.weight" and any(by_vocabulary) else fitting(CUTS)
+    if path == "head.weight":
+        by_vocabulary = logical_to_physical(weight, HEAD_LOGICAL_TO_MESH, sizes)
+        if any(by_vocabulary):
+            return by_vocabulary
+    return logical_to_physical(weight, LOGICAL_TO_MESH, sizes)
+
+
+def logical_to_physical(weight: Weight, rules: Mapping[str, MeshAxes], sizes: Mapping[str, int]) -> PartitionSpec:
+    """The layout of a weight by these rules; None for an axis that has no rule or that the mesh does not divide."""
+    spec = []
+    for axis, size in zip(weight.axes, weight.shape):
+        mesh_axes = rules.get(axis)
+        divides = size % math.prod(sizes.get(name, 1) for name in as_tuple(mesh_axes)) == 0
+        spec.append(mesh_axes if divides else None)
+    return PartitionSpec(*spec)
 
 
 def param_specs(table: Mapping[str, Weight]) -> Params:
-    """The layout of the weights of a table, in the mesh that is set: a tree of `PartitionSpec`."""
+    """The layout of the weights of a table in the current mesh: a tree of `PartitionSpec`."""
     sizes = jax.sharding.get_abstract_mesh().shape
-    return unflatten({path: spec_of(path, w, sizes) for path, w in table.items()})
+    return unflatten({path: partition_spec(path, w, sizes) for path, w in table.items()})
 
 
-def place(params: Params, table: Mapping[str, Weight]) -> Params:
-    """Parameters that are in `table` as fp32 arrays that lie as `param_specs` says; each process puts what its devices
-    hold."""
+def shard_params(params: Params, table: Mapping[str, Weight]) -> Params:
+    """The parameters as fp32 arrays laid out as in `param_specs`; each process places what its own devices hold."""
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jax.tree.map(lambda w: jax.numpy.array(w, "float32"), params)  # copies: a step donates its state
 
-    def put(w: Any, spec: PartitionSpec) -> jax.Array:
+    def put(w: Array, spec: PartitionSpec) -> jax.Array:
         w = np.asarray(w, np.float32)
         return jax.make_array_from_callback(w.shape, NamedSharding(mesh, spec), lambda index: w[index])
 
     return jax.tree.map(put, params, param_specs({path: table[path] for path in flatten(params)}))
 
 
-def gathered(part: Params, config: ModelConfig, under: str) -> Params:
-    """Weights on their way into a product, whole along `fsdp`: `part` is the subtree `under` a path, of one layer where
-    that is `layers`."""
-    table, layer, sizes = weight_table(config), under == "layers", jax.sharding.get_abstract_mesh().shape
+def gather_weights(subtree: Params, config: ModelConfig, prefix: str) -> Params:
+    """Weights gathered along `fsdp` for use in a product. `subtree` is what lies under the path `prefix`; under
+    `layers` it is one layer, its layer axis already taken off."""
+    table, sizes = weight_table(config), jax.sharding.get_abstract_mesh().shape
 
-    def whole(name: str, w: jax.Array) -> jax.Array:
-        path = f"{under}.{name}"
-        return gather(w, tuple(spec_of(path, table[path], sizes))[layer:])
+    def gather(name: str, w: jax.Array) -> jax.Array:
+        path = f"{prefix}.{name}"
+        spec = tuple(partition_spec(path, table[path], sizes))
+        return gather_fsdp(w, spec[1:] if prefix == "layers" else spec)
 
-    return unflatten({path: whole(path, w) for path, w in flatten(part).items()})
+    return unflatten({name: gather(name, w) for name, w in flatten(subtree).items()})
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gather(w: jax.Array, cut: tuple) -> jax.Array:
-    """`w`, which lies as `cut`, whole along `fsdp`. Its gradient is summed into shares again (reduce-scatter): left to
-    the transpose of a constraint, every device would get the whole sum, with twice the traffic."""
-    return pin(w, *map(without_fsdp, cut))
+def gather_fsdp(w: jax.Array, spec: tuple[MeshAxes, ...]) -> jax.Array:
+    """`w`, laid out by `spec`, gathered along `fsdp`. Its gradient is reduce-scattered: the transpose of a constraint
+    would all-reduce it instead, with twice the traffic."""
+    return constrain(w, *map(drop_fsdp, spec))
 
 
-gather.defvjp(lambda w, cut: (gather(w, cut), None), lambda cut, _, g: (pin(g, *cut),))
+gather_fsdp.defvjp(lambda w, spec: (gather_fsdp(w, spec), None), lambda spec, _, g: (constrain(g, *spec),))
 
 
-def without_fsdp(axes: Any) -> Any:
-    """The axes of the mesh that still cut an axis of a gathered weight."""
-    return tuple(name for name in as_tuple(axes) if name != "fsdp") or None if axes else None
+def drop_fsdp(axes: MeshAxes) -> MeshAxes:
+    """The mesh axes that an axis of a gathered weight is still split over."""
+    return tuple(name for name in as_tuple(axes) if name != "fsdp") or None

@@ -1,26 +1,29 @@
 """The transformer as pure functions over a parameter tree.
 
-Letters in shapes: b batch, n tokens, d width, h heads, g key-value heads, k head_dim, f mlp width, v vocabulary.
+Letters in shapes: b batch, n tokens, d width, h heads, g key-value heads, k head_dim, f mlp width, v vocabulary; and
+of a cache: layers, s positions.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 
-from dlm_jax.attention.attend import attend
-from dlm_jax.attention.plan import document_positions, prepare
+from dlm_jax.attention.dispatch import attend
+from dlm_jax.attention.plan import make_plan
 from dlm_jax.attention.rules import Rule
-from dlm_jax.mesh import BATCH, pin
 from dlm_jax.models.config import ModelConfig, Rope
-from dlm_jax.models.sharding import gathered
+from dlm_jax.models.sharding import gather_weights
 from dlm_jax.models.weights import Params
+from dlm_jax.parallel.mesh import BATCH_AXES, constrain
+from dlm_jax.segments import Documents, find_documents
+from dlm_jax.typing import Array, Bool, Float, Float32, Int, Segments, Tokens, shape_checked
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
+# What the backward pass may keep instead of recomputing.
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -28,93 +31,116 @@ REMAT = {
 }
 
 
-def forward(params: Params, tokens: jax.Array, *, config: ModelConfig, rule: Rule, segments: jax.Array | None = None,
-            dtype: Any = jnp.float32, remat: str = "none") -> jax.Array:
-    """Hidden states after the final norm: [b, n, d] in `dtype`.
+class ForwardOptions(TypedDict, total=False):
+    """How `forward` computes; neither changes what it computes."""
 
-    tokens: int [b, n] (for two streams n = 2L, [noisy || clean]); segments: int [b, n], the document of each token, 0
-    for padding; positions restart with each document and, by the rule, with each stream.
-    """
-    positions = document_positions(rule, tokens.shape[1], segments)
-    plan = prepare(rule, tokens.shape[1], segments)
-
-    def body(x: jax.Array, w: Params) -> tuple[jax.Array, None]:
-        x = layer(x, gathered(w, config, "layers"), positions, config, lambda q, k, v: attend(q, k, v, plan))
-        return pin(x, BATCH, None, None), None
-
-    if REMAT[remat] is not None:
-        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
-    params = cast(params, dtype)
-    x = embed(params, tokens, positions)
-    x, _ = jax.lax.scan(body, pin(x, BATCH, None, None), params["layers"])
-    return norm(x, params["final_norm"], config)
+    dtype: DTypeLike  # of the computation, fp32 by default; norms are computed in fp32 in any case
+    remat: str  # a key of `REMAT`
 
 
 @struct.dataclass
 class Cache:
-    """Keys and values of every layer and place: [depth, b, places, g, k]."""
+    """Keys and values of every layer and position."""
 
-    k: jax.Array
-    v: jax.Array
+    k: Float[jax.Array, "layers b s g k"]
+    v: Float[jax.Array, "layers b s g k"]
 
 
-def empty_cache(config: ModelConfig, batch: int, places: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache for `places` tokens of each sequence."""
-    zeros = jnp.zeros((config.depth, batch, places, config.kv_heads, config.head_dim), dtype)
+# (q, k, v) to the output of attention, and whatever keeps k and v: a `Cache`, or None.
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[Array, Any]]
+
+
+@shape_checked
+def forward(params: Params, tokens: Tokens, *, config: ModelConfig, rule: Rule, segments: Segments | None = None,
+            documents: Documents | None = None, dtype: DTypeLike = jnp.float32, remat: str = "none"
+            ) -> Float[jax.Array, "b n d"]:
+    """Hidden states after the final norm, in `dtype`.
+
+    For two streams n = 2L, [noisy || clean]. Positions restart with each document and, by the rule, with each stream.
+    segments: the document of each token, 0 for padding. documents: those of the segments, where the caller has already
+    found them.
+    """
+    n = tokens.shape[1]
+    documents = documents or find_documents(n, segments, rule.stream_length(n))
+    positions, plan = documents.positions, make_plan(rule, n, segments, documents=documents)
+
+    def attend_plan(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[Array, None]:
+        return attend(q, k, v, plan), None
+
+    def body(x: jax.Array, w: Params) -> tuple[jax.Array, None]:
+        x, _ = layer(x, gather_weights(w, config, "layers"), positions, config, attend_plan)
+        return constrain(x, BATCH_AXES, None, None), None
+
+    if REMAT[remat] is not None:
+        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
+    params = cast(params, dtype)
+    x = constrain(embed(params, tokens, positions), BATCH_AXES, None, None)
+    x, _ = jax.lax.scan(body, x, params["layers"])
+    return norm(x, params["final_norm"], config)
+
+
+def empty_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
+    """A cache for `length` tokens of each of `batch` sequences."""
+    zeros = jnp.zeros((config.depth, batch, length, config.kv_heads, config.head_dim), dtype)
     return Cache(zeros, zeros)
 
 
-def forward_cached(params: Params, tokens: jax.Array, cache: Cache, first: jax.Array | int, *, config: ModelConfig,
-                   rule: Rule, segments: jax.Array | None = None,
-                   write: jax.Array | None = None) -> tuple[jax.Array, Cache]:
-    """Hidden states [b, n, d] of `tokens` standing at places first .. first + n, seeing the cache by `rule`.
+@shape_checked
+def forward_cached(params: Params, tokens: Tokens, cache: Cache, first: Int[Array, ""] | Int[Array, " b"] | int, *,
+                   config: ModelConfig, rule: Rule, segments: Int[Array, "b s"] | None = None,
+                   documents: Documents | None = None, write: Bool[Array, "b n"] | None = None
+                   ) -> tuple[Float[jax.Array, "b n d"], Cache]:
+    """Hidden states of `tokens` at positions first .. first + n, which see the cache by `rule`, and the cache with
+    their keys and values written into it.
 
-    Their keys and values are written into the cache, which is returned; `write`, bool [b, n], leaves some of its places
-    as they were (with a `first` that is an int). first: one number, or int [b]; segments: int [b, places]; each
-    sequence is one document from place 0, so a place is a position. The cache is carried through the layers and not
-    copied.
+    first: one number, or one per sequence. segments: of all positions of the cache; each sequence is one document from
+    position 0. write: which positions to write; the others keep what they had (needs an int `first`). The cache is
+    carried through the layers and not copied.
     """
-    b, n = tokens.shape
+    n = tokens.shape[1]
     positions = jnp.atleast_1d(jnp.asarray(first, jnp.int32))[:, None] + jnp.arange(n, dtype=jnp.int32)
-    plan = prepare(rule, cache.k.shape[2], segments, n, first)
+    plan = make_plan(rule, cache.k.shape[2], segments, n, first, documents)
 
-    def put(whole: jax.Array, number: jax.Array, new: jax.Array) -> jax.Array:
-        new = new.astype(whole.dtype)
-        if write is not None:
-            new = jnp.where(write[..., None, None], new, whole[number, :, first:first + n])
-        return write_places(whole, number, new, first)
+    def body(carry: tuple[jax.Array, Cache], inputs: tuple[jax.Array, Params]
+             ) -> tuple[tuple[jax.Array, Cache], None]:
+        (x, cache), (index, w) = carry, inputs
 
-    def body(carry: tuple[jax.Array, Cache], layer_in: tuple[jax.Array, Params]) -> tuple[Any, None]:
-        (x, cache), (number, w) = carry, layer_in
-        written = {}
+        def attend_cache(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[Array, Cache]:
+            new = Cache(write_layer(cache.k, index, k, first, write), write_layer(cache.v, index, v, first, write))
+            return attend(q, new.k[index], new.v[index], plan), new
 
-        def attend_cache(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            written["k"], written["v"] = put(cache.k, number, k), put(cache.v, number, v)
-            return attend(q, written["k"][number], written["v"][number], plan)
-
-        x = layer(x, w, positions, config, attend_cache)
-        return (x, Cache(**written)), None
+        return layer(x, w, positions, config, attend_cache), None
 
     params = cast(params, cache.k.dtype)
     layers = jnp.arange(config.depth), params["layers"]
-    (x, cache), _ = jax.lax.scan(body, (embed(params, tokens, positions), cache), layers)
+    x = embed(params, tokens, positions)
+    (x, cache), _ = jax.lax.scan(body, (x, cache), layers)
     return norm(x, params["final_norm"], config), cache
 
 
-def write_places(cache: jax.Array, number: jax.Array, new: jax.Array, first: jax.Array | int) -> jax.Array:
-    """`cache` [depth, b, places, g, k] with `new` [b, n, g, k] in layer `number`, from place `first` on: one number, or
-    int [b]. In place, where XLA may: no axis is moved."""
+@shape_checked
+def write_layer(cache: Float[Array, "layers b s g k"], index: Int[Array, ""], new: Float[Array, "b n g k"],
+                first: Int[Array, ""] | Int[Array, " b"] | int, write: Bool[Array, "b n"] | None = None
+                ) -> Float[jax.Array, "layers b s g k"]:
+    """`cache` with `new` in layer `index` from position `first` on; where `write` is False the old values stay.
+
+    In place where XLA can: no axis is moved.
+    """
+    new = new.astype(cache.dtype)
+    b, n = new.shape[:2]
+    if write is not None:
+        new = jnp.where(write[..., None, None], new, cache[index, :, first:first + n])
     if jnp.ndim(first) == 0:
-        return jax.lax.dynamic_update_slice(cache, new[None], (number, 0, first, 0, 0))
-    b = len(new)
-    where = jnp.stack([jnp.full(b, number), jnp.arange(b), first], -1)
+        return jax.lax.dynamic_update_slice(cache, new[None], (index, 0, first, 0, 0))
+    where = jnp.stack([jnp.full(b, index), jnp.arange(b), first], -1)
     numbers = jax.lax.ScatterDimensionNumbers(update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1),
                                               scatter_dims_to_operand_dims=(0, 1, 2))
     return jax.lax.scatter(cache, where, new, numbers, unique_indices=True, mode=jax.lax.GatherScatterMode.CLIP)
 
 
-def unembed(params: Params, hidden: jax.Array, config: ModelConfig) -> jax.Array:
-    """Logits in fp32: [..., v]."""
+@shape_checked
+def unembed(params: Params, hidden: Float[Array, "*n d"], config: ModelConfig) -> Float32[jax.Array, "*n v"]:
+    """Logits."""
     if config.tied_head:
         table = params["embed"]["tokens"].astype(hidden.dtype)
         return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
@@ -122,36 +148,47 @@ def unembed(params: Params, hidden: jax.Array, config: ModelConfig) -> jax.Array
     return jnp.einsum("...d,dv->...v", hidden, head, preferred_element_type=jnp.float32)
 
 
-def embed(params: Params, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-    """Token rows, plus the rows of learned positions where the family has them: [b, n, d].
+@shape_checked
+def embed(params: Params, tokens: Tokens, positions: Int[Array, "#b n"]) -> Float[jax.Array, "b n d"]:
+    """Token embeddings, plus learned position embeddings where the family has them.
 
-    In a mesh each device looks up its columns of the rows of all, which are then exchanged: no table travels.
+    In a mesh each device looks up its own columns for every token, and these are then exchanged: no table travels.
     """
-    def rows(name: str, at: jax.Array) -> jax.Array:
-        return pin(params["embed"][name][pin(at, "replica", None)], "replica", None, "fsdp")
+    def rows(name: str, index: Array) -> jax.Array:
+        return constrain(params["embed"][name][constrain(index, "replica", None)], "replica", None, "fsdp")
 
     x = rows("tokens", tokens)
     return x + rows("positions", positions) if "positions" in params["embed"] else x
 
 
-def layer(x: jax.Array, w: Params, positions: jax.Array, config: ModelConfig, attend: Attend) -> jax.Array:
-    """One pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
-    x = x + attention(norm(x, w["attention_norm"], config), w["attention"], positions, config, attend)
-    return x + mlp(norm(x, w["mlp_norm"], config), w["mlp"], config)
+@shape_checked
+def layer(x: Float[jax.Array, "b n d"], w: Params, positions: Int[Array, "#b n"], config: ModelConfig, attend: Attend
+          ) -> tuple[Float[jax.Array, "b n d"], Any]:
+    """One pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)); and the cache that `attend` returns."""
+    y, cache = attention(norm(x, w["attention_norm"], config), w["attention"], positions, config, attend)
+    x = x + y
+    return x + mlp(norm(x, w["mlp_norm"], config), w["mlp"], config), cache
 
 
-def attention(x: jax.Array, w: Params, positions: jax.Array, config: ModelConfig, attend: Attend) -> jax.Array:
-    """Grouped-query self-attention; `attend` decides what is seen."""
+@shape_checked
+def attention(x: Float[jax.Array, "b n d"], w: Params, positions: Int[Array, "#b n"], config: ModelConfig,
+              attend: Attend) -> tuple[Float[jax.Array, "b n d"], Any]:
+    """Grouped-query self-attention, and the cache that `attend` returns.
+
+    `attend` decides which keys each query sees: (q [b, n, h, k], k and v [b, n, g, k]) to (out [b, n, h, k], cache).
+    """
     q, k, v = (linear(x, w[name]) for name in ("q", "k", "v"))
     if config.qk_norm:
         q, k = rms_norm(q, w["q_norm"]["scale"], config.norm_eps), rms_norm(k, w["k_norm"]["scale"], config.norm_eps)
     if config.rope is not None:
         angles = positions[..., None] * rope_frequencies(config.rope, config.head_dim)
         q, k = rotate(q, angles), rotate(k, angles)
-    return linear(attend(q, k, v), w["o"], inputs=2)
+    out, cache = attend(q, k, v)
+    return linear(out, w["o"], inputs=2), cache
 
 
-def mlp(x: jax.Array, w: Params, config: ModelConfig) -> jax.Array:
+@shape_checked
+def mlp(x: Float[jax.Array, "b n d"], w: Params, config: ModelConfig) -> Float[jax.Array, "b n d"]:
     """GPT-2's gelu (tanh form) or SwiGLU (Shazeer 2020)."""
     up = linear(x, w["up"])
     gated = config.mlp == "swiglu"
@@ -159,10 +196,12 @@ def mlp(x: jax.Array, w: Params, config: ModelConfig) -> jax.Array:
     return linear(up, w["down"])
 
 
-def linear(x: jax.Array, w: Params, inputs: int = 1) -> jax.Array:
-    """x times weight over the last `inputs` axes of x, plus the bias where there is one: [b, n, ...].
+@shape_checked
+def linear(x: Float[Array, "..."], w: Params, inputs: int = 1) -> Float[jax.Array, "..."]:
+    """x times the weight over the last `inputs` axes of x, plus the bias where there is one: [b, n, inputs...] to
+    [b, n, outputs...].
 
-    As one plain matrix product: with the batch axes kept apart XLA's CPU compiler takes twice as long for gradients.
+    It is one plain matrix product: with separate batch axes XLA's CPU compiler takes twice as long for gradients.
     """
     lead, outputs = x.shape[:x.ndim - inputs], w["weight"].shape[inputs:]
     y = x.reshape(math.prod(lead), -1) @ w["weight"].reshape(math.prod(x.shape[x.ndim - inputs:]), -1)
@@ -170,7 +209,8 @@ def linear(x: jax.Array, w: Params, inputs: int = 1) -> jax.Array:
     return y + w["bias"] if "bias" in w else y
 
 
-def norm(x: jax.Array, w: Params, config: ModelConfig) -> jax.Array:
+@shape_checked
+def norm(x: Float[jax.Array, "*n d"], w: Params, config: ModelConfig) -> Float[jax.Array, "*n d"]:
     """The family's norm, computed in fp32."""
     if config.norm == "rms":
         return rms_norm(x, w["scale"], config.norm_eps)
@@ -180,15 +220,16 @@ def norm(x: jax.Array, w: Params, config: ModelConfig) -> jax.Array:
     return y.astype(x.dtype) * w["scale"] + w["bias"]
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+@shape_checked
+def rms_norm(x: Float[jax.Array, "*n d"], scale: Float[Array, " d"], eps: float) -> Float[jax.Array, "*n d"]:
     """x / rms(x) * scale (Zhang & Sennrich 2019), computed in fp32."""
     y = at_least_fp32(x)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
     return y.astype(x.dtype) * scale
 
 
-def rope_frequencies(rope: Rope, head_dim: int) -> jax.Array:
-    """Radians a position for each of the head_dim / 2 planes, fp32."""
+def rope_frequencies(rope: Rope, head_dim: int) -> Float32[jax.Array, " planes"]:
+    """Radians per position for each of the head_dim / 2 planes."""
     frequency = rope.theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if rope.scaling == "linear":
         return frequency / rope.factor
@@ -199,18 +240,19 @@ def rope_frequencies(rope: Rope, head_dim: int) -> jax.Array:
     return frequency
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotates the planes (x_i, x_{i + k/2}) of x [b, n, h, k] by angles [b or 1, n, k/2] (the half-split layout)."""
+@shape_checked
+def rotate(x: Float[Array, "b n h k"], angles: Float[Array, "#b n planes"]) -> Float[jax.Array, "b n h k"]:
+    """Rotates the k/2 planes (x_i, x_{i + k/2}) of x by `angles` (the half-split layout)."""
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     a, b = jnp.split(at_least_fp32(x), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
-def at_least_fp32(x: jax.Array) -> jax.Array:
-    """fp32, or fp64 where the caller works in it."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+def at_least_fp32(x: Array) -> jax.Array:
+    """x in fp32, or in fp64 where the caller works in it."""
+    return jnp.asarray(x).astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def cast(params: Params, dtype: Any) -> Params:
-    """The parameters in the compute dtype; the masters stay as they are."""
+def cast(params: Params, dtype: DTypeLike) -> Params:
+    """The parameters in the compute dtype; the master copies stay as they are."""
     return jax.tree.map(lambda w: jnp.asarray(w, dtype), params)

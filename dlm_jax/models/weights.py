@@ -1,7 +1,7 @@
-"""The one table of parameters: from it come initialisation, conversion, weight decay and (by its axes) sharding.
+"""The one table of parameters: initialization, conversion, weight decay and (by its axes) sharding all read it.
 
-Parameters are a nested dict of arrays. A weight of every layer is one array with the layers on axis 0, so that
-`jax.lax.scan` walks them. A path such as `layers.attention.q.weight` names a leaf.
+Parameters are a nested dict of arrays. The weights of all layers are stacked into one array, layers on axis 0, for
+`jax.lax.scan`. A path such as `layers.attention.q.weight` names a leaf.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """Shape, the meaning of each axis, and the standard deviation (or constant) that it starts from."""
+    """Shape, logical axes and initial values of one weight."""
 
     shape: tuple[int, ...]
-    axes: tuple[str, ...]
-    std: float = 0.0
-    constant: float = 0.0
+    axes: tuple[str, ...]  # the meaning of each axis: 'layer', 'vocab', 'embed', 'heads', ...
+    std: float = 0.0  # of the normal distribution that a matrix is initialized from
+    constant: float = 0.0  # the initial value of a bias or a norm scale
 
     @property
     def decays(self) -> bool:
@@ -34,7 +34,7 @@ class Weight:
 
 
 def weight_table(config: ModelConfig) -> dict[str, Weight]:
-    """Every weight of `config`, by path, in the order of the forward pass."""
+    """Every weight of `config` by path, in the order of the forward pass."""
     c = config
     sizes = dict(layer=c.depth, vocab=c.vocab_size, embed=c.width, heads=c.heads, kv_heads=c.kv_heads,
                  head_dim=c.head_dim, mlp=c.mlp_width, position=c.max_length)
@@ -54,7 +54,7 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
         if c.norm == "layer":
             add(f"{path}.bias", axes)
 
-    # GPT-2: the matrices that write into the residual stream start smaller, by the square root of their number.
+    # As in GPT-2, the matrices that write into the residual stream start smaller, by the square root of their number.
     residual_std = 0.02 / math.sqrt(2 * c.depth)
     add("embed.tokens", "vocab embed", 0.02)
     if c.rope is None:
@@ -84,7 +84,7 @@ def map_table(config: ModelConfig, function: Callable[[str, Weight], Any]) -> Pa
 
 
 def init(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
-    """Random parameters for training from scratch."""
+    """Random initial parameters, for training from scratch."""
     paths = list(weight_table(config))
     keys = dict(zip(paths, jax.random.split(key, len(paths)), strict=True))
 
@@ -97,7 +97,7 @@ def init(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) ->
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Number of parameters."""
+    """The number of parameters."""
     return sum(math.prod(w.shape) for w in weight_table(config).values())
 
 

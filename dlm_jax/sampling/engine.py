@@ -1,10 +1,10 @@
 """The sampler's engine: one jitted loop in which every sequence is at its own block and at its own step.
 
-A step reads the model at the places that a sequence has in work (its block; the whole canvas where there are no
-blocks), proposes a token for each, and commits those that the selector takes. Sequences of a batch share nothing but
-the loop: what one commits, and how many passes it takes part in, is what it would commit and take alone.
+A step runs the model on each sequence's window (its block; the whole canvas where there are no blocks), proposes a
+token for every position of it, commits those that the unmasking strategy selects, and advances. Sequences of a batch
+share only the loop: each commits the same tokens, in as many forward passes, as it would alone.
 
-Letters: b sequences, n places of the canvas, B places in work, v vocabulary.
+Letters: b sequences, n positions of the canvas, w positions of the window, d width, v vocabulary.
 """
 
 import dataclasses
@@ -13,156 +13,226 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from dlm_jax.diffusion.objective import shift
-from dlm_jax.models.card import Card
+from dlm_jax.diffusion.cross_entropy import shift
 from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.models.transformer import unembed
 from dlm_jax.models.weights import Params
-from dlm_jax.sampling.order import Speculate
+from dlm_jax.sampling.cached_forward import (
+    CachedForward,
+    CacheState,
+    CanvasModel,
+    empty_cache_state,
+    forward_block,
+    forward_suffix,
+    prefill,
+    slice_window,
+)
 from dlm_jax.sampling.proposal import without
-from dlm_jax.sampling.reading import Memory, Model, Read, empty_memory, read_block, read_suffix, read_whole, take
 from dlm_jax.sampling.selector import View
 from dlm_jax.sampling.speculation import write_left_to_right
 from dlm_jax.sampling.trace import (
     Canvas,
     Sampler,
     Trace,
-    active,
-    fold,
-    fold_places,
+    count_forward,
+    fold_keys,
+    fold_position_keys,
     new_trace,
+    notify,
     stop_at_end,
-    told,
+    unfinished,
 )
+from dlm_jax.sampling.unmasking import Speculate
+from dlm_jax.segments import find_documents
+from dlm_jax.typing import Bool, Float, Int, Key, shape_checked
 
 
-@functools.partial(jax.jit, static_argnames=("config", "card", "mesh"))
-def run(params: Params, canvas: Canvas, keys: jax.Array, sampler: Sampler, *, config: ModelConfig, card: Card,
-        mesh: Mesh | None = None) -> Trace:
-    """Fills the canvas. keys: [b], one a sequence; a block divides n. The devices of the mesh, which has one axis and
-    divides b, each have their share of the sequences and a loop of their own, with nothing to send."""
-    fill_canvas = functools.partial(fill, config=config, card=card)
+@functools.partial(jax.jit, static_argnames=("config", "spec", "mesh"))
+@shape_checked
+def run(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: Sampler, *, config: ModelConfig,
+        spec: DiffusionSpec, mesh: Mesh | None = None) -> Trace:
+    """Fills the canvas, whose length n is a multiple of the block size. keys: one per sequence.
+
+    mesh: has one axis, whose size divides b. Each device runs its own loop over its sequences; they do not communicate.
+    """
+    fill_canvas = functools.partial(fill_shard, config=config, spec=spec)
     if mesh is not None:
-        share = PartitionSpec(mesh.axis_names[0])
-        fill_canvas = jax.shard_map(fill_canvas, mesh=mesh, in_specs=(PartitionSpec(), share, share, share),
-                                    out_specs=share, check_vma=False)
+        by_sequence = PartitionSpec(mesh.axis_names[0])
+        fill_canvas = jax.shard_map(fill_canvas, mesh=mesh,
+                                    in_specs=(PartitionSpec(), by_sequence, by_sequence, by_sequence),
+                                    out_specs=by_sequence, check_vma=False)
     return fill_canvas(params, canvas, keys, sampler)
 
 
-def fill(params: Params, canvas: Canvas, keys: jax.Array, sampler: Sampler, *, config: ModelConfig,
-         card: Card) -> Trace:
-    """`run`, on one device."""
-    size = sampler.size or canvas.tokens.shape[1]
-    model = Model(params, canvas.segments, config, card, size)
-    left_to_right = isinstance(sampler.order.selector, Speculate)
-    return (write_left_to_right if left_to_right else denoise)(model, new_trace(canvas), keys, sampler)
+def fill_shard(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: Sampler, *, config: ModelConfig,
+               spec: DiffusionSpec) -> Trace:
+    """`run` for the sequences of one device."""
+    n = canvas.tokens.shape[1]
+    documents = find_documents(n, canvas.segments)
+    model = CanvasModel(params, canvas.segments, documents, config, spec, sampler.block_size or n)
+    if isinstance(sampler.unmasking.selector, Speculate):
+        return write_left_to_right(model, new_trace(canvas), keys, sampler)
+    return denoise(model, new_trace(canvas), keys, sampler)
 
 
 @struct.dataclass
-class State:
-    """Between two steps; what is not in `trace` is int or bool [b].
-
-    block: which is in work; step: denoising steps made in it; made: in all; stale: the whole canvas is to be read again
-    before this sequence goes on.
-    """
+class EngineState:
+    """The loop carry."""
 
     trace: Trace
-    memory: Memory
-    block: jax.Array
-    step: jax.Array
-    made: jax.Array
-    stale: jax.Array
+    cache_state: CacheState
+    block: Int[Array, " b"]  # the block that each sequence is filling
+    step: Int[Array, " b"]  # denoising steps taken in that block
+    steps_taken: Int[Array, " b"]  # denoising steps taken in all blocks
+    stale: Bool[Array, " b"]  # the cache is out of date: the sequence needs a prefill before its next step
 
 
-def denoise(model: Model, trace: Trace, keys: jax.Array, sampler: Sampler) -> Trace:
-    """Rounds until nothing is masked: the whole canvas is read, and then what the cache leaves to be read, until every
-    sequence needs the whole again."""
-    b, n = trace.tokens.shape
-    step = functools.partial(make_step, model=model, canvas=trace.masked, keys=keys, sampler=sampler)
+def denoise(model: CanvasModel, trace: Trace, keys: Key[Array, " b"], sampler: Sampler) -> Trace:
+    """Repeats until nothing is masked: one step with a prefill, then cached steps until every sequence needs the next
+    prefill."""
+    b = len(trace.tokens)
+    step = functools.partial(take_step, model=model, fillable=trace.masked, keys=keys, sampler=sampler)
 
-    def steps(state: State, read: Read) -> State:
-        return jax.lax.while_loop(lambda s: jnp.any(ready(s)), lambda s: step(s, ready(s), read), state)
+    def cached_steps(state: EngineState, forward: CachedForward) -> EngineState:
+        return jax.lax.while_loop(lambda s: jnp.any(can_continue(s)), lambda s: step(s, can_continue(s), forward),
+                                  state)
 
-    def a_round(state: State) -> State:
-        state = step(state, active(state.trace), read_whole)
-        if sampler.caching.window == "block":
-            return steps(state, read_block)
-        if sampler.caching.window == "suffix":
-            first = jnp.min(jnp.where(ready(state), state.block * model.size, n))
-            widths = [width for width in (n // 4, n // 2, n) if width >= model.size]
-            reads = [functools.partial(read_suffix, width=width) for width in widths]
-            index = sum((n - first > width).astype(jnp.int32) for width in widths[:-1])
-            return jax.lax.switch(index, [functools.partial(steps, read=read) for read in reads], state)
+    def outer_step(state: EngineState) -> EngineState:
+        state = step(state, unfinished(state.trace), prefill)
+        if sampler.caching.recompute == "block":
+            return cached_steps(state, forward_block)
+        if sampler.caching.recompute == "suffix":
+            index, forwards = suffix_forwards(state, model)
+            branches = [functools.partial(cached_steps, forward=forward) for forward in forwards]
+            return jax.lax.switch(index, branches, state)
         return state
 
     zeros = jnp.zeros(b, jnp.int32)
-    start = State(trace, empty_memory(model, sampler.caching), next_block(trace.masked, model.size), zeros, zeros,
-                  jnp.ones(b, bool))
-    return jax.lax.while_loop(lambda s: jnp.any(active(s.trace)), a_round, start).trace
+    start = EngineState(trace, empty_cache_state(model, sampler.caching), next_block(trace.masked, model.block_size),
+                        step=zeros, steps_taken=zeros, stale=jnp.ones(b, bool))
+    return jax.lax.while_loop(lambda s: jnp.any(unfinished(s.trace)), outer_step, start).trace
 
 
-def ready(state: State) -> jax.Array:
-    """Which sequences can go on without the whole canvas being read: bool [b]."""
-    return active(state.trace) & ~state.stale
+def suffix_forwards(state: EngineState, model: CanvasModel) -> tuple[Int[Array, ""], list[CachedForward]]:
+    """Forward passes over the last quarter, the last half and all of the canvas, and the index of the shortest one that
+    holds the window of every sequence that can continue."""
+    n = state.trace.tokens.shape[1]
+    first = jnp.min(jnp.where(can_continue(state), state.block * model.block_size, n))
+    widths = [width for width in (n // 4, n // 2, n) if width >= model.block_size]
+    index = sum(((n - first > width).astype(jnp.int32) for width in widths[:-1]), jnp.int32(0))
+    return index, [functools.partial(forward_suffix, width=width) for width in widths]
 
 
-def next_block(masked: jax.Array, size: int) -> jax.Array:
-    """The first block of each sequence that has a masked place: int [b]."""
-    return jnp.argmax(masked, -1).astype(jnp.int32) // size
+@shape_checked
+def can_continue(state: EngineState) -> Bool[Array, " b"]:
+    """The sequences whose next step can use the cache."""
+    return unfinished(state.trace) & ~state.stale
 
 
-def make_step(state: State, going: jax.Array, read: Read, *, model: Model, canvas: jax.Array, keys: jax.Array,
-              sampler: Sampler) -> State:
-    """One pass of the model, for the sequences that are `going`."""
-    start, size, mask_id = state.block * model.size, model.size, model.card.mask_token_id
+@shape_checked
+def next_block(masked: Bool[Array, "b n"], block_size: int) -> Int[Array, " b"]:
+    """The first block of each sequence that has a masked position; 0 if there is none."""
+    return jnp.argmax(masked, -1).astype(jnp.int32) // block_size
+
+
+@shape_checked
+def take_step(state: EngineState, active: Bool[Array, " b"], forward: CachedForward, *, model: CanvasModel,
+              fillable: Bool[Array, "b n"], keys: Key[Array, " b"], sampler: Sampler) -> EngineState:
+    """One forward pass of the batch: runs the model on the windows, commits tokens there, and advances.
+
+    active: the sequences that take part; the others write nothing and stay where they are.
+    fillable: [b, n], the positions that were masked at the start.
+    """
+    start = state.block * model.block_size
+    window = state.trace.window(start, model.block_size)
+    # Nothing was left to commit: this forward pass only caches the finished block (`CachePolicy.recompute_clean`).
+    already_full = ~jnp.any(window.masked, -1)
+
+    hidden, cache_state = forward_window(state, start, already_full, forward, model)
+    step_keys = fold_keys(keys, state.trace.nfe)
+    view = predict(hidden, window, slice_window(fillable, start, model.block_size), step_keys, state.step, model,
+                   sampler)
+
+    window = commit(window, view, active, state.steps_taken + 1, sampler)
+    trace = count_forward(state.trace.with_window(window, start), active)
+    notify(sampler.callback, trace)
+
+    state = dataclasses.replace(state, trace=trace, cache_state=cache_state)
+    return advance(state, active, already_full, ~jnp.any(window.masked, -1), model.block_size, sampler)
+
+
+def forward_window(state: EngineState, start: Int[Array, " b"], already_full: Bool[Array, " b"],
+                   forward: CachedForward, model: CanvasModel) -> tuple[Float[Array, "b w d"], CacheState]:
+    """The hidden states that predict the window's tokens, and the cache after this forward pass."""
+    mask_id = model.spec.mask_token_id
     assert mask_id is not None, "a model that denoises has a mask token"
-    part = state.trace.part(start, size)
-    finished = ~jnp.any(part.masked, -1)  # this pass reads the block clean, and commits nothing
     tokens = jnp.where(state.trace.masked, mask_id, state.trace.tokens)
-    hidden, before, memory = read(model, tokens, start, jnp.where(finished, start + size, start), state.memory)
-    if model.card.alignment == "shifted":
-        hidden = shift(hidden, before)
-    pass_keys = fold(keys, state.trace.forwards)
-    view = look(hidden, part, take(canvas, start, size), pass_keys, state.step, model, sampler)
-    part = commit(part, view, going[:, None], state.made[:, None] + 1, sampler)
-    going_on = going.astype(jnp.int32)
-    trace = state.trace.with_part(part, start)
-    trace = dataclasses.replace(trace, forwards=trace.forwards + going_on, passes=trace.passes + 1)
-    told(sampler.callback, trace)
-    done = going & (finished if sampler.caching.finishes else ~jnp.any(part.masked, -1))
-    trace = stop_at_end(trace, jnp.where(~jnp.any(part.masked, -1), start + size, trace.tokens.shape[1]), sampler.end)
-    following = state.block + 1 if sampler.caching.finishes else next_block(trace.masked, size)
-    return State(trace, memory, jnp.where(done, following, state.block), jnp.where(done, 0, state.step + going_on),
-                 state.made + going_on * ~finished, done & (not sampler.caching.finishes))
+    clean = jnp.where(already_full, start + model.block_size, start)
+    hidden, prev_hidden, cache_state = forward(model, tokens, start, clean, state.cache_state)
+    return (shift(hidden, prev_hidden) if model.spec.alignment == "shifted" else hidden), cache_state
 
 
-def look(hidden: jax.Array, part: Trace, canvas: jax.Array, keys: jax.Array, step: jax.Array, model: Model,
-         sampler: Sampler) -> View:
-    """What the model says of the places in work."""
-    logits = without(unembed(model.params, hidden, model.config), model.card.mask_token_id)
-    places = jnp.broadcast_to(jnp.arange(logits.shape[1]), logits.shape[:2])
-    tokens, confidence = sampler.proposal(fold_places(fold(keys, 0), places), logits)
+@shape_checked
+def predict(hidden: Float[Array, "b w d"], window: Trace, fillable: Bool[Array, "b w"], keys: Key[Array, " b"],
+            step: Int[Array, " b"], model: CanvasModel, sampler: Sampler) -> View:
+    """What the model proposes for the window, as the unmasking strategy sees it."""
+    logits = without(unembed(model.params, hidden, model.config), model.spec.mask_token_id)
+    offsets = jnp.broadcast_to(jnp.arange(logits.shape[1]), logits.shape[:2])
+    tokens, confidence = sampler.proposal(fold_position_keys(fold_keys(keys, 0), offsets), logits)
     steps_left = jnp.maximum(sampler.steps - step, 1)
-    return View(fold(keys, 1), logits, tokens, confidence, part.masked, canvas, sampler.steps[:, None],
+    return View(fold_keys(keys, 1), logits, tokens, confidence, window.masked, fillable, sampler.steps[:, None],
                 steps_left[:, None])
 
 
-def commit(part: Trace, view: View, going: jax.Array, order: jax.Array, sampler: Sampler) -> Trace:
-    """Writes the proposals that the selector takes, and makes the revisions, in the sequences that are `going`."""
-    assert not isinstance(sampler.order.selector, Speculate)
-    chosen = sampler.order.selector(view) & going
-    open_ = going & jnp.any(part.masked, -1, keepdims=True) & view.canvas & ~part.masked
-    masked, again = part.masked & ~chosen, part.again
-    for revision in sampler.order.revisions:
-        places = open_ & revision(part.tokens, view)
-        if revision.masks:
-            places &= ~again
-            masked, again = masked | places, again | places
-        else:
-            chosen |= places
-    return dataclasses.replace(
-        part, tokens=jnp.where(chosen, view.tokens, part.tokens), masked=masked, again=again,
-        order=jnp.where(chosen, order, part.order), confidence=jnp.where(chosen, view.confidence, part.confidence))
+@shape_checked
+def commit(window: Trace, view: View, active: Bool[Array, " b"], step: Int[Array, " b"], sampler: Sampler) -> Trace:
+    """The window after the `active` sequences have committed the selected proposals and made their revisions.
 
+    step: recorded as the commit step of what is written.
+    """
+    assert not isinstance(sampler.unmasking.selector, Speculate)
+    chosen = sampler.unmasking.selector(view) & active[:, None]
+    # Revisions apply to tokens the sampler wrote earlier, never to the prompt, and only while the block is not full.
+    filling = active & jnp.any(window.masked, -1)
+    revisable = filling[:, None] & view.fillable & ~window.masked
+    masked, remasked = window.masked & ~chosen, window.remasked
+    for revision in sampler.unmasking.revisions:
+        revised = revisable & revision(window.tokens, view)
+        if revision.masks:
+            revised &= ~remasked
+            masked, remasked = masked | revised, remasked | revised
+        else:
+            chosen |= revised
+    return dataclasses.replace(
+        window, tokens=jnp.where(chosen, view.tokens, window.tokens), masked=masked, remasked=remasked,
+        commit_step=jnp.where(chosen, step[:, None], window.commit_step),
+        confidence=jnp.where(chosen, view.confidence, window.confidence))
+
+
+@shape_checked
+def advance(state: EngineState, active: Bool[Array, " b"], already_full: Bool[Array, " b"],
+            now_full: Bool[Array, " b"], block_size: int, sampler: Sampler) -> EngineState:
+    """Counts the step, moves sequences whose block is done to their next block, and stops those that have ended.
+
+    already_full, now_full: whether the block had no masked position before this step, and has none after it.
+    """
+    recompute_clean = sampler.caching.recompute_clean
+    # Once a block is full, an end token in it leaves everything after the block unfilled.
+    canvas_end = state.trace.tokens.shape[1]
+    stop_from = jnp.where(now_full, (state.block + 1) * block_size, canvas_end)
+    trace = stop_at_end(state.trace, stop_from, sampler.eos_id)
+    # A block is done when it is full, or, where full blocks are cached by one more forward pass, after that pass.
+    block_done = active & (already_full if recompute_clean else now_full)
+    following = state.block + 1 if recompute_clean else next_block(trace.masked, block_size)
+    # A forward pass that only caches a finished block is no denoising step.
+    denoised = active & ~already_full
+    # Without that pass, the cache does not know the finished block: the next block starts with a prefill, for which a
+    # sequence waits while others of its batch fill theirs.
+    stale = jnp.zeros_like(block_done) if recompute_clean else jnp.where(active, block_done, state.stale)
+    return EngineState(trace, state.cache_state, block=jnp.where(block_done, following, state.block),
+                       step=jnp.where(block_done, 0, state.step + active.astype(jnp.int32)),
+                       steps_taken=state.steps_taken + denoised.astype(jnp.int32), stale=stale)

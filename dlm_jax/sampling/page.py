@@ -1,19 +1,20 @@
-"""A self-contained HTML page of a text coming out of the noise, with a slider; coloured by confidence or by step."""
+"""A self-contained HTML page that shows a text as it is denoised, with a slider; colored by confidence or by step."""
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from dlm_jax.sampling.history import Moment
 from dlm_jax.sampling.render import printable
 
 TEMPLATE = Path(__file__).parent.parent / "assets" / "page.html"
 
+Change = list[int | float | str | None]  # [position, text or None where masked, commit step, confidence]
 
-def write_page(moments: Sequence[Moment], file: str | Path, title: str, facts: dict[str, Any]) -> None:
-    """Writes the page; facts: names and values that stand below the text."""
+
+def write_page(moments: Sequence[Moment], file: str | Path, title: str, facts: Mapping[str, object]) -> None:
+    """Writes the page. facts: names and values shown below the text, such as the NFE."""
     data = json.dumps({"final": [printable(piece or "") for piece in moments[-1].pieces], "frames": changes(moments)},
                       ensure_ascii=False, separators=(",", ":"))
     shown = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>"
@@ -24,13 +25,13 @@ def write_page(moments: Sequence[Moment], file: str | Path, title: str, facts: d
     Path(file).write_text(page, encoding="utf-8")
 
 
-def changes(moments: Sequence[Moment]) -> list[list[list[Any]]]:
-    """What each moment changes of the one before it: [place, text or None, step, confidence]."""
-    before: list[Any] = [()] * len(moments[0].pieces)
+def changes(moments: Sequence[Moment]) -> list[list[Change]]:
+    """What each moment changes relative to the one before it; the first one sets every position."""
+    previous: list[Change] = [[]] * len(moments[0].pieces)
     frames = []
     for moment in moments:
-        now = [[piece if piece is None else printable(piece), order, p]
-               for piece, order, p in zip(moment.pieces, moment.order, moment.confidence)]
-        frames.append([[place, *new] for place, (new, old) in enumerate(zip(now, before)) if new != old])
-        before = now
+        current: list[Change] = [[piece if piece is None else printable(piece), commit_step, p]
+                                 for piece, commit_step, p in zip(moment.pieces, moment.commit_step, moment.confidence)]
+        frames.append([[position, *new] for position, (new, old) in enumerate(zip(current, previous)) if new != old])
+        previous = current
     return frames

@@ -1,6 +1,6 @@
-"""Watching a text come out of the noise: the frames of a sample, replayed in a terminal.
+"""Replays a finished sample in a terminal, step by step.
 
-Nothing moves but the letters: a hidden token stands there as wide as it will be, with its spaces and line breaks.
+Nothing moves as the text appears: a hidden token takes the width it will have, with its spaces and line breaks.
 """
 
 import re
@@ -13,16 +13,16 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-HIDDEN = ("", "░", "〓")  # by the cells of a terminal that a character takes
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # would move the cursor or worse
-WIDEST = 100
-SLOWEST = 0.3  # seconds a frame
+HIDDEN = ("", "░", "〓")  # what stands for a character, by the terminal cells that it takes
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # would move the cursor, or worse
+MAX_WIDTH = 100  # terminal cells
+MAX_FRAME_SECONDS = 0.3
 
 
-def frame(pieces: Sequence[str], order: Sequence[int], step: int) -> Text:
-    """The text after `step`: given tokens dim, older ones plain, those of this step bright, the rest hidden."""
+def frame(pieces: Sequence[str], commit_step: Sequence[int], step: int) -> Text:
+    """The text after `step`: the prompt dim, older tokens plain, those of this step bright, the rest hidden."""
     text = Text()
-    for piece, committed in zip(map(printable, pieces), order):
+    for piece, committed in zip(map(printable, pieces), commit_step):
         if committed > step:
             text.append(hidden(piece), style="grey42")
         elif committed == 0:
@@ -32,41 +32,41 @@ def frame(pieces: Sequence[str], order: Sequence[int], step: int) -> Text:
     return text
 
 
-def frames(pieces: Sequence[str], order: Sequence[int]) -> Iterator[Text]:
-    """From the bare canvas, step by step, to the finished text, which has no bright tokens."""
-    for step in range(max(order, default=0) + 2):
-        yield frame(pieces, order, step)
+def frames(pieces: Sequence[str], commit_step: Sequence[int]) -> Iterator[Text]:
+    """From the prompt alone, step by step, to the finished text, in which no token is bright."""
+    for step in range(max(commit_step, default=0) + 2):
+        yield frame(pieces, commit_step, step)
 
 
-def play(pieces: Sequence[str], order: Sequence[int], console: Console, seconds: float = 4.0) -> None:
-    """Replays a sample on a terminal within about `seconds`; elsewhere prints the finished text only."""
-    last = max(order, default=0)
+def play(pieces: Sequence[str], commit_step: Sequence[int], console: Console, seconds: float = 4.0) -> None:
+    """Replays a sample on a terminal in about `seconds` at most; elsewhere prints only the finished text."""
+    last = max(commit_step, default=0)
     if not console.is_terminal:
-        console.print(frame(pieces, order, last + 1), soft_wrap=True)
+        console.print(frame(pieces, commit_step, last + 1), soft_wrap=True)
         return
-    width = min(console.width, WIDEST)
+    width = min(console.width, MAX_WIDTH)
     with Live(console=console, auto_refresh=False) as live:
-        for step, text in enumerate(frames(pieces, order)):
+        for step, text in enumerate(frames(pieces, commit_step)):
             done = step > last
-            panel = Panel(text, title=caption(order, min(step, last)), title_align="left", padding=(0, 1), width=width,
-                          border_style="green" if done else "grey42")
+            panel = Panel(text, title=caption(commit_step, min(step, last)), title_align="left", padding=(0, 1),
+                          width=width, border_style="green" if done else "grey42")
             live.update(panel, refresh=True)
             if not done:
-                time.sleep(min(seconds / (last + 1), SLOWEST))
+                time.sleep(min(seconds / (last + 1), MAX_FRAME_SECONDS))
 
 
-def caption(order: Sequence[int], step: int) -> str:
-    """How far it is after `step`, always equally wide."""
-    last, tokens = max(order, default=0), sum(committed > 0 for committed in order)
-    there = sum(0 < committed <= step for committed in order)
-    return f"step {step:{len(str(last))}} of {last}, {there:{len(str(tokens))}} of {tokens} tokens"
+def caption(commit_step: Sequence[int], step: int) -> str:
+    """The progress after `step`, in a constant width."""
+    last, total = max(commit_step, default=0), sum(committed > 0 for committed in commit_step)
+    written = sum(0 < committed <= step for committed in commit_step)
+    return f"step {step:{len(str(last))}} of {last}, {written:{len(str(total))}} of {total} tokens"
 
 
 def printable(piece: str) -> str:
-    """`piece` with tabs as spaces and other control characters, bar the line break, as U+FFFD."""
+    """`piece` with tabs as spaces, and control characters other than line breaks as U+FFFD."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", piece.replace("\r\n", "\n").expandtabs(4))
 
 
 def hidden(piece: str) -> str:
-    """`piece` with something of the same width in place of each letter."""
+    """`piece` with every character but white space replaced by one of the same width."""
     return "".join(c if c.isspace() else HIDDEN[cell_len(c)] for c in piece)

@@ -1,4 +1,4 @@
-"""Requests: what is given and what is to be filled, and which of them a model cannot serve."""
+"""Requests: a prompt with positions to fill, and which of them a model cannot serve."""
 
 import dataclasses
 import itertools
@@ -6,24 +6,24 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from dlm_jax.errors import UserError
-from dlm_jax.models.card import Card
 from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.diffusion_spec import DiffusionSpec
 
 HOLE = re.compile(r"\[MASK:(\d+)(?:-(\d+))?\]")
-MOST_CANDIDATES = 64
+MAX_CANDIDATES = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """tokens: the whole sequence; masked: which of its places are to be filled; stop: whether the end token ends it."""
+    """One sequence to fill. The positions that are not masked are the prompt, wherever they are."""
 
-    tokens: list[int]
-    masked: list[bool]
-    stop: bool
+    tokens: list[int]  # the full sequence; ignored at masked positions
+    masked: list[bool]  # the positions to fill
+    stop: bool  # whether the end token ends the sequence
 
 
 def continuation(prompt: Sequence[int], max_tokens: int) -> Request:
-    """`prompt` and `max_tokens` masked places after it."""
+    """`prompt`, followed by `max_tokens` masked positions."""
     if max_tokens < 1:
         raise UserError(f"max_tokens must be at least 1, not {max_tokens}")
     return Request([*prompt, *[0] * max_tokens], [*[False] * len(prompt), *[True] * max_tokens], stop=True)
@@ -31,22 +31,26 @@ def continuation(prompt: Sequence[int], max_tokens: int) -> Request:
 
 def with_holes(text: str, encode: Callable[[str], list[int]], encode_inside: Callable[[str], list[int]],
                context: int) -> list[Request]:
-    """'text with [MASK:8] holes' as given and masked places: one request for each choice of widths, where a hole is of
-    unknown width, [MASK:3-8]. Raises `UserError` where there is none, or where they are too many or too long."""
+    """Parses 'text with [MASK:8] holes': one request, or one per choice of widths for holes such as [MASK:3-8].
+
+    encode, encode_inside: tokenize the start of a text, and text after a hole. Raises `UserError` if there is no hole,
+    or if the holes are too long or allow too many choices.
+    """
     parts = HOLE.split(text)  # text, width, last width or None, text, ...
     ranges = [range(int(a), int(b or a) + 1) for a, b in zip(parts[1::3], parts[2::3])]
     if not ranges:
         raise UserError("there is no hole to fill; mark one with [MASK:n], n tokens wide")
     for a, b, widths in zip(parts[1::3], parts[2::3], ranges):
         if not widths:
-            raise UserError(f"the hole [MASK:{a}-{b}] ends before it begins; write the smaller width first")
+            raise UserError(f"the hole [MASK:{a}-{b}] has a minimum width above its maximum; write the smaller "
+                            "width first")
     check_length(sum(widths[-1] for widths in ranges), context)
     count = 1
     for widths in ranges:
         count *= len(widths)
-    if count > MOST_CANDIDATES:
-        raise UserError(f"the ranges of the holes make {count} choices of widths and at most {MOST_CANDIDATES} are "
-                        "tried; narrow them")
+    if count > MAX_CANDIDATES:
+        raise UserError(f"the holes allow {count} choices of widths and at most {MAX_CANDIDATES} are tried; narrow "
+                        "their ranges")
     ids = [encode(parts[0]), *(encode_inside(after) for after in parts[3::3])]
     return [_request(ids, widths) for widths in itertools.product(*ranges)]
 
@@ -60,39 +64,40 @@ def _request(ids: list[list[int]], widths: Sequence[int]) -> Request:
 
 
 def check_length(tokens: int, context: int) -> None:
-    """Raises `UserError` where `tokens` tokens, or more, do not fit the model's context."""
+    """Raises `UserError` if this many tokens do not fit the model's context."""
     if tokens > context:
         raise UserError(f"the text and its holes take at least {tokens} tokens and the model's context is "
                         f"{context}; shorten the text or ask for fewer tokens")
 
 
-def check(request: Request, config: ModelConfig, card: Card) -> None:
-    """Raises `UserError` for a request that the model cannot serve."""
+def check(request: Request, config: ModelConfig, spec: DiffusionSpec) -> None:
+    """Raises `UserError` if the model cannot serve the request."""
     check_length(len(request.tokens), config.max_length)
     if not any(request.masked):
         raise UserError("there is no hole to fill; mark one with [MASK:n], n tokens wide")
-    if card.alignment == "shifted" and request.masked[0]:
-        raise UserError("this model predicts a token from the one before it and there is none before the first; put a "
-                        "token before the hole")
-    if card.is_diffusion and card.mask_token_id is None:
-        raise UserError("the model's card names no mask token; name it when the model is imported, with --mask")
-    given = [token for token, hole in zip(request.tokens, request.masked) if not hole]
-    if card.mask_token_id is not None and card.mask_token_id in given:
-        raise UserError("the text holds the mask token itself; mark holes with [MASK:n]")
+    if spec.alignment == "shifted" and request.masked[0]:
+        raise UserError("this model predicts each token from the one before it, and nothing comes before the first; "
+                        "put a token before the hole")
+    if spec.is_diffusion and spec.mask_token_id is None:
+        raise UserError("the model's spec names no mask token; name it with --mask when you import the model")
+    prompt = [token for token, hole in zip(request.tokens, request.masked) if not hole]
+    if spec.mask_token_id is not None and spec.mask_token_id in prompt:
+        raise UserError("the text contains the mask token itself; mark holes with [MASK:n]")
     if any(not 0 <= token < config.vocab_size for token in request.tokens):
-        raise UserError(f"a token id lies outside the vocabulary of {config.vocab_size}")
+        raise UserError(f"a token id is outside the vocabulary of {config.vocab_size}; use ids from 0 to "
+                        f"{config.vocab_size - 1}")
 
 
 def check_left_to_right(request: Request) -> None:
-    """Raises `UserError` where something given stands after a hole."""
+    """Raises `UserError` unless the only hole is at the end, after at least one token."""
     first = request.masked.index(True)
     if first == 0 or not all(request.masked[first:]):
-        raise UserError("text that is written left to right has its one hole at the end, after at least one token; "
-                        "fill this one in another order")
+        raise UserError("left to right, the only hole must be at the end of the text, after at least one token; choose "
+                        "another unmasking strategy")
 
 
-def in_batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Numbers of requests, at most `most` together, of like length, short ones first."""
+def in_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices of requests in batches of at most `batch_size`, similar lengths together, short ones first."""
     ordered = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    for start in range(0, len(ordered), most):
-        yield ordered[start:start + most]
+    for start in range(0, len(ordered), batch_size):
+        yield ordered[start:start + batch_size]

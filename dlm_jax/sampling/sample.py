@@ -9,15 +9,13 @@ import jax
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a batch cost, measured: `passes` of the model (prefill and the reading of finished blocks included) wrote
-    `tokens` in `seconds`, without compilation. peak_bytes: the most memory held so far, of the device where it tells,
-    else of this process."""
+class BatchCost:
+    """The measured cost of a batch."""
 
-    passes: int
-    tokens: int
-    seconds: float
-    peak_bytes: int
+    batch_nfe: int  # forward passes of the batch, prefill and caching of finished blocks included
+    tokens: int  # tokens written in all its sequences
+    seconds: float  # without compilation
+    peak_bytes: int  # peak memory so far: of the first device if it reports it, otherwise of this process
 
     @property
     def tokens_per_second(self) -> float:
@@ -26,42 +24,40 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A finished sequence, one entry a token; after a committed end token nothing is kept where the request stops.
-
-    order: the step at which a token was committed, from 1; 0 for given ones. confidence: the model's probability of a
-    token when it was committed, 0 for given ones. forwards: passes of the model in which this sequence took part,
-    prefill and the reading of finished blocks included; as many as if it were alone. text: the sequence as text, empty
-    where there is no tokenizer. batch: what its batch cost.
-    """
+    """A finished sequence. The lists have one entry per token of prompt and text; where the request stops at an end
+    token, nothing after that token is kept."""
 
     tokens: list[int]
-    order: list[int]
-    confidence: list[float]
-    forwards: int
-    text: str = ""
-    batch: Cost = dataclasses.field(default=Cost(0, 0, 0.0, 0), compare=False)
+    commit_step: list[int]  # the denoising step, from 1, that committed each token; 0 for the prompt
+    confidence: list[float]  # the model's probability of each token when it was committed; 0 for the prompt
+    # Number of function evaluations: forward passes that this sequence took part in, prefill and caching of finished
+    # blocks included. The same as if the sequence had been sampled alone.
+    nfe: int
+    text: str = ""  # the tokens as text; empty without a tokenizer
+    cost: BatchCost = dataclasses.field(default=BatchCost(0, 0, 0.0, 0), compare=False)  # of its batch
 
     def __str__(self) -> str:
         return self.text
 
     @property
     def new_tokens(self) -> int:
-        """How many tokens the sampler wrote."""
-        return sum(step > 0 for step in self.order)
+        """Number of tokens that the sampler wrote."""
+        return sum(step > 0 for step in self.commit_step)
 
     @property
     def tokens_per_forward(self) -> float:
-        return self.new_tokens / max(self.forwards, 1)
+        """Tokens per forward pass of the sequence (TPF)."""
+        return self.new_tokens / max(self.nfe, 1)
 
     @property
     def score(self) -> float:
-        """The mean log probability of the written tokens, each when it was committed."""
-        written = [math.log(max(p, 1e-30)) for p, step in zip(self.confidence, self.order) if step]
-        return sum(written) / max(len(written), 1)
+        """The mean log probability, in nats, of the written tokens, each when it was committed."""
+        log_p = [math.log(max(p, 1e-30)) for p, step in zip(self.confidence, self.commit_step) if step]
+        return sum(log_p) / max(len(log_p), 1)
 
 
 def peak_bytes() -> int:
-    """The most memory held so far: by the first device where it tells, else by this process."""
+    """Peak memory so far: of the first device if it reports it, otherwise of this process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     unit = 1 if sys.platform == "darwin" else 1024
     return stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -1,39 +1,36 @@
-"""How to fill a canvas, as a user says it."""
+"""How to fill a canvas, in the user's terms."""
 
 import dataclasses
 
 from dlm_jax.errors import UserError
-from dlm_jax.models.card import Card
-from dlm_jax.sampling.order import parse_order
+from dlm_jax.models.diffusion_spec import DiffusionSpec
+from dlm_jax.sampling.cached_forward import CACHES, CachePolicy
 from dlm_jax.sampling.proposal import Proposal
-from dlm_jax.sampling.reading import CACHES, Caching
+from dlm_jax.sampling.unmasking import parse_unmasking
 
-MOST_STEPS = 64  # where nothing is said
+MAX_DEFAULT_STEPS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to fill a canvas.
+    """How to fill a canvas. Raises `UserError` for values outside their range."""
 
-    order: which places are filled first, such as 'confidence' or 'threshold:0.9' (see `order.py`). steps: denoising
-    steps of the canvas, or of each block; default: one a token, at most 64. temperature, top_k, top_p, min_p: see
-    `Proposal`. block: how many places a bidirectional model fills before it goes on to the next ones; default: all at
-    once. cache: 'none', 'block', 'prefix' or 'dual' (see `reading.py`); default: 'block' where the model is
-    block-causal, which changes nothing but the time, and else 'none'.
-    """
-
-    order: str = "confidence"
+    unmasking: str = "confidence"  # which tokens each step commits, such as 'threshold:0.9': see `unmasking.py`
+    # Denoising steps for the canvas, or per block if there are blocks. Default: one per token of the block, or of the
+    # canvas with at most 64.
     steps: int | None = None
-    temperature: float = 0.0
+    temperature: float = 0.0  # this and the next three: see `Proposal`
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    block: int | None = None
+    block: int | None = None  # positions that a bidirectional model fills before it moves on. Default: the whole canvas
+    # 'none', 'block', 'prefix' or 'dual': see `cached_forward.py`. Default: 'block' for block-causal models, where it
+    # changes only the time, and 'none' for others.
     cache: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        parse_order(self.order)
+        parse_unmasking(self.unmasking)
         self.proposal()
         for name in ("steps", "block"):
             value = getattr(self, name)
@@ -43,29 +40,29 @@ class Settings:
             raise UserError(f"'{self.cache}' is not a cache; choose one of {', '.join(CACHES)}")
 
     def proposal(self) -> Proposal:
-        """The part that proposes tokens."""
+        """What proposes a token for each position."""
         return Proposal(self.temperature, self.top_k, self.top_p, self.min_p)
 
-    def size(self, card: Card) -> int:
-        """Places of a block, 0 for the whole canvas. Raises `UserError` where the model has blocks of its own."""
-        if card.rule == "bidirectional":
+    def size(self, spec: DiffusionSpec) -> int:
+        """Positions per block, 0 for the whole canvas. Raises `UserError` if the model has blocks of its own."""
+        if spec.rule == "bidirectional":
             return self.block or 0
-        if self.block not in (None, card.block_size):
-            raise UserError(f"this model decodes blocks of {card.block_size or 1} and not of {self.block}; leave block "
-                            "out")
-        return card.block_size or 1
+        if self.block not in (None, spec.block_size):
+            raise UserError(f"this model decodes blocks of {spec.block_size or 1}, not of {self.block}; omit block")
+        return spec.block_size or 1
 
-    def steps_of(self, holes: int, card: Card) -> int:
-        """Denoising steps for so many masked places."""
-        return self.steps or card.block_size or self.block or min(holes, MOST_STEPS)
+    def steps_of(self, masked: int, spec: DiffusionSpec) -> int:
+        """Denoising steps, per block if there are blocks, for a request with this many masked positions."""
+        return self.steps or spec.block_size or self.block or min(masked, MAX_DEFAULT_STEPS)
 
-    def caching(self, card: Card) -> Caching:
-        """The cache for a model. Raises `UserError` for one that is for other models."""
-        name = self.cache or ("none" if card.rule == "bidirectional" else "block")
+    def caching(self, spec: DiffusionSpec) -> CachePolicy:
+        """The cache policy for a model. Raises `UserError` if the cache is for other models."""
+        name = self.cache or ("none" if spec.rule == "bidirectional" else "block")
         rule = CACHES[name].rule
-        if card.is_diffusion and rule not in (None, card.rule):
-            raise UserError(f"the cache '{name}' is for {rule} models and this one is {card.rule}; choose another, or "
-                            "leave it out")
+        if spec.is_diffusion and rule not in (None, spec.rule):
+            raise UserError(f"the cache '{name}' is for {rule} models and this one is {spec.rule}; choose another "
+                            "cache, or omit it")
         if rule == "bidirectional" and self.block is None:
-            raise UserError(f"the cache '{name}' is made anew with each block; say how many places a block has")
+            raise UserError(f"the cache '{name}' is refilled at the start of each block; set block to the number of "
+                            "positions per block")
         return CACHES[name]

@@ -1,108 +1,113 @@
-"""What the sampler is given, and what it keeps of what it did."""
+"""The sampler's input (`Canvas`, `Sampler`) and its record of what it did (`Trace`).
+
+Letters: b sequences, n positions of the canvas.
+"""
 
 import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from jax import Array
 
-from dlm_jax.sampling.order import Order
+from dlm_jax.sampling.cached_forward import CachePolicy, slice_window, update_window
 from dlm_jax.sampling.proposal import Proposal
-from dlm_jax.sampling.reading import Caching, put, take
+from dlm_jax.sampling.unmasking import Unmasking
+from dlm_jax.typing import Bool, Float32, Int, Key, shape_checked
 
 
 @struct.dataclass
 class Canvas:
-    """tokens: int [b, n]; masked: bool [b, n], the places the sampler fills; segments: int [b, n], 1, 0 for padding."""
+    """What the sampler starts from: prompts, and the masked positions to fill."""
 
-    tokens: jax.Array
-    masked: jax.Array
-    segments: jax.Array
+    tokens: Int[Array, "b n"]  # ignored at masked positions
+    masked: Bool[Array, "b n"]  # the positions to fill
+    segments: Int[Array, "b n"]  # 1 for text and 0 for padding
 
 
 @struct.dataclass
 class Sampler:
-    """How to sample.
+    """How to sample. `steps` and `eos_id` are traced, so other values of them recompile nothing; the rest is static."""
 
-    steps: int [b], in how many denoising steps each sequence fills a block, or the canvas where there are none; end:
-    int [b], the token that ends a sequence, -1 for none. They are data, so that other ones compile nothing.
-    size: places of a block, 0 for the whole canvas. callback: told of every step.
-    """
-
-    steps: jax.Array
-    end: jax.Array
-    proposal: Proposal = struct.field(pytree_node=False)
-    order: Order = struct.field(pytree_node=False)
-    caching: Caching = struct.field(pytree_node=False)
-    size: int = struct.field(pytree_node=False)
-    callback: "Callback | None" = struct.field(pytree_node=False, default=None)
+    steps: Int[Array, " b"]  # denoising steps per block, or for the whole canvas where there are no blocks
+    eos_id: Int[Array, " b"]  # the token that ends a sequence, -1 for none
+    proposal: Proposal = struct.field(pytree_node=False)  # which token each position would take
+    unmasking: Unmasking = struct.field(pytree_node=False)  # which positions commit their proposal
+    caching: CachePolicy = struct.field(pytree_node=False)  # what is recomputed at each step
+    block_size: int = struct.field(pytree_node=False)  # positions per block, 0 for the whole canvas
+    callback: "Callback | None" = struct.field(pytree_node=False, default=None)  # called after every step
 
 
 @struct.dataclass
 class Trace:
-    """What happened on the canvas.
+    """What has happened on the canvas so far, or in a window of it (see `window`). Callbacks get it as numpy arrays."""
 
-    tokens: int [b, n]; masked: bool [b, n]; order: int [b, n], the denoising step of its sequence at which a place was
-    last written, from 1, and 0 for given places; confidence: fp32 [b, n], the model's probability of a token when it
-    was written; again: bool [b, n], places that were masked a second time. forwards: int [b], the passes of the model
-    in which a sequence took part, prefill and the reading of finished blocks included; passes: int [b], those of its
-    batch.
-    """
+    tokens: Int[Array, "b n"]  # a masked position holds whatever was there before
+    masked: Bool[Array, "b n"]  # the positions still to be filled
+    commit_step: Int[Array, "b n"]  # the denoising step, from 1, that last wrote the token; 0 for the prompt
+    confidence: Float32[Array, "b n"]  # the model's probability of the token when it was written
+    remasked: Bool[Array, "b n"]  # positions that were masked a second time
+    nfe: Int[Array, " b"]  # forward passes each sequence took part in, prefill and caching of finished blocks included
+    batch_nfe: Int[Array, " b"]  # forward passes of the batch, one number for all its sequences
 
-    tokens: jax.Array
-    masked: jax.Array
-    order: jax.Array
-    confidence: jax.Array
-    again: jax.Array
-    forwards: jax.Array
-    passes: jax.Array
+    def window(self, start: Int[Array, " b"], size: int) -> "Trace":
+        """The positions start .. start + size of each sequence."""
+        return dataclasses.replace(self, **{name: slice_window(getattr(self, name), start, size)
+                                            for name in PER_POSITION})
 
-    def part(self, start: jax.Array, size: int) -> "Trace":
-        """The places start .. start + size of each sequence; start: int [b]."""
-        return dataclasses.replace(self, **{name: take(getattr(self, name), start, size) for name in PLACES})
-
-    def with_part(self, part: "Trace", start: jax.Array) -> "Trace":
-        """The inverse of `part`."""
-        return dataclasses.replace(self, **{name: put(getattr(self, name), getattr(part, name), start)
-                                            for name in PLACES})
+    def with_window(self, window: "Trace", start: Int[Array, " b"]) -> "Trace":
+        """This trace with `window` written at `start` of each sequence: the inverse of `window`."""
+        return dataclasses.replace(self, **{name: update_window(getattr(self, name), getattr(window, name), start)
+                                            for name in PER_POSITION})
 
 
-PLACES = ("tokens", "masked", "order", "confidence", "again")  # the fields with an entry for each place
+PER_POSITION = ("tokens", "masked", "commit_step", "confidence", "remasked")  # the fields of shape [b, n]
 Callback = Callable[[Trace], None]
 
 
 def new_trace(canvas: Canvas) -> Trace:
-    """Nothing has happened yet."""
+    """The trace before the first step."""
     b, _ = canvas.tokens.shape
     zeros = jnp.zeros(canvas.tokens.shape)
     return Trace(canvas.tokens, canvas.masked, zeros.astype(jnp.int32), zeros, zeros.astype(bool),
                  jnp.zeros(b, jnp.int32), jnp.zeros(b, jnp.int32))
 
 
-def active(trace: Trace) -> jax.Array:
-    """The sequences that are not yet complete: bool [b]."""
+@shape_checked
+def unfinished(trace: Trace) -> Bool[Array, " b"]:
+    """The sequences that still have a masked position."""
     return jnp.any(trace.masked, -1)
 
 
-def stop_at_end(trace: Trace, place: jax.Array, end: jax.Array) -> Trace:
-    """Gives up the places from `place`, int [b], on of every sequence that has committed its token `end`, int [b]."""
-    ended = jnp.any((trace.tokens == end[:, None]) & (trace.order > 0) & ~trace.masked, -1, keepdims=True)
-    later = jnp.arange(trace.masked.shape[1]) >= place[:, None]
+@shape_checked
+def count_forward(trace: Trace, active: Bool[Array, " b"]) -> Trace:
+    """`trace` after one more forward pass of the batch, in which the `active` sequences took part."""
+    return dataclasses.replace(trace, nfe=trace.nfe + active.astype(jnp.int32), batch_nfe=trace.batch_nfe + 1)
+
+
+@shape_checked
+def stop_at_end(trace: Trace, first: Int[Array, " b"], eos_id: Int[Array, " b"]) -> Trace:
+    """Leaves the positions from `first` on unfilled in every sequence that has committed its `eos_id`."""
+    ended = jnp.any((trace.tokens == eos_id[:, None]) & (trace.commit_step > 0) & ~trace.masked, -1, keepdims=True)
+    later = jnp.arange(trace.masked.shape[1]) >= first[:, None]
     return dataclasses.replace(trace, masked=trace.masked & ~(ended & later))
 
 
-def told(callback: Callback | None, trace: Trace) -> None:
-    """Tells the callback of a step, with arrays of numpy, in order, while the device goes on."""
+def notify(callback: Callback | None, trace: Trace) -> None:
+    """Calls the callback with the trace as numpy arrays, in order, while the device keeps running."""
     if callback is not None:
         jax.debug.callback(callback, trace, ordered=True)
 
 
-def fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:
-    """Each sequence's key [b] for a pass, a place or a purpose: `number` is one for all, or int [b]."""
+@shape_checked
+def fold_keys(keys: Key[Array, " b"], number: Int[Array | np.ndarray, " b"] | int) -> Key[Array, " b"]:
+    """`number`, one per sequence or one for all, folded into each sequence's key: for a step, a position or a use."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, 0 if jnp.ndim(number) else None))(keys, number)
 
 
-def fold_places(keys: jax.Array, places: jax.Array) -> jax.Array:
-    """A key for each place, [b, n], of keys [b] and places int [b, n]: what is drawn at a place depends on no other."""
-    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, places)
+@shape_checked
+def fold_position_keys(keys: Key[Array, " b"], positions: Int[Array, "b n"]) -> Key[Array, "b n"]:
+    """One key per position, so what is drawn at a position depends on no other position."""
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))(keys, positions)

@@ -1,158 +1,123 @@
-"""Checkpoints of a run, by Orbax: written in the background, the newest whole one restored."""
+"""Checkpoints of a run, by Orbax: written in the background; the newest intact one is restored."""
 
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
-from dlm_jax.cluster import everywhere, leads, meet
-from dlm_jax.config import CheckpointEvery
+from dlm_jax.config import CheckpointConfig
 from dlm_jax.errors import UserError
-from dlm_jax.files import read_json, write_text
-from dlm_jax.models.bundle import Bundle
-from dlm_jax.models.card import Card
-from dlm_jax.models.config import ModelConfig
-from dlm_jax.models.lora import Lora, join, trained_table
-from dlm_jax.models.weights import Params, flatten, unflatten
-from dlm_jax.training.remote import checkpoints_of
-from dlm_jax.training.step import State
-from dlm_jax.training.workdir import checkpoint_steps
+from dlm_jax.parallel.distributed import all_processes, barrier, is_primary
+from dlm_jax.runs.checksum import check_arrays, checksums, sealed
+from dlm_jax.runs.lock import check_lock
+from dlm_jax.runs.read import damage, read_about
+from dlm_jax.runs.remote import checkpoints_of
 
-MODEL_FILE = "model.json"
-REST = ("step", "optimizer", "skipped")  # what a State has beside its parameters
+if TYPE_CHECKING:
+    from dlm_jax.training.step import TrainState
+
+BESIDE_PARAMS = ("step", "optimizer", "skipped")  # what a checkpoint keeps of a TrainState besides its parameters
 
 
 class Checkpoints:
-    """The checkpoints of a work directory: `checkpoints/<step>` with parameters, the rest of the state, and `about`,
-    which says what they are."""
+    """The checkpoints of a work directory: `checkpoints/<step>` holds `params`, `rest` (step, moments, skipped steps)
+    and `about`, a JSON object that describes them and holds their checksums."""
 
-    def __init__(self, workdir: Path, settings: CheckpointEvery, about: dict[str, Any] | None = None) -> None:
+    def __init__(self, workdir: Path, settings: CheckpointConfig, about: dict[str, Any] | None = None) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=settings.keep, keep_period=settings.keep_every or None,
                                                cleanup_tmp_directories=True)
-        self._directory = checkpoints_of(workdir)
+        self._workdir, self._directory = workdir, checkpoints_of(workdir)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
         self._about = about or {}
 
-    def restore(self, fresh: State, say: Callable[[str], None]) -> State:
-        """The newest state on disk that is whole, or `fresh` (whose shapes it must have) where there is none.
+    def restore(self, fresh: "TrainState", log: Callable[[str], None]) -> "TrainState":
+        """The newest intact state on disk, or `fresh`, whose shapes and layouts it takes, if there is none.
 
-        A damaged one is moved to `damaged` beside `checkpoints`, and `say` told. Raises `UserError` where all are.
+        A damaged checkpoint is moved to `damaged/`, beside `checkpoints/`, and reported through `log`. Raises
+        `UserError` if all of them are damaged.
         """
-        steps, problem = sorted(self._manager.all_steps(), reverse=True), None
+        steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            state, problem = self._try(step, fresh)
-            if everywhere(state is not None):
-                return state
-            say(f"{problem or f'another process finds checkpoint {step} damaged'}; going on from the one before it")
-            self._set_aside(step)
-        if problem:
-            raise UserError(f"all checkpoints of {self._directory.parent} are damaged; start anew in another directory")
+            try:
+                return self._read(step, fresh)
+            except UserError as error:
+                log(f"{error}; falling back to the previous one")
+                self._set_aside(step)
+        if steps:
+            raise UserError(f"all checkpoints of {self._directory.parent} are damaged; start over in a new directory")
         return fresh
 
-    def _try(self, step: int, fresh: State) -> tuple[Any, str]:
-        """The state of a step, or what is wrong with it."""
+    def _read(self, step: int, fresh: "TrainState") -> "TrainState":
+        """The state of a step. Raises `UserError` in all processes if one of them finds it damaged."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh)
-        rest = {name: getattr(abstract, name) for name in REST}
+        with self._damage_anywhere(step):
+            sums = read_about(self._directory / str(step))["checksums"]
+            saved = self._manager.restore(step, args=ocp.args.Composite(**{
+                name: ocp.args.StandardRestore(part) for name, part in _parts(abstract).items()}))
+        with self._damage_anywhere(step):
+            for name in sums:
+                check_arrays(saved[name], sums[name])
+        return dataclasses.replace(fresh, params=saved["params"], **saved["rest"])
+
+    @contextlib.contextmanager
+    def _damage_anywhere(self, step: int) -> Iterator[None]:
+        """`damage` that is raised in all processes if it is found in one, so that all fall back together."""
+        problem = None
         try:
             with damage(self._directory / str(step)):
-                parts = self._manager.restore(step, args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(abstract.params), rest=ocp.args.StandardRestore(rest)))
+                yield
         except UserError as error:
-            return None, str(error)
-        return dataclasses.replace(fresh, params=parts["params"], **parts["rest"]), ""
+            problem = error
+        if not all_processes(problem is None):
+            raise problem or UserError(f"another process finds checkpoint {step} damaged")
 
     def _set_aside(self, step: int) -> None:
-        """Moves a damaged checkpoint out of the way of the one that the run will write for this step."""
-        if leads():
-            kept = self._directory.parent / "damaged"
-            kept.mkdir(exist_ok=True)
-            if (kept / str(step)).exists():
-                (kept / str(step)).rmtree()
-            (self._directory / str(step)).rename(kept / str(step))
-        meet(f"set aside {step}")
+        """Moves a damaged checkpoint away, since the run will write a new one for this step."""
+        if is_primary():
+            damaged = self._directory.parent / "damaged"
+            damaged.mkdir(exist_ok=True)
+            if (damaged / str(step)).exists():
+                (damaged / str(step)).rmtree()
+            (self._directory / str(step)).rename(damaged / str(step))
+        barrier(f"set aside {step}")
         self._manager.reload()
 
-    def save(self, step: int, state: State) -> None:
-        """Writes `state` in the background, once the one before is on disk. Raises `OSError` where that one failed."""
+    def save(self, step: int, state: "TrainState") -> None:
+        """Writes `state` in the background, after the previous save has finished.
+
+        Raises `OSError` if that one failed, and `UserError` if another run has taken over the work directory.
+        """
+        check_lock(self._workdir)
+        parts = _parts(state)
+        sums = {name: checksums(part) for name, part in parts.items()}
         with _disk_errors(self._directory):
             self._manager.save(step, args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                rest=ocp.args.StandardSave({name: getattr(state, name) for name in REST}),
-                about=ocp.args.JsonSave({"step": step, **self._about})))
+                about=ocp.args.JsonSave(sealed({"step": step, **self._about, "checksums": sums})),
+                **{name: ocp.args.StandardSave(part) for name, part in parts.items()}))
 
     def close(self) -> None:
-        """Waits until everything is on disk. Raises `OSError` where it cannot be."""
+        """Waits until everything is on disk. Raises `OSError` if it cannot be written."""
         with _disk_errors(self._directory):
             self._manager.wait_until_finished()
             self._manager.close()
 
 
-def write_model_file(workdir: Path, config: ModelConfig, card: Card, lora: Lora) -> None:
-    """What the parameters of this work directory are, beside them."""
-    write_text(workdir / MODEL_FILE, json.dumps(model_fields(config, card, lora), indent=2) + "\n")
-
-
-def model_fields(config: ModelConfig, card: Card, lora: Lora) -> dict[str, Any]:
-    """What parameters are, for JSON."""
-    adapters = {"lora": dataclasses.asdict(lora)} if lora.rank else {}
-    return {"model": dataclasses.asdict(config), **dataclasses.asdict(card), **adapters}
-
-
-def read_work_directory(workdir: Path, base: Params | None = None) -> Bundle:
-    """The model of the newest checkpoint; where the run has adapters, those are merged into its `base`.
-
-    Raises `UserError` where there is no checkpoint yet, or where it is damaged.
-    """
-    bundle, lora = read_trained(workdir)
-    if not lora.rank:
-        return bundle
-    if base is None:
-        raise UserError(f"{workdir} holds adapters and lacks the directory of their base; copy the whole directory")
-    frozen = {path: w for path, w in flatten(base).items() if path not in flatten(bundle.params)}
-    return dataclasses.replace(bundle, params=join(bundle.params, unflatten(frozen), lora))
-
-
-def read_trained(workdir: Path) -> tuple[Bundle, Lora]:
-    """What the newest checkpoint holds, which is the whole model, or its adapters and what was trained beside them; and
-    how they were made. Raises `UserError` as `read_work_directory`."""
-    fields = read_json(workdir / MODEL_FILE)
-    steps = checkpoint_steps(workdir)
-    if not steps:
-        raise UserError(f"{workdir} has no checkpoint yet; let the run reach its first one")
-    config, lora = ModelConfig.from_dict(fields.pop("model")), Lora(**fields.pop("lora", {}))
-    card, table = Card.from_dict(fields), trained_table(config, lora)
-    abstract = unflatten({path: jax.ShapeDtypeStruct(w.shape, "float32") for path, w in table.items()})
-    directory = checkpoints_of(workdir) / str(steps[-1])
-    with damage(directory, "remove it to use the one before it"), ocp.StandardCheckpointer() as checkpointer:
-        params = checkpointer.restore(directory / "params", abstract)
-    tokenizer = workdir / "tokenizer"
-    return Bundle(config, params, card, tokenizer if tokenizer.is_dir() else None), lora
+def _parts(state: "TrainState") -> dict[str, Any]:
+    """What is saved of a state, by the name of its directory in the checkpoint."""
+    return {"params": state.params, "rest": {name: getattr(state, name) for name in BESIDE_PARAMS}}
 
 
 @contextlib.contextmanager
-def damage(directory: Any, mend: str = "") -> Iterator[None]:
-    """What goes wrong while the checkpoint `directory` is read, as one sentence with its mend; Orbax has an exception
-    of another type for each kind of damage."""
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, MemoryError):
-        raise
-    except Exception as error:
-        raise UserError(f"the checkpoint {directory} is damaged ({type(error).__name__})"
-                        f"{'; ' * bool(mend)}{mend}") from error
-
-
-@contextlib.contextmanager
-def _disk_errors(directory: Any) -> Iterator[None]:
-    """TensorStore reports a full disk as a `ValueError`; here it is the `OSError` that it is everywhere else."""
+def _disk_errors(directory: epath.Path) -> Iterator[None]:
+    """TensorStore reports a full disk as a `ValueError`; this raises the `OSError` that it is everywhere else."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What a run leaves to be read: one JSON object a line, and the same for TensorBoard."""
+"""The logs of a run: one JSON object per line, and the same numbers for TensorBoard and Weights & Biases."""
 
 import dataclasses
 import hashlib
@@ -20,9 +20,9 @@ from dlm_jax.files import write_text
 
 
 class JsonLines:
-    """A file of one JSON object a line, each with a `step`; a restarted run takes up after step `restored`.
+    """A file of one JSON object per line, each with a `step`; a resumed run appends after step `restored`.
 
-    Lines after it, and one that a kill cut in the middle, are removed first: the run makes them again.
+    Later lines, and one that a kill truncated, are removed first: the run will write them again.
     """
 
     def __init__(self, path: Path, restored: int) -> None:
@@ -34,10 +34,10 @@ class JsonLines:
             except (ValueError, TypeError, KeyError):
                 break
         write_text(path, "".join(kept))
-        self._file = path.open("ab", buffering=0)  # a full disk shows at the write, and nothing waits to be flushed
+        self._file = path.open("ab", buffering=0)  # unbuffered, so that a full disk shows at once
 
     def write(self, record: dict[str, Any]) -> None:
-        """Hands one record to the operating system; what is no finite number becomes null."""
+        """Hands one record to the operating system; non-finite numbers become null."""
         clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value
                  for key, value in record.items()}
         line = json.dumps(clean).encode() + b"\n"
@@ -50,14 +50,14 @@ class JsonLines:
 
 
 class Board:
-    """TensorBoard's event file. Written by this thread: a full disk would go unseen in that of an `EventFileWriter`."""
+    """TensorBoard's event file. Written by this thread: an `EventFileWriter`'s thread would hide a full disk."""
 
     def __init__(self, directory: Path, restored: int) -> None:
         directory.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.from{restored}"
         self._events = RecordWriter((directory / name).open("wb"))
         self._write(file_version="brain.Event:2")
-        if restored:  # TensorBoard then forgets the steps that this run makes again
+        if restored:  # makes TensorBoard drop the steps that this run repeats
             self._write(step=restored + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, group: str, step: int, values: dict[str, float]) -> None:
@@ -74,26 +74,10 @@ class Board:
         self._events.close()
 
 
-class NoLog:
-    """The log of a process that is not the first: nothing."""
-
-    def training(self, step: int, metrics: dict[str, float]) -> None:
-        """Not here."""
-
-    def validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Not here."""
-
-    def samples(self, step: int, texts: list[str]) -> None:
-        """Not here."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
 class Wandb:
-    """A run of a Weights & Biases project; the same work directory goes on with the same run.
+    """A run of a Weights & Biases project; resuming in the same work directory resumes the same run.
 
-    Raises `UserError` where its package is not installed.
+    Raises `UserError` if its package is not installed.
     """
 
     def __init__(self, project: str, workdir: Path, config: dict[str, Any]) -> None:
@@ -114,18 +98,34 @@ class Wandb:
         self._run.finish()
 
 
+class NoLog:
+    """The log of every process but the primary one: writes nothing."""
+
+    def training(self, step: int, metrics: dict[str, float]) -> None:
+        """Does nothing."""
+
+    def validation(self, step: int, metrics: dict[str, float]) -> None:
+        """Does nothing."""
+
+    def samples(self, step: int, texts: list[str]) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 class RunLog(NoLog):
     """`metrics.jsonl` (training), `validation.jsonl`, `samples.jsonl` and `tensorboard/` of a work directory, and
-    Weights & Biases where the config names a project."""
+    Weights & Biases if the config names a project."""
 
     def __init__(self, workdir: Path, restored: int, config: Config) -> None:
         self._boards: list[Board | Wandb] = [Board(workdir / "tensorboard", restored)]
         if config.log.wandb:
             self._boards.append(Wandb(config.log.wandb, workdir, dataclasses.asdict(config)))
-        before = restored if restored else -1  # a new run writes of step 0 itself
+        before = restored if restored else -1  # a new run writes a line for step 0 itself
         self._training = JsonLines(workdir / "metrics.jsonl", restored)
         self._validation = JsonLines(workdir / "validation.jsonl", before)
-        self._samples = JsonLines(workdir / "samples.jsonl", before) if config.evaluate.texts else None
+        self._samples = JsonLines(workdir / "samples.jsonl", before) if config.evaluate.num_samples else None
 
     def training(self, step: int, metrics: dict[str, float]) -> None:
         """Records the training metrics of a step."""
@@ -134,18 +134,18 @@ class RunLog(NoLog):
             board.scalars("train", step, metrics)
 
     def validation(self, step: int, metrics: dict[str, float]) -> None:
-        """Records what validation found after a step."""
+        """Records the validation metrics after a step."""
         self._validation.write({"step": step, **metrics})
         for board in self._boards:
             board.scalars("validation", step, metrics)
 
     def samples(self, step: int, texts: list[str]) -> None:
-        """Records what the model wrote after a step."""
+        """Records the texts that the model wrote after a step."""
         if self._samples is not None:
             self._samples.write({"step": step, "texts": texts})
 
     def close(self) -> None:
-        """Closes all."""
+        """Closes all files."""
         for file in (self._training, self._validation, self._samples):
             if file is not None:
                 file.close()

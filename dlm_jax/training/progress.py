@@ -1,53 +1,48 @@
-"""What a person sees of a run, on stderr of its first process: a bar on a terminal, a line a logged step elsewhere."""
+"""What a person sees of a run, on stderr of its primary process: a bar on a terminal, else one line per logged step."""
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dlm_jax.cluster import leads
 from dlm_jax.config import Config
+from dlm_jax.parallel.distributed import is_primary
 
 
-class Progress:
-    """Steps done, loss, NELBO, tokens a second, MFU where the peak is known, and the time that is left."""
+class ProgressBar:
+    """Steps done, loss, NELBO, tokens per second, MFU if the devices' peak is known, and the time left."""
 
     def __init__(self, config: Config) -> None:
-        self._console = Console(stderr=True, quiet=not leads())
+        self._console = Console(stderr=True, quiet=not is_primary())
         self._steps = config.train.steps
-        self._bar = Bar(TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
-                        TextColumn("{task.fields[figures]}"), TimeRemainingColumn(), console=self._console,
-                        disable=not self._console.is_terminal)
+        self._bar = Progress(TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
+                             TextColumn("{task.fields[figures]}"), TimeRemainingColumn(), console=self._console,
+                             disable=not self._console.is_terminal)
         self._task = self._bar.add_task(config.recipe.name, total=config.train.steps, figures="")
         self._nelbo = ""
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressBar":
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def begin(self, step: int) -> None:
-        """Step `step` is done already."""
-        self._bar.update(self._task, completed=step)
-
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Prints a line."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def advance(self, number: int) -> None:
-        """Step `number` was handed to the device."""
-        self._bar.update(self._task, completed=number)
+    def advance(self, step: int) -> None:
+        """Moves the bar: `step` steps are done or on the device."""
+        self._bar.update(self._task, completed=step)
 
-    def report(self, number: int, values: dict[str, float]) -> None:
-        """Shows the metrics of step `number`."""
-        figures = f"loss {values['loss']:.3f}{self._nelbo}  {values['tokens_per_second']:,.0f} tokens/s"
-        figures += f"  MFU {values['mfu']:.1%}" if "mfu" in values else ""
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        """Shows the metrics of a step."""
+        figures = f"loss {metrics['loss']:.3f}{self._nelbo}  {metrics['tokens_per_second']:,.0f} tokens/s"
+        figures += f"  MFU {metrics['mfu']:.1%}" if "mfu" in metrics else ""
         self._bar.update(self._task, figures=figures)
         if not self._console.is_terminal:
-            self.say(f"step {number}/{self._steps}  {figures}")
+            self.log(f"step {step}/{self._steps}  {figures}")
 
-    def validated(self, number: int, nelbo: float) -> None:
-        """Shows what validation found after step `number`."""
+    def validated(self, step: int, nelbo: float) -> None:
+        """Shows the validation NELBO after a step."""
         self._nelbo = f"  validation {nelbo:.3f}"
-        self.say(f"step {number}/{self._steps}  validation {nelbo:.4f} nats/token")
+        self.log(f"step {step}/{self._steps}  validation {nelbo:.4f} nats/token")

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,107 +10,98 @@ import optax
 from flax import struct
 from jax.sharding import PartitionSpec
 
-from dlm_jax.config import Config, Train
+from dlm_jax.attention.visibility import training_rule
+from dlm_jax.config import Config, TrainConfig
+from dlm_jax.diffusion.noise import NoisyBatch, add_noise, with_sources
 from dlm_jax.errors import UserError
-from dlm_jax.losses import Sums, annealed_rule, loss_sums
-from dlm_jax.mesh import BATCH, pin, shares, spread
 from dlm_jax.models.config import ModelConfig
-from dlm_jax.models.lora import Lora, join, split, trained_table
-from dlm_jax.models.sharding import param_specs, place
+from dlm_jax.models.lora import Lora, merge_trained, split_trained, trained_table
+from dlm_jax.models.sharding import param_specs, shard_params
 from dlm_jax.models.weights import Params, weight_table
-from dlm_jax.noise import Noised, add_noise, with_sources
+from dlm_jax.objective.loss import LossSums, loss_sums
+from dlm_jax.parallel.mesh import BATCH_AXES, auto_sharded, axis_size, constrain
 from dlm_jax.training.optimizer import learning_rate, make_optimizer
+from dlm_jax.typing import Array, Bool, Int, Int32, Segments, Tokens, shape_checked
+
+Tree = TypeVar("Tree")
+Metrics = dict[str, jax.Array]  # fp32 and int32 scalars by name
+Step = jax.stages.Wrapped  # a jitted (state, tokens, segments, *source) -> (state, metrics)
+
+ADAPTER_STREAM = 2**31  # folded into the seed for the adapters' initial values: a step number that no run reaches
 
 
 @struct.dataclass
-class State:
-    """What a step turns into the next: step (int32), params (fp32, those that are trained), the optimizer's moments,
-    and how many steps were skipped, in a row until now and in all (int32 [2]). Beside them what stays: `frozen`, the
-    rest of the `model` and the `teacher` that a divergence is from."""
+class TrainState:
+    """What a step turns into the next one, and the frozen weights that it only reads."""
 
-    step: jax.Array
-    params: Params
-    optimizer: optax.OptState
-    skipped: jax.Array
+    step: Int32[jax.Array, ""]  # steps done
+    params: Params  # fp32, the weights that are trained
+    optimizer: optax.OptState  # AdamW's moments
+    skipped: Int32[jax.Array, "2"]  # skipped steps: in a row up to now, and in total
+    # `model`: the weights beside the trained ones; `teacher`: the base that the KL loss compares with.
     frozen: dict[str, Params] = struct.field(default_factory=dict)
 
 
-ADAPTERS = 2**31  # folded into the seed: a step number that no run reaches
-Metrics = dict[str, jax.Array]
-Step = Callable[..., tuple[State, Metrics]]
-
-
-def init_state(params: Params, config: Config, model: ModelConfig) -> State:
-    """The state before the first step; in a mesh it lies as `param_specs` says, the moments like their weights."""
-    whole = weight_table(model)
-    key = jax.random.fold_in(jax.random.key(config.train.seed), ADAPTERS)
-    trained, rest = split(params, model, config.lora, key)
-    frozen = {"model": place(rest, whole)} if rest else {}
+def init_state(params: Params, config: Config, model: ModelConfig) -> TrainState:
+    """The state before the first step, from all `params` of the model. In a mesh it is sharded as `param_specs` says,
+    moments like their weights."""
+    table = weight_table(model)
+    key = jax.random.fold_in(jax.random.key(config.train.seed), ADAPTER_STREAM)
+    trained, rest = split_trained(params, model, config.lora, key)
+    frozen = {"model": shard_params(rest, table)} if rest else {}
     if config.recipe.kl_weight:
-        frozen["teacher"] = place(params, whole)
-    trained = place(trained, trained_table(model, config.lora))
+        frozen["teacher"] = shard_params(params, table)
+    trained = shard_params(trained, trained_table(model, config.lora))
     moments = jax.jit(make_optimizer(config.optimizer, config.train.steps, model, config.lora).init)(trained)
-    return State(jnp.int32(0), trained, moments, jnp.zeros(2, jnp.int32), frozen)
+    return TrainState(jnp.int32(0), trained, moments, jnp.zeros(2, jnp.int32), frozen)
 
 
-def model_params(state: State, lora: Lora, model: ModelConfig) -> Params:
+def model_params(state: TrainState, lora: Lora, model: ModelConfig) -> Params:
     """The parameters of the model, adapters merged."""
     if not lora.rank:
         return state.params
 
     def merged(trained: Params, frozen: Params) -> Params:
-        return join(trained, frozen, lora)
+        return merge_trained(trained, frozen, lora)
 
-    return jax.jit(spread(merged, param_specs(weight_table(model))))(state.params, state.frozen["model"])
+    return jax.jit(auto_sharded(merged, param_specs(weight_table(model))))(state.params, state.frozen["model"])
 
 
-def check_shares(train: Train) -> None:
-    """Raises `UserError` where a part of a batch cannot be shared out over the mesh that is set."""
-    devices, part = shares(*BATCH), train.batch // train.accumulate
-    if part % devices:
-        raise UserError(f"train.batch / train.accumulate = {part} rows cannot be shared out over mesh.replica x "
-                        f"mesh.fsdp = {devices} devices; choose a multiple of {devices}, or give mesh.tensor more")
+def check_batch_divides(train: TrainConfig) -> None:
+    """Raises `UserError` if a micro-batch cannot be split evenly over the mesh that is set."""
+    devices, rows = axis_size(*BATCH_AXES), train.global_batch_size // train.grad_accum_steps
+    if rows % devices:
+        raise UserError(f"train.global_batch_size / train.grad_accum_steps = {rows} rows cannot be split evenly over "
+                        f"mesh.replica x mesh.fsdp = {devices} devices; choose a multiple of {devices}, or raise "
+                        "mesh.tensor")
 
 
 def make_step(config: Config, model: ModelConfig, mask_id: int | None, sources: Sequence[str] = ()) -> Step:
-    """The compiled step (state, tokens, segments) -> (state, metrics); tokens and segments int [batch, length]. Where
-    `sources` names those of a mixture, a fourth argument, int [batch], says which each record is from.
+    """The jitted step (state, tokens, segments) -> (state, metrics); tokens and segments int [b, n].
 
-    The noise is a function of (train.seed, step) and drawn for the whole batch before it is cut into parts, so the
-    result does not depend on `train.accumulate` but for rounding. The state that goes in is donated. metrics: fp32
-    scalars.
+    With the names of a mixture's `sources`, a fourth argument, int [b], is the source of each record. The noise is a
+    function of (train.seed, step) and is drawn for the global batch before it is split into micro-batches, so up to
+    rounding the result does not depend on `train.grad_accum_steps`. A step with a non-finite loss or gradient changes
+    nothing but the counts. The state that goes in is donated.
     """
     optimizer = make_optimizer(config.optimizer, config.train.steps, model, config.lora)
     rate = learning_rate(config.optimizer, config.train.steps)
-    recipe = config.recipe
-
-    def gradient(trained: Params, frozen: dict[str, Params], number: jax.Array, tokens: jax.Array,
-                 segments: jax.Array, *source: jax.Array) -> tuple[Params, Sums]:
-        """Sums over the whole batch of step `number`."""
-        key = jax.random.fold_in(jax.random.key(config.train.seed), number)
-        batch = add_noise(key, tokens, segments, recipe, number)
-        batch = jax.tree.map(rows_apart, with_sources(batch, source[0], len(sources)) if source else batch)
-        rule = annealed_rule(recipe, number, config.train.seed, tokens.shape[1])
-
-        def loss(trained: Params, part: Noised) -> tuple[jax.Array, Sums]:
-            params = join(trained, frozen.get("model", {}), config.lora)
-            sums = loss_sums(params, part, rule, mask_id, recipe, model, frozen.get("teacher"),
-                             dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
-            return sums.loss, sums
-
-        return accumulate(jax.grad(loss, has_aux=True), trained, batch, config.train.accumulate)
+    gradient_sums = make_gradient(config, model, mask_id, len(sources))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: State, *rows: jax.Array) -> tuple[State, Metrics]:
+    @shape_checked
+    def step(state: TrainState, tokens: Tokens, segments: Segments,
+             *source: Int[Array, " b"]) -> tuple[TrainState, Metrics]:
         layout = (param_specs(trained_table(model, config.lora)), PartitionSpec())
-        gradients, sums = spread(gradient, layout)(state.params, state.frozen, state.step, *rows)
-        gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.tokens, 1), gradients)
+        gradients, sums = auto_sharded(gradient_sums, layout)(
+            state.params, state.frozen, state.step, tokens, segments, *source)
+        gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.target_count, 1), gradients)
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
-        loss, norm = sums.loss / jnp.maximum(sums.tokens, 1), optax.tree.norm(gradients)
-        good = jnp.isfinite(loss) & jnp.isfinite(norm)
-        params, moments = keep_if(good, (optax.apply_updates(state.params, updates), moments),
-                                  (state.params, state.optimizer))
-        skipped = jnp.where(good, state.skipped.at[0].set(0), state.skipped + 1)
+        loss, norm = sums.loss / jnp.maximum(sums.target_count, 1), optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        params, moments = select(finite, (optax.apply_updates(state.params, updates), moments),
+                                 (state.params, state.optimizer))
+        skipped = jnp.where(finite, state.skipped.at[0].set(0), state.skipped + 1)
         metrics = dict(
             loss=loss,
             masked_loss=sums.masked_loss / jnp.maximum(sums.masked, 1),
@@ -118,42 +109,81 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None, sources: 
             learning_rate=rate(state.step),
             skipped_in_a_row=skipped[0],
             skipped=skipped[1],
+            **extra_losses(sums, config, sources),
         )
-        for name, weight in (("ar_loss", recipe.ar_weight), ("kl", recipe.kl_weight)):
-            if weight:
-                metrics[name] = getattr(sums, name) / jnp.maximum(sums.tokens, 1)
-        for name, (loss, count) in zip(sources, sums.by_source):
-            metrics[f"masked_loss/{name}"] = loss / jnp.maximum(count, 1)
-        return State(state.step + 1, params, moments, skipped, state.frozen), metrics
+        return TrainState(state.step + 1, params, moments, skipped, state.frozen), metrics
 
     return step
 
 
-def keep_if(good: jax.Array, new: Any, old: Any) -> Any:
-    """The tree `new` where `good`, else `old`."""
-    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+def make_gradient(config: Config, model: ModelConfig, mask_id: int | None,
+                  sources: int) -> Callable[..., tuple[Params, LossSums]]:
+    """The function (trained, frozen, step, tokens, segments, *source) -> (gradients, sums), both summed over the
+    global batch and not yet divided by its tokens."""
+    recipe = config.recipe
+
+    def gradient(trained: Params, frozen: dict[str, Params], step: jax.Array, tokens: jax.Array,
+                 segments: jax.Array, *source: jax.Array) -> tuple[Params, LossSums]:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), step)
+        batch = add_noise(key, tokens, segments, recipe, step)
+        if source:
+            batch = with_sources(batch, source[0], sources)
+        batch = jax.tree.map(shard_rows, batch)
+        rule = training_rule(recipe, tokens.shape[1], step, config.train.seed)
+
+        def loss(trained: Params, micro_batch: NoisyBatch) -> tuple[jax.Array, LossSums]:
+            params = merge_trained(trained, frozen.get("model", {}), config.lora)
+            sums = loss_sums(params, micro_batch, rule, mask_id, recipe, model, frozen.get("teacher"),
+                             dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
+            return sums.loss, sums
+
+        return accumulate(jax.grad(loss, has_aux=True), trained, batch, config.train.grad_accum_steps)
+
+    return gradient
 
 
-def rows_apart(x: jax.Array) -> jax.Array:
-    """A batch whose rows are shared out over the devices."""
-    return pin(x, BATCH, *[None] * (x.ndim - 1))
+def extra_losses(sums: LossSums, config: Config, sources: Sequence[str]) -> Metrics:
+    """The means that only some runs have: the AR loss and the divergence per token, and the loss of each source per
+    masked token."""
+    metrics = {}
+    if config.recipe.ar_weight:
+        metrics["ar_loss"] = sums.ar_loss / jnp.maximum(sums.target_count, 1)
+    if config.recipe.kl_weight:
+        metrics["kl"] = sums.kl / jnp.maximum(sums.target_count, 1)
+    for name, (masked_loss, masked) in zip(sources, sums.by_source):
+        metrics[f"masked_loss/{name}"] = masked_loss / jnp.maximum(masked, 1)
+    return metrics
 
 
-def accumulate(gradient: Callable, params: Params, batch: Noised, parts: int) -> tuple[Params, Sums]:
-    """Adds `gradient(params, part) -> (gradients, sums)` over `parts` equal cuts of the batch, one after the other.
+@shape_checked
+def select(condition: Bool[Array, ""], new: Tree, old: Tree) -> Tree:
+    """The tree `new` if the condition holds, else `old`."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
-    Cut n has the rows n, n + parts, ...: so each device has its share of every cut.
+
+def shard_rows(x: jax.Array) -> jax.Array:
+    """A batch [b, ...] with its rows sharded over the devices."""
+    return constrain(x, BATCH_AXES, *[None] * (x.ndim - 1))
+
+
+def accumulate(gradient: Callable[[Params, NoisyBatch], tuple[Params, LossSums]], params: Params, batch: NoisyBatch,
+               steps: int) -> tuple[Params, LossSums]:
+    """Sums `gradient(params, micro_batch) -> (gradients, sums)` over `steps` equal micro-batches, one after the other.
+
+    Micro-batch i has the rows i, i + steps, ..., so every device has its shard of each.
     """
-    if parts == 1:
+    if steps == 1:
         return gradient(params, batch)
-    def cut(x: jax.Array) -> jax.Array:
-        return pin(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), None, BATCH)
 
-    cuts = jax.tree.map(cut, batch)
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts)))
+    def split(x: jax.Array) -> jax.Array:  # [b, ...] -> [steps, b / steps, ...]
+        return constrain(x.reshape(x.shape[0] // steps, steps, *x.shape[1:]).swapaxes(0, 1), None, BATCH_AXES)
 
-    def add(total: tuple[Params, Sums], part: Noised) -> tuple[tuple[Params, Sums], None]:
-        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+    micro_batches = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, params, first))
 
-    total, _ = jax.lax.scan(add, zeros, cuts)
+    def add(total: tuple[Params, LossSums], micro_batch: NoisyBatch) -> tuple[tuple[Params, LossSums], None]:
+        return jax.tree.map(jnp.add, total, gradient(params, micro_batch)), None
+
+    total, _ = jax.lax.scan(add, zeros, micro_batches)
     return total

@@ -1,4 +1,4 @@
-"""Attention: the implementations agree, documents are kept apart, and nothing that is hidden leaks."""
+"""Attention: the implementations agree, documents are kept apart, and nothing hidden leaks."""
 
 import functools
 import itertools
@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from dlm_jax.attention.attend import announce, attend, choice
+import dlm_jax.attention
 from dlm_jax.attention.cpu import attend_cpu
-from dlm_jax.attention.plan import Plan, prepare
+from dlm_jax.attention.dispatch import attend, choose_implementation, log_choice
+from dlm_jax.attention.plan import Plan, make_plan
 from dlm_jax.attention.reference import attend_reference
 from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, BlockDiffusion, Causal, LookAhead
 from dlm_jax.attention.splash import attend_splash
@@ -93,7 +94,7 @@ def test_gradients_are_finite_differences(name):
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_a_row_that_sees_nothing_gives_zero_and_no_gradient(name):
     arrays = qkv(5, 2, 4, 4, 2, 1)
-    plan = prepare(Bidirectional(), 4, jnp.array([[1] * 4, [0] * 4]))
+    plan = make_plan(Bidirectional(), 4, jnp.array([[1] * 4, [0] * 4]))
     out, *gradients = value_and_gradients(IMPLEMENTATIONS[name], *arrays, plan, np.ones_like(arrays[0]))
     for array in (out, *gradients):
         assert np.isfinite(array).all() and np.abs(array[0]).max() > 0
@@ -101,21 +102,21 @@ def test_a_row_that_sees_nothing_gives_zero_and_no_gradient(name):
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_padding_gives_zero_whatever_it_holds(name):
+def test_padding_gives_zero_whatever_its_values(name):
     q, k, v = qkv(6, 1, 5, 5, 2, 2)
     segments = jnp.array([[1, 1, 1, 0, 0]])
     for array in (q, k, v):
         array[:, 3:] = 1e4
     out = jax.jit(lambda *a: attend(*a, Bidirectional(), segments, name))(q, k, v)
     np.testing.assert_array_equal(out[:, 3:], 0)
-    alone = by_hand(q[:, :3], k[:, :3], v[:, :3], prepare(Bidirectional(), 3))
+    alone = by_hand(q[:, :3], k[:, :3], v[:, :3], make_plan(Bidirectional(), 3))
     np.testing.assert_allclose(out[:, :3], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_half_precision_stays_near_the_exact_result_in_its_own_dtype(name):
     arrays = qkv(7, 1, 8, 8, 2, 2)
-    plan = prepare(Causal(), 8)
+    plan = make_plan(Causal(), 8)
     out = jax.jit(IMPLEMENTATIONS[name])(*(jnp.asarray(a, jnp.bfloat16) for a in arrays), plan)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), by_hand(*arrays, plan), atol=0.05)
@@ -124,7 +125,7 @@ def test_half_precision_stays_near_the_exact_result_in_its_own_dtype(name):
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_huge_scores_do_not_overflow(name):
     q, k, v = (100 * a for a in qkv(8, 1, 4, 4, 1, 1))
-    out = jax.jit(IMPLEMENTATIONS[name])(q, k, v, prepare(Bidirectional(), 4))
+    out = jax.jit(IMPLEMENTATIONS[name])(q, k, v, make_plan(Bidirectional(), 4))
     assert np.isfinite(out).all()
 
 
@@ -147,8 +148,8 @@ def test_a_packed_document_is_masked_as_if_alone(name):
         return packed, [out(lo, hi, None, "reference") for lo, hi in itertools.pairwise(ends)]
 
     packed, alone = packed_and_alone(jnp.tile(jnp.array([1] * 4 + [2] * 1 + [3] * 5), streams)[None])
-    for whole in packed.values():
-        np.testing.assert_allclose(whole, np.concatenate(alone, 1), atol=1e-6)
+    for together in packed.values():
+        np.testing.assert_allclose(together, np.concatenate(alone, 1), atol=1e-6)
 
 
 def test_annealed_never_opens_an_edge_between_documents():
@@ -160,14 +161,14 @@ def test_annealed_never_opens_an_edge_between_documents():
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_a_noisy_block_never_hears_of_its_clean_self_or_its_future(name):
+def test_no_gradient_reaches_the_clean_copy_of_a_noisy_block_or_its_future(name):
     length, block = 8, 2
     arrays = qkv(11, 1, 2 * length, 2 * length, 2, 1)
-    plan = prepare(BlockDiffusion(length, block), 2 * length)
+    plan = make_plan(BlockDiffusion(length, block), 2 * length)
 
     @jax.jit
     @jax.vmap
-    def heard(chosen: jax.Array):
+    def key_and_value_gradients(chosen: jax.Array):
         """Gradients of the output of the chosen noisy tokens with respect to keys and values."""
         def total(k, v):
             out = attend(arrays[0], k, v, plan, implementation=name)
@@ -179,7 +180,7 @@ def test_a_noisy_block_never_hears_of_its_clean_self_or_its_future(name):
     chosen = np.zeros((blocks, 2 * length), np.float32)
     for number in range(blocks):
         chosen[number, number * block:(number + 1) * block] = 1
-    d_k, d_v = (np.abs(g).sum((1, 3, 4)) for g in heard(chosen))  # [blocks, 2 length]
+    d_k, d_v = (np.abs(g).sum((1, 3, 4)) for g in key_and_value_gradients(chosen))  # [blocks, 2 length]
     for number in range(blocks):
         own = np.arange(length) // block == number
         clean_past = np.arange(length) // block < number
@@ -188,27 +189,28 @@ def test_a_noisy_block_never_hears_of_its_clean_self_or_its_future(name):
         np.testing.assert_array_equal(d_v[number] > 0, seen)
 
 
-def test_auto_is_the_implementation_of_the_platform_and_says_so_once(caplog):
-    announce.cache_clear()
+def test_auto_picks_the_implementation_of_the_platform_and_logs_it_once(caplog):
+    log_choice.cache_clear()
     arrays = qkv(12, 1, 5, 5, 2, 2)
     with caplog.at_level(logging.DEBUG, "dlm_jax"):
         for _ in range(2):
             auto = jax.jit(lambda *a: attend(*a, Causal()))(*arrays)
     assert [record.getMessage() for record in caplog.records] == ["attention: 'cpu' on this CPU"]
-    np.testing.assert_allclose(auto, by_hand(*arrays, prepare(Causal(), 5)), atol=1e-5)
+    np.testing.assert_allclose(auto, by_hand(*arrays, make_plan(Causal(), 5)), atol=1e-5)
 
 
 def test_kernels_are_chosen_by_platform_shape_and_dtype(monkeypatch):
-    monkeypatch.setattr("dlm_jax.attention.attend.is_hopper", lambda: True)
+    monkeypatch.setattr("dlm_jax.attention.dispatch.is_hopper", lambda: True)
     half = [jnp.zeros((1, n, 2, d), jnp.bfloat16) for n, d in ((128, 64), (64, 64), (128, 256))]
-    assert [choice("tpu", x) for x in half] == ["tpu", "reference", "tpu"]
-    assert [choice("gpu", x) for x in half] == ["gpu", "reference", "reference"]
-    assert choice("gpu", jnp.zeros((1, 128, 2, 64))) == "reference"
-    monkeypatch.setattr("dlm_jax.attention.attend.is_hopper", lambda: False)
-    assert [choice("gpu", half[0]), choice("cpu", half[1])] == ["reference", "cpu"]
+    assert [choose_implementation("tpu", x) for x in half] == ["tpu", "reference", "tpu"]
+    assert [choose_implementation("gpu", x) for x in half] == ["gpu", "reference", "reference"]
+    assert choose_implementation("gpu", jnp.zeros((1, 128, 2, 64))) == "reference"
+    monkeypatch.setattr("dlm_jax.attention.dispatch.is_hopper", lambda: False)
+    assert choose_implementation("gpu", half[0]) == "reference"
+    assert choose_implementation("cpu", half[1]) == "cpu"
 
 
-def test_an_unknown_implementation_is_refused_with_the_names_there_are():
+def test_an_unknown_implementation_is_refused_and_the_known_ones_listed():
     with pytest.raises(UserError, match="'flash'.*auto, reference, cpu"):
         attend(*qkv(13, 1, 2, 2, 1, 1), Causal(), implementation="flash")
 
@@ -223,7 +225,7 @@ def test_a_kernel_is_refused_where_it_cannot_run(name, platform):
 def test_splash_is_attention_with_all_gradients(rule, length):
     arrays = qkv(15, 2, length, length, 4, 2)
     (d_out,) = draw(16, arrays[0].shape)
-    plan = prepare(rule, length)
+    plan = make_plan(rule, length)
     splash = value_and_gradients(functools.partial(attend_splash, interpret=True), *arrays, plan, d_out)
     for ours, exact in zip(splash, value_and_gradients(attend_reference, *arrays, plan, d_out)):
         np.testing.assert_allclose(ours, exact, atol=1e-5)
@@ -232,59 +234,77 @@ def test_splash_is_attention_with_all_gradients(rule, length):
 @pytest.mark.parametrize("rule, segments", [(Causal(), jnp.ones((1, 8), int)), (LookAhead(jnp.int32(2)), None)])
 def test_splash_refuses_a_mask_that_is_not_static(rule, segments):
     with pytest.raises(UserError, match="one static mask"):
-        attend_splash(*qkv(17, 1, 8, 8, 1, 1), prepare(rule, 8, segments))
+        attend_splash(*qkv(17, 1, 8, 8, 1, 1), make_plan(rule, 8, segments))
 
 
 @pytest.mark.parametrize("rule", [BlockDiffusion(200, 16), BlockCausal(30), Annealed(np.float32(0.3), np.uint32(1))])
 @pytest.mark.parametrize("documents", [True, False])
-def test_cutting_the_queries_into_runs_changes_nothing(rule, documents):
+def test_splitting_the_queries_into_runs_changes_nothing(rule, documents):
     segments = jnp.tile(jnp.sort(jax.random.randint(jax.random.key(0), (2, 200), 0, 5)), (1, 2))
     arrays = qkv(18, 2, 400, 400, 4, 2)
     (d_out,) = draw(19, arrays[0].shape)
-    plan = prepare(rule, 400, segments if documents else None)
+    plan = make_plan(rule, 400, segments if documents else None)
     for ours, exact in zip(value_and_gradients(attend_cpu, *arrays, plan, d_out),
                            value_and_gradients(attend_reference, *arrays, plan, d_out)):
         np.testing.assert_allclose(ours, exact, atol=1e-5)
 
 
+def test_the_package_exports_attend_and_the_rules():
+    from dlm_jax.attention import BlockDiffusion, attend
+    q, k, v = qkv(20, 1, 8, 8, 2, 1)
+    out = jax.jit(lambda *a: attend(*a, BlockDiffusion(4, 2)))(q, k, v)
+    np.testing.assert_allclose(out, by_hand(q, k, v, make_plan(BlockDiffusion(4, 2), 8)), atol=1e-5)
+
+
+def test_the_package_has_every_name_that_it_lists_and_no_other():
+    assert all(callable(getattr(dlm_jax.attention, name)) for name in dlm_jax.attention.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'flash'"):
+        _ = dlm_jax.attention.flash
+
+
+def test_importing_the_package_alone_does_not_import_jax():
+    code = "import sys, dlm_jax.attention; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 MESH = """
 import functools, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec as P
-from dlm_jax.attention import attend as door
+from dlm_jax.attention import dispatch
 from dlm_jax.attention.rules import BlockDiffusion
 from dlm_jax.attention.tpu import Chip, attend_tpu
 from dlm_jax.errors import UserError
-from dlm_jax.mesh import BATCH, make_mesh, spread
+from dlm_jax.parallel.mesh import BATCH_AXES, auto_sharded, make_mesh
 
 random = np.random.default_rng(0)
 q, k, v = (random.standard_normal((4, 128, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
 segments = np.tile(np.sort(random.integers(0, 4, (4, 64))), (1, 2))
 kernel = functools.partial(attend_tpu, chip=Chip(16 << 20, 128), interpret=True)
-layout = P(BATCH, None, "tensor", None)
+layout = P(BATCH_AXES, None, "tensor", None)
 
 def gradients(q, k, v, segments):
-    return jax.grad(lambda *a: jnp.sum(door.attend(*a, BlockDiffusion(64, 8), segments) ** 2), (0, 1, 2))(q, k, v)
+    return jax.grad(lambda *a: jnp.sum(dispatch.attend(*a, BlockDiffusion(64, 8), segments) ** 2), (0, 1, 2))(q, k, v)
 
 alone = jax.jit(gradients)(q, k, v, segments)
-for function in (door.function_of("cpu"), kernel):
-    door.function_of = lambda name: function
+for function in (dispatch.load_implementation("cpu"), kernel):
+    dispatch.load_implementation = lambda name: function
     jax.clear_caches()
     with jax.set_mesh(make_mesh(2, 2, 2)):
-        shared = jax.jit(lambda *a: spread(gradients, layout)(*a))(q, k, v, segments)
-    for x, y in zip(shared, alone):
+        sharded = jax.jit(lambda *a: auto_sharded(gradients, layout)(*a))(q, k, v, segments)
+    for x, y in zip(sharded, alone):
         assert x.sharding.spec == layout
         np.testing.assert_allclose(x, y, atol=1e-5)
 with jax.set_mesh(make_mesh(2, 1, 4)):
     try:
-        jax.jit(lambda *a: spread(gradients, P())(*a))(q, k, v, segments)
+        jax.jit(lambda *a: auto_sharded(gradients, P())(*a))(q, k, v, segments)
     except UserError as error:
         assert "mesh.tensor 4 does not divide the 2 key-value heads" in str(error)
     else:
-        raise AssertionError("heads that cannot be shared out were taken")
+        raise AssertionError("heads that the mesh does not divide were accepted")
 """
 
 
-def test_in_a_mesh_each_device_attends_for_its_share_of_batch_and_heads():
+def test_in_a_mesh_each_device_attends_for_its_own_slice_of_batch_and_heads():
     flags = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run([sys.executable, "-c", MESH], capture_output=True, text=True, env=os.environ | flags)
     assert done.returncode == 0, done.stderr[-3000:]

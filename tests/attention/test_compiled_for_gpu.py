@@ -1,4 +1,4 @@
-"""The Hopper kernels through NVIDIA's own assembler, which needs the CUDA build of jax and no GPU."""
+"""The Hopper kernels through NVIDIA's own assembler, which needs the CUDA build of jax but no GPU."""
 
 import importlib.util
 
@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dlm_jax.attention.attend import attend
+from dlm_jax.aot.topology import compile_for_chip
+from dlm_jax.attention.dispatch import attend
 from dlm_jax.attention.rules import Annealed, BlockDiffusion, Causal, Rule
-from dlm_jax.topology import compile_for_chip
 
 pytestmark = [
     pytest.mark.usefixtures("optimized"),
@@ -18,7 +18,7 @@ pytestmark = [
 
 def kernels_in(rule: Rule, length: int, d: int = 128, heads: int = 4, kv_heads: int = 1, dtype=jnp.bfloat16,
                packed: bool = False, topology: str = "h200:1") -> tuple[int, int]:
-    """Of a program that attends and takes gradients: how many kernels are in it, and its temporary memory."""
+    """How many kernels a program of attention and its gradients has, and its temporary memory in bytes."""
     def step(q, k, v, *segments):
         def total(q, k, v):
             return jnp.sum(attend(q, k, v, rule, *segments).astype(jnp.float32))
@@ -32,7 +32,7 @@ def kernels_in(rule: Rule, length: int, d: int = 128, heads: int = 4, kv_heads: 
 
 
 @pytest.mark.parametrize("topology", ["h100:1", "h200:1"])
-def test_auto_is_our_kernel_forward_and_both_halves_backward(topology):
+def test_auto_picks_our_kernel_forward_and_for_both_halves_backward(topology):
     assert kernels_in(BlockDiffusion(256, 32), 512, packed=True, topology=topology)[0] == 3
 
 
@@ -47,5 +47,5 @@ def test_head_dims_ratios_and_dtypes_compile(d, heads, dtype):
     assert kernels_in(Causal(), 300, d=d, heads=heads, dtype=dtype)[0] == 3
 
 
-def test_what_the_tensor_cores_do_not_multiply_is_dense_work():
+def test_what_the_tensor_cores_cannot_multiply_falls_back_to_the_reference():
     assert kernels_in(Causal(), 256, dtype=jnp.float32)[0] == kernels_in(Causal(), 256, d=256)[0] == 0

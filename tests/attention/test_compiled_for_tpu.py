@@ -1,4 +1,4 @@
-"""The TPU kernels through the real TPU compiler, which needs libtpu and no TPU."""
+"""The TPU kernels through the real TPU compiler, which needs libtpu but no TPU."""
 
 import importlib.util
 import itertools
@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dlm_jax.attention.attend import attend
+from dlm_jax.aot.topology import compile_for_chip
+from dlm_jax.attention.dispatch import attend
 from dlm_jax.attention.rules import Annealed, BlockDiffusion, Causal, Rule
-from dlm_jax.topology import compile_for_chip
 
 pytestmark = [
     pytest.mark.usefixtures("optimized"),
@@ -20,7 +20,7 @@ TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6
 
 def compiled(chip: str, rule: Rule, length: int, d: int = 128, heads: int = 4, kv_heads: int = 1, batch: int = 1,
              dtype=jnp.bfloat16, packed: bool = False, implementation: str = "auto"):
-    """Output and gradients of attention over a stream of `length` tokens."""
+    """The compiled program of attention and its gradients over a stream of `length` tokens."""
     def step(q, k, v, *segments):
         def total(q, k, v):
             return jnp.sum(attend(q, k, v, rule, *segments, implementation=implementation).astype(jnp.float32))
@@ -37,7 +37,7 @@ def kernels_in(program) -> set[str]:
 
 
 @pytest.mark.parametrize("chip", TOPOLOGIES)
-def test_auto_is_our_kernel_on_every_generation(chip):
+def test_auto_picks_our_kernel_on_every_generation(chip):
     assert kernels_in(compiled(chip, BlockDiffusion(256, 32), 512, packed=True)) == {
         "attention_forward", "attention_backward"}
 
@@ -56,6 +56,7 @@ def test_head_dims_ratios_and_dtypes_compile(d, heads, dtype):
     compiled("v5e", Causal(), 300, d=d, heads=heads, dtype=dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v5p", "tpu7x"])
 def test_temporary_memory_is_at_most_that_of_splash(chip):
     ours, splash = (compiled(chip, BlockDiffusion(1024, 32), 2048, heads=8, kv_heads=2, batch=2, implementation=name)
@@ -64,7 +65,7 @@ def test_temporary_memory_is_at_most_that_of_splash(chip):
     assert ours.memory_analysis().temp_size_in_bytes <= splash.memory_analysis().temp_size_in_bytes
 
 
-def test_few_queries_are_dense_work():
+def test_fewer_queries_than_a_tile_fall_back_to_the_reference():
     assert not kernels_in(compiled("v5e", Causal(), 64))
 
 

@@ -1,4 +1,4 @@
-"""The Hopper kernels: equal to the reference and free of races in the interpreter, and they lower for CUDA."""
+"""The Hopper kernels equal the reference, have no races in the interpreter, and lower for CUDA."""
 
 import threading
 
@@ -14,7 +14,8 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
 from dlm_jax.attention import gpu
 from dlm_jax.attention.gpu import attend_gpu
-from dlm_jax.attention.plan import Plan, prepare
+from dlm_jax.attention.gpu_parts import decode_visit
+from dlm_jax.attention.plan import Plan, make_plan
 from dlm_jax.attention.reference import attend_reference
 from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, BlockDiffusion, Causal
 from dlm_jax.errors import UserError
@@ -24,8 +25,8 @@ ANNEALED = Annealed(jnp.float32(0.3), jnp.uint32(5))
 
 
 @pytest.fixture(autouse=True)
-def watched(monkeypatch):
-    """Every kernel that runs is asked for its races; the interpreter keeps those of the last kernel only."""
+def checked_for_races(monkeypatch):
+    """Checks every kernel that runs for races, right away: the interpreter keeps only those of the last kernel."""
     def watch(kernel):
         def run(*arguments):
             out = jax.block_until_ready(kernel(*arguments))
@@ -34,7 +35,7 @@ def watched(monkeypatch):
             return out
         return run
 
-    for name in ("forward", "d_queries", "d_keys"):
+    for name in ("launch_forward", "launch_d_queries", "launch_d_keys"):
         monkeypatch.setattr(gpu, name, watch(getattr(gpu, name)))
     yield
     reset_gpu_interpret_mode_state()
@@ -42,7 +43,7 @@ def watched(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def compiled_once(monkeypatch):
-    """The interpreter compiles the program of a kernel anew for each thread of each block; here, for the first."""
+    """The interpreter recompiles the program of a kernel for each thread of each block; here, only for the first."""
     programs, lock = {}, threading.Lock()
 
     def run(jaxpr, consts, *arguments):
@@ -77,10 +78,10 @@ def documents(*lengths: int, padding: int = 0, streams: int = 1) -> jax.Array:
     return jnp.asarray(np.tile(np.where(numbers == len(lengths), 0, numbers + 1), streams))[None]
 
 
-TWO = jnp.concatenate([documents(37, 90, padding=23), documents(140, padding=10)])  # unlike each other
+TWO = jnp.concatenate([documents(37, 90, padding=23), documents(140, padding=10)])  # different documents
 CASES = {
     "causal, grouped heads": (Causal(), 200, None, 2, 1, 64, jnp.bfloat16),
-    "bidirectional, every slot used again": (Bidirectional(), 385, None, 1, 1, 64, jnp.float16),
+    "bidirectional, every slot reused": (Bidirectional(), 385, None, 1, 1, 64, jnp.float16),
     "block causal, packed, heads of 96": (BlockCausal(16), 150, TWO, 1, 1, 96, jnp.bfloat16),
     "two streams": (BlockDiffusion(100, 32), 200, None, 2, 1, 128, jnp.bfloat16),
     "two streams over an AR half, packed": (
@@ -89,11 +90,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+FAST = {"two streams", "annealed, packed"}
+
+
+@pytest.mark.parametrize("case", [
+    case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 def test_output_and_gradients_are_those_of_the_reference_without_races(case):
     rule, length, segments, heads, kv_heads, d, dtype = CASES[case]
     arrays = draw(length, heads, kv_heads, d, dtype, batch=1 if segments is None else len(segments))
-    plan = prepare(rule, length, segments)
+    plan = make_plan(rule, length, segments)
     ours = interpreted(plan, *arrays)
     with jax.enable_x64(True):
         exact = (jnp.asarray(np.asarray(x, np.float64)) for x in arrays)
@@ -104,20 +109,20 @@ def test_output_and_gradients_are_those_of_the_reference_without_races(case):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=2 * float(jnp.finfo(dtype).eps) * np.abs(theirs).max())
 
 
-def test_rows_and_keys_of_padding_are_exactly_zero_even_where_a_whole_tile_is_padding():
+def test_padding_rows_and_keys_are_exactly_zero_even_where_an_entire_tile_is_padding():
     arrays = draw(135, 1, 1, 64, jnp.bfloat16)
-    for array in interpreted(prepare(Bidirectional(), 135, documents(120, padding=15)), *arrays):
+    for array in interpreted(make_plan(Bidirectional(), 135, documents(120, padding=15)), *arrays):
         np.testing.assert_array_equal(array[:, 120:], 0)
         assert np.isfinite(array).all() and (np.abs(array[:, :120]).max((0, 2, 3)) > 0).all()
 
 
-def test_a_noisy_block_never_hears_of_its_clean_self_or_its_future():
+def test_no_gradient_reaches_the_clean_copy_of_a_noisy_block_or_its_future():
     length, block, chosen = 80, 16, 2
     q, k, v, d_o = draw(2 * length, 1, 1, 64, jnp.bfloat16)
     number = np.arange(2 * length) % length // block
     noisy = np.arange(2 * length) < length
     d_o = jnp.where((noisy & (number == chosen))[None, :, None, None], d_o, 0)
-    _, _, d_k, d_v = interpreted(prepare(BlockDiffusion(length, block), 2 * length), q, k, v, d_o)
+    _, _, d_k, d_v = interpreted(make_plan(BlockDiffusion(length, block), 2 * length), q, k, v, d_o)
     seen = np.where(noisy, number == chosen, number < chosen)
     for gradient in (d_k, d_v):
         np.testing.assert_array_equal(np.abs(gradient).sum((0, 2, 3)) > 0, seen)
@@ -127,7 +132,7 @@ def test_a_noisy_block_never_hears_of_its_clean_self_or_its_future():
 @pytest.mark.parametrize("rule", [Causal(), BlockDiffusion(128, 32), ANNEALED], ids=lambda rule: type(rule).__name__)
 def test_both_passes_lower_for_cuda(rule, d):
     def passes(q, k, v, d_o):
-        out, pull = jax.vjp(lambda *a: attend_gpu(*a, prepare(rule, 256)), q, k, v)
+        out, pull = jax.vjp(lambda *a: attend_gpu(*a, make_plan(rule, 256)), q, k, v)
         return out, pull(d_o)
 
     lowered = jax.jit(passes).trace(*draw(256, 4, 2, d, jnp.bfloat16)).lower(lowering_platforms=("cuda",))
@@ -136,10 +141,10 @@ def test_both_passes_lower_for_cuda(rule, d):
 
 def test_a_list_names_each_visible_tile_once_and_the_longest_list_is_first():
     rule, length = BlockDiffusion(320, 32), 640
-    plan = prepare(rule, length)
+    plan = make_plan(rule, length)
     mask = np.asarray(plan.visible(np.arange(length)))[0].reshape(5, 128, 5, 128)
-    order = gpu.orders(plan, length)
-    for lists, holds in ((order.queries, mask.any((1, 3))), (order.keys, mask.any((1, 3)).T)):
+    visits = gpu.visit_lists(plan, length)
+    for lists, holds in ((visits.queries, mask.any((1, 3))), (visits.keys, mask.any((1, 3)).T)):
         assert list(lists[0, :, 1]) == sorted(lists[0, :, 1], reverse=True)
         for tile, count, *codes in lists[0]:
             others = [code // 4 for code in codes[:count]]
@@ -147,8 +152,26 @@ def test_a_list_names_each_visible_tile_once_and_the_longest_list_is_first():
             assert len(set(codes[:count])) == count
 
 
-def test_what_the_tensor_cores_do_not_multiply_is_refused():
-    plan = prepare(Causal(), 8)
+def test_the_example_in_the_docstring_of_pack_visits_holds():
+    visits = gpu.visit_lists(make_plan(Causal(), 256), 256)
+    np.testing.assert_array_equal(visits.queries, [[[1, 2, 0, 3], [0, 1, 1, 3]]])
+    assert "[[1, 2, 0, 3], [0, 1, 1, 3]]" in gpu.pack_visits.__doc__
+    decoded = [tuple(map(int, decode_visit(jnp.int32(code), 1))) for code in (0, 3, 1)]  # (keys, region, partial)
+    assert decoded == [(0, 0, 0), (1, 0, 1), (0, 0, 1)]
+
+
+@pytest.mark.parametrize("regions", [1, 2])
+def test_a_decoded_visit_is_the_tile_and_region_that_were_packed(regions):
+    visited = np.random.default_rng(regions).random((2, 5, 4, regions)) < 0.5
+    partial = np.random.default_rng(9).random(visited.shape) < 0.5
+    for lists, seen, hides in zip(gpu.pack_visits(visited, partial), visited, partial):
+        for tile, count, *codes in lists:
+            found = [tuple(map(int, decode_visit(jnp.int32(code), regions))) for code in codes[:count]]
+            assert found == [(*place, hides[tile][tuple(place)]) for place in np.argwhere(seen[tile])]
+
+
+def test_what_the_tensor_cores_cannot_multiply_is_refused():
+    plan = make_plan(Causal(), 8)
     with pytest.raises(UserError, match="not float32, float32 and float32; use the implementation `reference`"):
         attend_gpu(*draw(8, 1, 1, 64, jnp.float32)[:3], plan)
     with pytest.raises(UserError, match="up to 128 dimensions, not 256"):

@@ -8,39 +8,39 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm_jax.attention.plan import dense_mask, document_positions
+from dlm_jax.attention.plan import dense_mask
 from dlm_jax.attention.rules import (
     Annealed,
     Bidirectional,
     BlockCausal,
     BlockDiffusion,
     Causal,
-    LastBlock,
-    hash32,
+    CausalThenLastBlock,
 )
+from dlm_jax.segments import find_documents
 
-# Rows of one length: documents of uneven lengths, one of a single token, padding at the end or nowhere.
+# Rows of one length: documents of different lengths, one of a single token, with and without padding at the end.
 SEGMENTS = np.array([[1] * 5 + [2] * 1 + [3] * 6 + [0] * 1, [4] * 13, [1] * 3 + [2] * 4 + [0] * 6, [0] * 13])
 LENGTH = SEGMENTS.shape[1]
 
 
-class Place(NamedTuple):
-    """A token by hand: whether it is in the clean half, its document (0 is padding), its position there, its index."""
+class Token(NamedTuple):
+    """Where a token is, worked out by hand."""
 
-    clean: bool
-    document: int
-    position: int
-    index: int
+    clean: bool  # whether it is in the clean half
+    document: int  # 0 is padding
+    position: int  # in its document
+    index: int  # in the input
 
 
-def places(row: np.ndarray, streams: int) -> list[Place]:
-    """The stream of one row of segments."""
+def tokens_of(row: np.ndarray, streams: int) -> list[Token]:
+    """The tokens of one row of segments, in one or two streams."""
     row = row.tolist()
-    return [Place(half == 1, document, i - row.index(document), half * len(row) + i)
+    return [Token(half == 1, document, i - row.index(document), half * len(row) + i)
             for half in range(streams) for i, document in enumerate(row)]
 
 
-def block_diffusion(q: Place, k: Place, block: int) -> bool:
+def block_diffusion(q: Token, k: Token, block: int) -> bool:
     """The three parts of the mask, as BD3-LM's section 3 lists them."""
     q_block, k_block = q.position // block, k.position // block
     if not q.clean and not k.clean:
@@ -57,14 +57,14 @@ DEFINITIONS = {
        for b in (1, 3, 4, 20)},
     **{f"block_diffusion_{b}": (BlockDiffusion(LENGTH, b), 2, lambda q, k, b=b: block_diffusion(q, k, b))
        for b in (1, 3, 4, 20)},
-    "last_block_20": (LastBlock(20), 1, lambda q, k: True),
-    "last_block_1": (LastBlock(1), 1, lambda q, k: k.position <= q.position),
+    "last_block_20": (CausalThenLastBlock(20), 1, lambda q, k: True),
+    "last_block_1": (CausalThenLastBlock(1), 1, lambda q, k: k.position <= q.position),
 }
 
 
 @pytest.fixture(scope="module")
 def masks() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each rule: its mask over SEGMENTS, over one document, and over none given."""
+    """The masks of each rule: over SEGMENTS, over one document, and without segments."""
     @jax.jit
     def all_masks(segments):
         return {name: (dense_mask(rule, streams * LENGTH, jnp.tile(segments, (1, streams))),
@@ -86,8 +86,8 @@ def annealed(probability: float, seed: int, length: int = 100) -> np.ndarray:
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_each_rule_is_its_definition_in_packed_and_padded_rows(name, masks):
     _, streams, visible = DEFINITIONS[name]
-    expected = [[[q.document == k.document != 0 and visible(q, k) for k in places(row, streams)]
-                 for q in places(row, streams)] for row in SEGMENTS]
+    expected = [[[q.document == k.document != 0 and visible(q, k) for k in tokens_of(row, streams)]
+                 for q in tokens_of(row, streams)] for row in SEGMENTS]
     np.testing.assert_array_equal(masks[name][0], expected)
 
 
@@ -97,7 +97,7 @@ def test_no_segments_is_one_document(name, masks):
 
 
 @pytest.mark.parametrize("name", ["causal", "bidirectional", "block_causal_3"])
-def test_a_slice_of_queries_has_the_rows_of_the_whole_mask(name, masks):
+def test_a_slice_of_queries_has_the_rows_of_the_full_mask(name, masks):
     part = jax.jit(lambda first: dense_mask(DEFINITIONS[name][0], LENGTH, jnp.asarray(SEGMENTS), 4, first))(5)
     np.testing.assert_array_equal(part, masks[name][0][:, 5:9])
 
@@ -110,9 +110,8 @@ def test_block_diffusion_shows_length_squared_plus_length_times_block_pairs(leng
 
 @pytest.mark.parametrize("streams", [1, 2])
 def test_positions_restart_with_each_document_and_each_half(streams):
-    rule = Causal() if streams == 1 else BlockDiffusion(LENGTH, 4)
-    found = jax.jit(lambda s: document_positions(rule, streams * LENGTH, s))(np.tile(SEGMENTS, (1, streams)))
-    np.testing.assert_array_equal(found, [[p.position for p in places(row, streams)] for row in SEGMENTS])
+    found = jax.jit(lambda s: find_documents(streams * LENGTH, s, LENGTH).positions)(np.tile(SEGMENTS, (1, streams)))
+    np.testing.assert_array_equal(found, [[p.position for p in tokens_of(row, streams)] for row in SEGMENTS])
 
 
 def test_annealed_at_zero_is_causal_and_at_one_is_full():
@@ -122,20 +121,20 @@ def test_annealed_at_zero_is_causal_and_at_one_is_full():
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
-def test_annealed_opens_that_share_of_the_future_and_never_closes_the_past(probability):
+def test_annealed_opens_that_fraction_of_the_future_and_never_closes_the_past(probability):
     mask = annealed(probability, 7, 400)
     future = ~np.tri(400, dtype=bool)
     assert mask[~future].all()
     error = np.sqrt(probability * (1 - probability) / future.sum())
     assert abs(mask[future].mean() - probability) < 4 * error
-    # No query and no key is favoured: every row and column with 100 future edges or more is near the share too.
+    # No query and no key is favored: every row and column with at least 100 future edges is near the fraction too.
     for axis in (0, 1):
         count = future.sum(axis)
-        share = (mask & future).sum(axis)[count >= 100] / count[count >= 100]
-        assert abs(share - probability).max() < 5 * np.sqrt(probability * (1 - probability) / 100)
+        fraction = (mask & future).sum(axis)[count >= 100] / count[count >= 100]
+        assert abs(fraction - probability).max() < 5 * np.sqrt(probability * (1 - probability) / 100)
 
 
-def test_annealed_is_decided_by_its_seed():
+def test_annealed_edges_are_determined_by_the_seed():
     np.testing.assert_array_equal(annealed(0.5, 3), annealed(0.5, 3))
     future = ~np.tri(100, dtype=bool)
     agreement = (annealed(0.5, 3) == annealed(0.5, 4))[future].mean()
@@ -152,16 +151,9 @@ def test_annealed_does_not_depend_on_64_bit_mode():
         np.testing.assert_array_equal(annealed(0.5, 2**31 + 5), narrow)
 
 
-def test_hash32_is_a_bijection_in_the_small_and_mixes():
-    hashed = np.asarray(jax.jit(hash32)(np.arange(1 << 16)))
-    assert len(np.unique(hashed)) == 1 << 16
-    bits = (hashed[:, None] >> np.arange(32)) & 1
-    assert abs(bits.mean(0) - 0.5).max() < 0.01
-
-
-def test_the_last_block_sees_itself_and_all_before_it_is_causal():
-    mask = np.asarray(dense_mask(LastBlock(4), 10))[0]
+def test_the_last_block_sees_itself_entirely_and_all_before_it_is_causal():
+    mask = np.asarray(dense_mask(CausalThenLastBlock(4), 10))[0]
     expected = np.tri(10, dtype=bool)
     expected[8:, 8:] = True
     np.testing.assert_array_equal(mask, expected)
-    np.testing.assert_array_equal(np.asarray(dense_mask(LastBlock(4), 12))[0][8:, 8:], True)
+    np.testing.assert_array_equal(np.asarray(dense_mask(CausalThenLastBlock(4), 12))[0][8:, 8:], True)

@@ -1,18 +1,19 @@
-"""Tiles and reach, from intervals alone, against the dense mask: nothing visible is missed, nothing empty visited."""
+"""Tiles and runs of keys, from intervals alone, against the dense mask: nothing visible is missed, and nothing empty is
+visited."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm_jax.attention.plan import prepare, visible_pairs
+from dlm_jax.attention.plan import make_plan, visible_pairs
 from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, BlockDiffusion, Causal, LookAhead
-from dlm_jax.attention.tiles import TILE, coarser, reach
+from dlm_jax.attention.tiles import TILE, coarsen, static_kv_runs
 
 CASES = range(12)
 
 
 def random_case(seed: int):
-    """(rule, segments or None, length): documents of random lengths, some padding, lengths that fill no tile."""
+    """(rule, segments or None, length): documents of random lengths, some padding, lengths that do not fill a tile."""
     random = np.random.default_rng(seed)
     length, block = int(random.integers(30, 700)), int(random.choice([1, 3, 16, 32, 100]))
     rules = [Causal(), Bidirectional(), BlockCausal(block), BlockDiffusion(length, block),
@@ -30,7 +31,7 @@ def random_case(seed: int):
 
 def plan_and_mask(seed: int):
     rule, segments, length = random_case(seed)
-    plan = prepare(rule, length, None if segments is None else jnp.asarray(segments))
+    plan = make_plan(rule, length, None if segments is None else jnp.asarray(segments))
     return plan, np.asarray(plan.visible(np.arange(length)))
 
 
@@ -39,7 +40,7 @@ def tile_of(mask: np.ndarray, i: int, j: int, rows: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", CASES)
-def test_a_tile_is_visited_where_it_shows_something_and_is_full_where_it_hides_nothing(seed):
+def test_a_tile_is_visited_if_it_shows_something_and_full_if_it_hides_nothing(seed):
     plan, mask = plan_and_mask(seed)
     bounds = np.asarray(plan.tiles)
     assert bounds.dtype == np.int32 and (np.diff(bounds, axis=-1) >= 0).all()
@@ -58,7 +59,7 @@ def test_a_tile_is_visited_where_it_shows_something_and_is_full_where_it_hides_n
 @pytest.mark.parametrize("times", [2, 4])
 def test_coarser_tiles_miss_nothing_and_are_full_only_where_nothing_is_hidden(seed, times):
     plan, mask = plan_and_mask(seed)
-    bounds = np.asarray(coarser(plan.tiles, times))
+    bounds = np.asarray(coarsen(plan.tiles, times))
     for i, j in np.ndindex(bounds.shape[2], -(-mask.shape[2] // TILE)):
         tile = tile_of(mask, i, j, TILE * times)
         first, full, full_end, end = np.moveaxis(bounds[:, :, i], -1, 0)
@@ -68,7 +69,7 @@ def test_coarser_tiles_miss_nothing_and_are_full_only_where_nothing_is_hidden(se
 
 
 @pytest.mark.parametrize("seed", CASES)
-def test_no_two_regions_hold_the_same_pair(seed):
+def test_no_pair_is_visible_in_two_regions(seed):
     plan, mask = plan_and_mask(seed)
     if plan.edges is None:
         assert int((plan.hi - plan.lo).sum()) * mask.shape[0] == mask.sum() * plan.lo.shape[0]
@@ -76,11 +77,11 @@ def test_no_two_regions_hold_the_same_pair(seed):
 
 @pytest.mark.parametrize("seed", CASES)
 @pytest.mark.parametrize("chunk", [16, 64])
-def test_nothing_beyond_the_reach_is_ever_seen(seed, chunk):
+def test_static_kv_runs_contain_every_visible_key(seed, chunk):
     plan, mask = plan_and_mask(seed)
     if plan.rule is None:
         return
-    runs = reach(plan.rule, mask.shape[2], chunk)
+    runs = static_kv_runs(plan.rule, mask.shape[2], chunk)
     for i, seen in enumerate(runs):
         hidden = np.ones(mask.shape[2], bool)
         for lo, hi in seen:
@@ -89,14 +90,14 @@ def test_nothing_beyond_the_reach_is_ever_seen(seed, chunk):
         assert not mask[:, i * chunk:(i + 1) * chunk][:, :, hidden].any()
 
 
-def test_a_clean_token_reaches_no_noisy_one_and_a_noisy_one_only_its_block():
-    runs = reach(BlockDiffusion(256, 16), 512, 64)
+def test_the_runs_of_clean_tokens_have_no_noisy_key_and_those_of_noisy_tokens_only_their_block():
+    runs = static_kv_runs(BlockDiffusion(256, 16), 512, 64)
     assert runs[4:] == tuple(((256, min(256 + 64 * i + 64 + 15, 512)),) for i in range(4))
     assert runs[2][0] == (128 - 15, 192 + 15)
 
 
 @pytest.mark.parametrize("seed", CASES)
-def test_visible_pairs_are_the_ones_of_the_mask(seed):
+def test_visible_pairs_are_those_of_the_mask(seed):
     rule, segments, length = random_case(seed)
     pairs = np.asarray(visible_pairs(rule, length, None if segments is None else jnp.asarray(segments)))
     mask = plan_and_mask(seed)[1]
@@ -109,8 +110,8 @@ def test_visible_pairs_are_the_ones_of_the_mask(seed):
 
 
 @pytest.mark.parametrize("length, most", [(1024, 1.30), (4096, 1.10)])
-def test_two_streams_execute_few_more_pairs_than_they_show(length, most):
-    plan = prepare(BlockDiffusion(length, 32), 2 * length)
+def test_two_streams_compute_few_more_pairs_than_are_visible(length, most):
+    plan = make_plan(BlockDiffusion(length, 32), 2 * length)
     first, _, _, end = np.moveaxis(plan.tiles, -1, 0)
-    executed = int((end - first).sum()) * TILE**2
-    assert executed / visible_pairs(BlockDiffusion(length, 32), 2 * length)[0] <= most
+    computed = int((end - first).sum()) * TILE**2
+    assert computed / visible_pairs(BlockDiffusion(length, 32), 2 * length)[0] <= most

@@ -1,4 +1,4 @@
-"""The TPU kernels, run by Pallas's interpreters, against dense attention in float64."""
+"""The TPU kernels, run in Pallas's interpreters, against dense attention in float64."""
 
 import functools
 import itertools
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from dlm_jax.attention.plan import Plan, prepare
+from dlm_jax.attention.plan import Plan, make_plan
 from dlm_jax.attention.reference import attend_reference
 from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, BlockDiffusion, Causal, LookAhead
 from dlm_jax.attention.tpu import Chip, attend_tpu
 from dlm_jax.errors import UserError
 
 CHIP = Chip(vmem=128 << 20, rows=256)
-LENGTH = 149  # of the text: odd, and a tile and a bit
+LENGTH = 149  # of the text: odd, and a little more than a tile
 RULES = {
     "causal": Causal(),
     "bidirectional": Bidirectional(),
@@ -58,7 +58,7 @@ def plan_of(name: str, segments) -> tuple[Plan, int]:
     streams = 2 if isinstance(RULES[name], BlockDiffusion) else 1
     if segments is not None:
         segments = jnp.tile(jnp.asarray(segments), (1, streams))
-    return prepare(RULES[name], streams * LENGTH, segments), streams * LENGTH
+    return make_plan(RULES[name], streams * LENGTH, segments), streams * LENGTH
 
 
 @pytest.mark.parametrize("ratio, d", [(1, 64), (2, 96), (4, 128), (8, 256), (1, 128), (4, 64), (8, 96), (2, 256)])
@@ -79,16 +79,16 @@ def test_forward_and_all_gradients_are_dense_attention_without_documents(name, r
 
 @pytest.mark.parametrize("rule, length", [(BlockDiffusion(1100, 16), 2200), (Bidirectional(), 1300), (Causal(), 2100)])
 @pytest.mark.parametrize("vmem", [128 << 20, 4 << 20])
-def test_visits_of_all_widths_and_keys_in_pieces_are_dense_attention(rule, length, vmem):
+def test_kv_ranges_of_all_widths_and_keys_in_pieces_are_dense_attention(rule, length, vmem):
     with jax.enable_x64(True):
-        assert_dense(prepare(rule, length), arrays(2, 1, length, 2, 1, 64), Chip(vmem, 256))
+        assert_dense(make_plan(rule, length), arrays(2, 1, length, 2, 1, 64), Chip(vmem, 256))
 
 
-def test_queries_that_are_a_part_of_the_keys_are_dense_attention():
+def test_queries_that_are_only_some_of_the_tokens_are_dense_attention():
     with jax.enable_x64(True):
         inputs = arrays(3, 1, 300, 2, 2, 64)
         q, k, v, d_out = inputs[0][:, 100:230], inputs[1], inputs[2], inputs[3][:, 100:230]
-        assert_dense(prepare(BlockCausal(16), 300, None, 130, 100), (q, k, v, d_out))
+        assert_dense(make_plan(BlockCausal(16), 300, None, 130, 100), (q, k, v, d_out))
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.1)])
@@ -108,7 +108,7 @@ def test_lower_precision_stays_near_the_exact_result_in_its_own_dtype(dtype, tol
 def test_more_query_heads_than_a_tile_of_rows_holds_are_refused():
     inputs = arrays(9, 1, 130, 40, 1, 8, np.float32)[:3]
     with pytest.raises(UserError, match="40 query heads .* 'reference'"):
-        attend_tpu(*inputs, prepare(Causal(), 130), CHIP, True)
+        attend_tpu(*inputs, make_plan(Causal(), 130), CHIP, True)
 
 
 @pytest.mark.parametrize("name", ["block_diffusion", "annealed"])
@@ -120,12 +120,12 @@ def test_no_read_races_a_write_and_nothing_is_read_before_it_is_written(name):
     assert races.races.races_found is False
 
 
-def test_a_row_that_sees_nothing_gives_zero_and_no_gradient_whatever_it_holds():
+def test_a_row_that_sees_nothing_gives_zero_and_no_gradient_whatever_its_values():
     segments = jnp.asarray([[1] * 100 + [0] * 60])
     q, k, v, d_out = arrays(6, 1, 160, 2, 1, 64, np.float32)
     for x in (q, k, v):
         x[:, 100:] = 1e4
-    plan = prepare(Causal(), 160, segments)
+    plan = make_plan(Causal(), 160, segments)
     out, *gradients = output_and_gradients(
         functools.partial(attend_tpu, plan=plan, chip=CHIP, interpret=True), q, k, v, d_out)
     for array in (out, *gradients):
@@ -133,9 +133,9 @@ def test_a_row_that_sees_nothing_gives_zero_and_no_gradient_whatever_it_holds():
         np.testing.assert_array_equal(array[:, 100:], 0)
 
 
-def test_a_noisy_block_never_hears_of_its_clean_self_or_its_future():
+def test_no_gradient_reaches_the_clean_copy_of_a_noisy_block_or_its_future():
     length, block = 160, 20
-    plan = prepare(BlockDiffusion(length, block), 2 * length)
+    plan = make_plan(BlockDiffusion(length, block), 2 * length)
     q, k, v, _ = arrays(7, 1, 2 * length, 2, 1, 16, np.float32)
     _, back = jax.vjp(functools.partial(attend_tpu, q, plan=plan, chip=CHIP, interpret=True), k, v)
     back = jax.jit(back)
@@ -144,9 +144,9 @@ def test_a_noisy_block_never_hears_of_its_clean_self_or_its_future():
         chosen[:, number * block:(number + 1) * block] = 1
         seen = np.concatenate([np.arange(length) // block == number, np.arange(length) // block < number])
         for gradient in back(chosen):
-            heard = np.abs(gradient).sum((0, 2, 3))
-            np.testing.assert_array_equal(heard[~seen], 0)
-        assert (heard[seen] > 0).all()
+            received = np.abs(gradient).sum((0, 2, 3))
+            np.testing.assert_array_equal(received[~seen], 0)
+        assert (received[seen] > 0).all()
 
 
 @pytest.mark.parametrize("name", ["causal", "bidirectional", "block_causal", "block_diffusion", "token_causal"])
@@ -159,7 +159,7 @@ def test_a_packed_document_is_attended_as_if_alone(name):
         if streams == 2:
             rule = BlockDiffusion(hi - lo, rule.block, rule.clean_half)
         parts = [x[:, :, lo:hi].reshape(1, streams * (hi - lo), -1, 16) for x in (q, k, v)]
-        plan = prepare(rule, streams * (hi - lo), segments)
+        plan = make_plan(rule, streams * (hi - lo), segments)
         attend = jax.jit(functools.partial(attend_tpu, plan=plan, chip=CHIP, interpret=True))
         return attend(*parts).reshape(streams, hi - lo, 4, 16)
 

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints made by transformers' own classes, and the logits of ours."""
+"""Tiny random checkpoints made by transformers' own classes, and logits from both implementations."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Tiny(NamedTuple):
-    """A checkpoint directory and the model of transformers that it was saved from."""
+    """A checkpoint directory, and the transformers model that it was saved from."""
 
     directory: Path
     model: Any
@@ -42,7 +42,7 @@ class Tiny(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tiny matrices gain nothing from threads, and on a busy machine threads that wait for each other lose seconds."""
+    """Tiny matrices gain nothing from threads, and on a busy machine threads waiting for each other cost seconds."""
     try:
         import torch
     except ImportError:
@@ -56,7 +56,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
-    """Makes the named model of `MODELS` once, every weight of it random."""
+    """Makes the named model of `MODELS`, once, with every weight random."""
     torch = pytest.importorskip("torch")
     made: dict[str, Tiny] = {}
 
@@ -74,7 +74,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
 
 @pytest.fixture
 def edited(tiny: Callable[[str], Tiny], tmp_path: Path) -> Callable[..., Path]:
-    """A copy of a tiny checkpoint after `edit(tensors, config)` has changed it in place."""
+    """Makes a copy of a tiny checkpoint that `edit(tensors, config)` has changed in place."""
     def make(name: str, edit: Callable[[dict, dict], Any]) -> Path:
         source, out = tiny(name).directory, tmp_path / "edited"
         tensors, config = load_file(source / "model.safetensors"), json.loads((source / "config.json").read_text())
@@ -111,7 +111,7 @@ def random_model(torch: Any, class_name: str, settings: dict[str, Any]) -> Any:
 
 @pytest.fixture(scope="session")
 def tokens() -> np.ndarray:
-    """Two rows of 19 tokens of the tiny vocabulary, never its last, which serves as the mask."""
+    """Two rows of 19 tokens of the tiny vocabulary, without its last token, which serves as the mask."""
     return np.random.default_rng(0).integers(3, 95, (2, 19))
 
 

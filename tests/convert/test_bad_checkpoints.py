@@ -1,4 +1,4 @@
-"""Whatever is wrong with a checkpoint, the error names it, and nothing in it is run."""
+"""Whatever is wrong with a checkpoint, the error names it, and nothing in it is executed."""
 
 import json
 import pickle
@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlm_jax.convert import directories
+from dlm_jax.convert import hub
 from dlm_jax.convert.hf_config import model_config
 from dlm_jax.convert.hf_import import read_hf
 from dlm_jax.errors import UserError
+from dlm_jax.files import write_sums
 
 NORM, EMBED = "model.norm.weight", "model.embed_tokens.weight"
 
@@ -45,7 +46,7 @@ def other_head(tensors: dict, config: dict) -> None:
 
 
 @pytest.mark.parametrize(("edit", "culprit"), [
-    (drop, f"lacks the tensors {NORM}"), (add, "unexpected the tensors model.extra.weight"),
+    (drop, f"lacks the tensors {NORM}"), (add, "unexpected tensors model.extra.weight"),
     (misshape, rf"{NORM} .* \[31\].* \[32\]"), (nan, f"{EMBED} .* NaN"), (infinite, f"{EMBED} .* infinite"),
     (integers, f"{NORM} .* I32"), (other_head, "lm_head.weight .* differs from the embedding")])
 def test_a_wrong_tensor_is_named(edit, culprit, edited):
@@ -66,7 +67,7 @@ GPT2 = {"model_type": "gpt2", "vocab_size": 8, "n_embd": 8, "n_layer": 1, "n_hea
     (LLAMA, {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope type 'longrope'"),
     (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32}}, "beta_fast: 32"),
     (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
-    (LLAMA, {"rope_scaling": {"type": "linear"}}, "does not say factor"),
+    (LLAMA, {"rope_scaling": {"type": "linear"}}, "does not state factor"),
     (LLAMA, {"rope_scaling": {"type": "linear"}, "rope_parameters": {"rope_type": "default"}}, "contradict"),
     (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5"),
     (LLAMA, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor: 0.5"),
@@ -74,7 +75,7 @@ GPT2 = {"model_type": "gpt2", "vocab_size": 8, "n_embd": 8, "n_layer": 1, "n_hea
     (LLAMA, {"num_local_experts": 8}, "num_local_experts: 8"),
     (LLAMA, {"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window: True"),
     (LLAMA, {"model_type": "qwen3", "layer_types": ["sliding_attention"]}, "layer_types names 'sliding_attention'"),
-    (LLAMA, {"hidden_size": None}, "does not say hidden_size"),
+    (LLAMA, {"hidden_size": None}, "does not state hidden_size"),
     (LLAMA, {"hidden_size": "8"}, "hidden_size: '8'"),
     (LLAMA, {"rope_theta": "1e4"}, "rope_theta: '1e4'"),
     (LLAMA, {"rms_norm_eps": "tiny"}, "rms_norm_eps: 'tiny'"),
@@ -85,18 +86,18 @@ GPT2 = {"model_type": "gpt2", "vocab_size": 8, "n_embd": 8, "n_layer": 1, "n_hea
     (GPT2, {"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn: True"),
     (GPT2, {"scale_attn_weights": False}, "scale_attn_weights: False"),
     (GPT2, {"add_cross_attention": True}, "add_cross_attention: True")])
-def test_a_field_that_is_not_implemented_is_named_with_its_value(base, change, culprit):
+def test_an_unsupported_field_is_named_with_its_value(base, change, culprit):
     model_config(base)
     with pytest.raises(UserError, match=culprit):
         model_config(base | change)
 
 
-def test_harmless_fields_are_no_obstacle():
+def test_harmless_fields_are_accepted():
     model_config(LLAMA | {"pretraining_tp": 2, "sliding_window": 4096, "use_sliding_window": False,
                           "layer_types": ["full_attention"], "rope_scaling": None, "some_future_field": 1})
 
 
-def test_heads_need_not_divide_the_width_where_their_size_is_said():
+def test_heads_need_not_divide_the_width_if_head_dim_is_stated():
     config = model_config(LLAMA | {"num_attention_heads": 3, "head_dim": 6})
     assert (config.heads, config.head_dim) == (3, 6)
     assert model_config(LLAMA | {"model_type": "qwen3"}).head_dim == 128
@@ -106,7 +107,7 @@ def test_heads_need_not_divide_the_width_where_their_size_is_said():
 def test_a_truncated_file_is_named(keep, edited):
     file = edited("qwen2", lambda tensors, config: None) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"model\.safetensors is not a whole safetensors file"):
+    with pytest.raises(UserError, match=r"model\.safetensors is not a complete safetensors file"):
         read_hf(file.parent)
 
 
@@ -125,16 +126,16 @@ def test_pickles_are_refused_and_not_opened(tmp_path, tiny):
 
 
 def shard(directory: Path) -> dict:
-    """Makes the checkpoint's one file into two, and returns the index."""
+    """Splits the checkpoint's single file in two, and returns the index."""
     from safetensors.numpy import load_file, save_file
 
     tensors = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     names = sorted(tensors)
-    parts = {"a.safetensors": names[:4], "b.safetensors": names[4:]}
-    for file, held in parts.items():
+    files = {"a.safetensors": names[:4], "b.safetensors": names[4:]}
+    for file, held in files.items():
         save_file({name: tensors[name] for name in held}, directory / file)
-    index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
+    index = {"weight_map": {name: file for file, held in files.items() for name in held}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     return index
 
@@ -181,10 +182,14 @@ def test_an_empty_directory_is_named(tmp_path):
 
 @pytest.mark.parametrize(("changes", "culprit"), [
     ({"mask_token_id": 96}, "mask_token_id 96 is not in the vocabulary of 96"), ({"rule": "all"}, "rule 'all'"),
-    ({"colour": 1}, "colour"), ({"rule": "bidirectional"}, "give mask_token_id")])
-def test_a_wrong_card_is_named(changes, culprit, tiny):
+    ({"color": 1}, "color"), ({"rule": "bidirectional"}, "set mask_token_id"),
+    ({"bos_token_id": -1}, "bos_token_id -1 is not in the vocabulary of 96"),
+    ({"eos_token_id": 50256}, "eos_token_id 50256 is not in the vocabulary of 96"),
+    ({"eos_token_id": "2"}, "eos_token_id: '2', which is not of type int"),
+    ({"base_model": ["a"]}, r"base_model: \['a'\], which is not of type str")])
+def test_wrong_spec_changes_are_named(changes, culprit, tiny):
     with pytest.raises(UserError, match=culprit):
-        read_hf(tiny("qwen2").directory, card_changes=changes)
+        read_hf(tiny("qwen2").directory, spec_changes=changes)
 
 
 def test_only_float32_and_bfloat16_are_held(tiny):
@@ -192,36 +197,65 @@ def test_only_float32_and_bfloat16_are_held(tiny):
         read_hf(tiny("qwen2").directory, dtype="float16")
 
 
-def test_a_directory_is_fetched_as_itself(tmp_path):
-    assert directories.fetch(tmp_path) == (tmp_path, None)
+def test_a_directory_is_returned_unchanged(tmp_path):
+    assert hub.fetch(tmp_path) == (tmp_path, None)
 
 
 @pytest.mark.parametrize(("make", "source", "culprit"), [
     (True, "file", "is a file"), (False, "a/b/c", "there is no directory"), (False, "name", "there is no directory")])
-def test_what_is_neither_directory_nor_hub_id_is_refused(make, source, culprit, tmp_path, monkeypatch):
+def test_a_source_that_is_neither_directory_nor_hub_id_is_refused(make, source, culprit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if make:
         Path(source).touch()
     with pytest.raises(UserError, match=culprit):
-        directories.fetch(source)
+        hub.fetch(source)
 
 
-def test_without_a_network_the_mend_is_told(monkeypatch):
+def test_a_failed_download_says_how_to_continue_without_a_network(monkeypatch):
     def refuse(*arguments, **settings):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(directories.huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(UserError, match="org/name.*ConnectionError.*name its directory"):
-        directories.fetch("org/name")
+        hub.fetch("org/name")
 
 
-def test_a_download_has_no_pickles_and_tells_its_commit(monkeypatch, tmp_path):
-    asked = {}
+def test_a_download_excludes_pickles_and_reports_its_commit(monkeypatch, tmp_path):
+    requested = {}
 
     def download(source, allow_patterns):
-        asked.update(source=source, patterns=allow_patterns)
+        requested.update(source=source, patterns=allow_patterns)
         return str(tmp_path / ("a" * 40))
 
-    monkeypatch.setattr(directories.huggingface_hub, "snapshot_download", download)
-    assert directories.fetch("org/name") == (tmp_path / ("a" * 40), "a" * 40)
-    assert asked == {"source": "org/name", "patterns": ["*.safetensors", "*.json", "*.txt", "*.model"]}
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", download)
+    assert hub.fetch("org/name") == (tmp_path / ("a" * 40), "a" * 40)
+    assert requested == {"source": "org/name", "patterns": ["*.safetensors", "*.json", "*.txt", "*.model"]}
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors"])
+def test_a_file_that_differs_from_the_checksum_beside_it_is_named(edited, name):
+    directory = edited("qwen2", lambda tensors, config: None)
+    write_sums(directory)
+    read_hf(directory)
+    data = bytearray((directory / name).read_bytes())
+    data[-3] ^= 1
+    (directory / name).write_bytes(data)
+    with pytest.raises(UserError, match=rf"{name} is damaged: it differs from its checksum in SHA256SUMS"):
+        read_hf(directory)
+
+
+def test_files_that_are_not_read_may_differ_from_their_checksum_or_be_absent(edited):
+    directory = edited("qwen2", lambda tensors, config: None)
+    (directory / "README.md").write_text("A model.")
+    (directory / "pytorch_model.bin").write_text("A pickle.")
+    write_sums(directory)
+    (directory / "README.md").write_text("A good model.")
+    (directory / "pytorch_model.bin").unlink()
+    read_hf(directory)
+
+
+def test_checksums_that_cannot_be_read_are_refused(edited):
+    directory = edited("qwen2", lambda tensors, config: None)
+    (directory / "SHA256SUMS").write_text("SHA256 (config.json) = 00\n")
+    with pytest.raises(UserError, match="SHA256SUMS is damaged: it has the line"):
+        read_hf(directory)

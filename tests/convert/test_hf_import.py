@@ -1,4 +1,4 @@
-"""An imported model is the same function as the model of transformers, whatever way it is stored."""
+"""An imported model is the same function as the transformers model, however it is stored."""
 
 import json
 
@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from dlm_jax.attention.rules import Causal
 from dlm_jax.convert.hf_import import read_hf
-from dlm_jax.models.card import Card
+from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.models.weights import weight_table
 
 MODELS = ["gpt2", "llama3", "llama_linear", "llama_biased", "qwen2", "qwen3"]
@@ -22,13 +22,13 @@ def test_causal_logits_equal_those_of_transformers(name, tiny, tokens, our_logit
     np.testing.assert_allclose(our_logits(bundle, tokens, Causal()), their_logits(tiny(name).model, tokens), atol=1e-4)
 
 
-def test_real_trained_model_has_the_logits_of_transformers(shared, our_logits, their_logits):
+def test_a_trained_model_has_the_logits_of_transformers(shared, our_logits, their_logits):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("torch")
     directory = shared / "stories260k"
     tokens = np.random.default_rng(1).integers(3, 512, (2, 64))
     bundle = read_hf(directory)
-    assert (bundle.card.bos_token_id, bundle.card.eos_token_id, bundle.tokenizer_dir) == (1, 2, directory)
+    assert (bundle.spec.bos_token_id, bundle.spec.eos_token_id, bundle.tokenizer_dir) == (1, 2, directory)
     theirs = their_logits(transformers.AutoModelForCausalLM.from_pretrained(directory), tokens)
     np.testing.assert_allclose(our_logits(bundle, tokens, Causal()), theirs, atol=1e-4)
 
@@ -41,7 +41,7 @@ def test_shards_and_one_file_give_equal_bits(name, tiny, tmp_path, same):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama_linear"])
-def test_bare_transformer_names_are_read(name, tiny, edited, same):
+def test_tensor_names_of_the_bare_transformer_are_read(name, tiny, edited, same):
     def strip(tensors: dict, config: dict) -> None:
         for key in list(tensors):
             tensors[key.removeprefix("transformer.").removeprefix("model.")] = tensors.pop(key)
@@ -67,18 +67,18 @@ def test_old_rope_fields_mean_the_same_as_new_ones(tiny, edited):
     assert read_hf(edited("llama3", age)).config == read_hf(tiny("llama3").directory).config
 
 
-@pytest.mark.parametrize(("stored", "asked", "kept"), [
+@pytest.mark.parametrize(("stored", "requested", "held"), [
     (np.float16, None, np.float32), (ml_dtypes.bfloat16, None, ml_dtypes.bfloat16), (np.float32, None, np.float32),
     (np.float32, "bfloat16", ml_dtypes.bfloat16), (ml_dtypes.bfloat16, "float32", np.float32)])
-def test_storage_type_is_kept_or_changed_on_request(stored, asked, kept, edited):
+def test_the_stored_type_is_kept_or_changed_on_request(stored, requested, held, edited):
     def cast(tensors: dict, config: dict) -> None:
         tensors.update({key: value.astype(stored) for key, value in tensors.items()})
 
-    leaves = flatten_dict(read_hf(edited("qwen2", cast), dtype=asked).params).values()
-    assert {leaf.dtype for leaf in leaves} == {np.dtype(kept)}
+    leaves = flatten_dict(read_hf(edited("qwen2", cast), dtype=requested).params).values()
+    assert {leaf.dtype for leaf in leaves} == {np.dtype(held)}
 
 
-def test_mixed_storage_types_become_the_widest(edited):
+def test_mixed_stored_types_become_the_widest(edited):
     def cast(tensors: dict, config: dict) -> None:
         tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(ml_dtypes.bfloat16)
 
@@ -86,16 +86,16 @@ def test_mixed_storage_types_become_the_widest(edited):
     assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
 
 
-def test_first_of_several_end_tokens_comes_from_the_generation_config(edited):
+def test_the_first_of_several_end_tokens_comes_from_the_generation_config(edited):
     def forget(tensors: dict, config: dict) -> None:
         config["eos_token_id"] = None
 
     directory = edited("llama3", forget)
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
-    assert read_hf(directory).card.eos_token_id == 7
+    assert read_hf(directory).spec.eos_token_id == 7
 
 
-def test_the_user_says_what_a_plain_checkpoint_does_not(tiny):
+def test_the_user_adds_what_a_plain_checkpoint_does_not_state(tiny):
     changes = {"recipe": "diffullama", "rule": "bidirectional", "mask_token_id": 81}
-    card = read_hf(tiny("llama3").directory, card_changes=changes).card
-    assert card == Card(**changes, bos_token_id=1, eos_token_id=2)
+    spec = read_hf(tiny("llama3").directory, spec_changes=changes).spec
+    assert spec == DiffusionSpec(**changes, bos_token_id=1, eos_token_id=2)

@@ -1,4 +1,4 @@
-"""Importing needs memory for one copy of the model."""
+"""An import needs memory for one copy of the model."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 CONFIG = {"model_type": "llama", "vocab_size": 1024, "hidden_size": 512, "intermediate_size": 1536,
           "num_hidden_layers": 24, "num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 64,
           "tie_word_embeddings": False}
-# The peak of the process itself: `ru_maxrss` would begin at the peak of the process that starts it.
+# The peak of the process itself: `ru_maxrss` would start at the peak of its parent process.
 MEASURE = r"""
 import re, sys
 from pathlib import Path
@@ -27,7 +27,7 @@ print(peak() - before)
 
 
 def write_model(directory: Path) -> int:
-    """A model of bfloat16 zeros; returns its bytes."""
+    """Writes a model of bfloat16 zeros, and returns its size in bytes."""
     d, f, v = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["vocab_size"]
     shapes = {"model.embed_tokens.weight": (v, d), "lm_head.weight": (v, d), "model.norm.weight": (d,)}
     for i in range(CONFIG["num_hidden_layers"]):
@@ -42,8 +42,8 @@ def write_model(directory: Path) -> int:
     return sum(2 * int(np.prod(shape)) for shape in shapes.values())
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to tell a process's peak memory")
-def test_import_peaks_near_one_copy(tmp_path):
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux to measure a process's peak memory")
+def test_an_import_peaks_near_one_copy(tmp_path):
     size = write_model(tmp_path)
     assert size > 150e6
     run = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True)

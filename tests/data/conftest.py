@@ -6,7 +6,7 @@ from dlm_jax.data.prepare import prepare
 
 
 class CharacterTokenizer:
-    """One token a character. It offers what `prepare` uses of a `Tokenizer`."""
+    """One token per character, with just the methods of `Tokenizer` that `prepare` uses."""
 
     bos_id, eos_id = 1, None
 
@@ -24,8 +24,7 @@ def characters():
 
 @pytest.fixture
 def make_dataset(tmp_path, characters):
-    """Prepares a dataset of `records` records of 4 tokens that spell `first`, `first` + 1, ...; returns its directory.
-    """
+    """Prepares `records` records of 4 tokens that spell `first`, `first` + 1, ..., and returns their directory."""
     def make(records, name="dataset", first=0):
         texts = [f"{number:03d}" for number in range(first, first + records)]
         prepare(texts, characters, 4, tmp_path / name)
@@ -35,5 +34,5 @@ def make_dataset(tmp_path, characters):
 
 @pytest.fixture(scope="session")
 def numbers():
-    """Reads the numbers that the records of `make_dataset` spell; token 0 of a record is the start token."""
+    """The numbers that records of `make_dataset` spell; token 0 of a record is the start token."""
     return lambda tokens: [int("".join(map(chr, row[1:]))) for row in tokens]

@@ -1,5 +1,6 @@
-"""Preparing with Beam gives an ordinary dataset, the same on any runner, or nothing."""
+"""Preparing with Beam writes an ordinary dataset, the same on any runner, or nothing."""
 
+import importlib
 import json
 import sys
 
@@ -7,13 +8,14 @@ import numpy as np
 import pytest
 
 from dlm_jax.data import beam as module
-from dlm_jax.data import prepare as prepare_module
 from dlm_jax.data.beam import prepare_with_beam
 from dlm_jax.data.dataset import Dataset
 from dlm_jax.data.prepare import prepare
 from dlm_jax.data.text import read_documents
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
+
+prepare_module = importlib.import_module("dlm_jax.data.prepare")  # `dlm_jax.data.prepare` itself is the function
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +25,14 @@ def tokenizer(base):
 
 @pytest.fixture
 def inputs(tmp_path):
-    """Three files of text, the second empty."""
+    """Three text files, the second without documents."""
     for number, documents in enumerate((["one cat"] * 30, [], ["two dogs", "and a hill"] * 9)):
         lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
         (tmp_path / f"{number}.jsonl").write_text(lines)
     return tmp_path / "?.jsonl"
 
 
-def test_without_beam_the_package_to_install_is_named(inputs, tokenizer, tmp_path, monkeypatch):
+def test_a_missing_beam_names_the_package_to_install(inputs, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(UserError, match=r"pip install 'dlm-jax\[beam\]'"):
         prepare_with_beam([inputs], tokenizer, 16, tmp_path / "out")
@@ -57,7 +59,7 @@ def test_each_input_is_packed_as_prepare_packs_it_alone(inputs, tokenizer, tmp_p
 
 
 @pytest.mark.usefixtures("beam")
-def test_the_files_do_not_depend_on_the_workers(inputs, tokenizer, tmp_path):
+def test_the_files_do_not_depend_on_the_number_of_workers(inputs, tokenizer, tmp_path):
     flags = ["--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
     prepare_with_beam([inputs], tokenizer, 16, tmp_path / "one")
     prepare_with_beam([inputs], tokenizer, 16, tmp_path / "two", flags)
@@ -65,7 +67,7 @@ def test_the_files_do_not_depend_on_the_workers(inputs, tokenizer, tmp_path):
     assert len(one) == 3 and one == two
 
 
-def test_a_part_that_is_written_twice_is_there_once(inputs, tokenizer, tmp_path, monkeypatch):
+def test_a_part_written_twice_leaves_the_same_files(inputs, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "SHARD_BYTES", 8 * 16 * 2)
     part, out = (0, str(tmp_path / "0.jsonl")), tmp_path / "out"
     out.mkdir()
@@ -79,7 +81,7 @@ def test_a_part_that_is_written_twice_is_there_once(inputs, tokenizer, tmp_path,
 @pytest.mark.parametrize("content, flags, words", [
     ('{"text": "a"}\n{"text": b}\n', [], "bad.jsonl, line 2 is not JSON"),
     ('{"text": "a"}\n', ["--runner=NoSuchRunner"], "the Beam pipeline failed .*NoSuchRunner")])
-def test_what_is_wrong_is_told_and_leaves_nothing(inputs, tokenizer, tmp_path, content, flags, words):
+def test_an_error_is_reported_and_leaves_nothing(inputs, tokenizer, tmp_path, content, flags, words):
     (tmp_path / "bad.jsonl").write_text(content)
     with pytest.raises(UserError, match=words):
         prepare_with_beam([inputs, tmp_path / "bad.jsonl"], tokenizer, 16, tmp_path / "out", flags)

@@ -1,5 +1,6 @@
-"""The stream is a function of (seed, step), each run through the data is whole, and damage is found and named."""
+"""The stream is a function of (seed, step), every epoch is complete, and damage is found and named."""
 
+import importlib
 import itertools
 import json
 import subprocess
@@ -9,16 +10,17 @@ import threading
 import numpy as np
 import pytest
 
-from dlm_jax.data import prepare as prepare_module
 from dlm_jax.data.dataset import Dataset, check_tokenizer
 from dlm_jax.errors import UserError
+
+prepare_module = importlib.import_module("dlm_jax.data.prepare")  # `dlm_jax.data.prepare` itself is the function
 
 
 @pytest.fixture
 def take(numbers):
     """Reads the numbers of each of the first `steps` batches."""
-    def take(dataset, steps, batch=4, seed=0, first_step=0, share=(0, 1)):
-        batches = dataset.batches(batch, seed, first_step, share)
+    def take(dataset, steps, batch=4, seed=0, first_step=0, shard=(0, 1)):
+        batches = dataset.batches(batch, seed, first_step, shard)
         return [numbers(tokens) for tokens, _ in itertools.islice(batches, steps)]
 
     return take
@@ -26,9 +28,9 @@ def take(numbers):
 
 def test_a_batch_does_not_depend_on_where_iteration_started(make_dataset, take):
     dataset = Dataset.open(make_dataset(11))
-    whole = take(dataset, 12)
+    full = take(dataset, 12)
     for first in range(12):
-        assert take(dataset, 12 - first, first_step=first) == whole[first:]
+        assert take(dataset, 12 - first, first_step=first) == full[first:]
 
 
 def test_the_order_depends_on_the_seed_alone(make_dataset, take):
@@ -46,60 +48,61 @@ def test_an_epoch_visits_each_record_exactly_once_in_a_new_order(make_dataset, t
 
 
 @pytest.mark.parametrize("records", [1, 3])
-def test_a_dataset_smaller_than_a_batch_fills_it_by_repetition(make_dataset, records, take):
+def test_a_dataset_smaller_than_a_batch_repeats_to_fill_it(make_dataset, records, take):
     first, second = take(Dataset.open(make_dataset(records)), 2, batch=6)
     assert sorted(first + second) == sorted(list(range(records)) * (12 // records))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
-def test_the_shares_of_all_processes_make_the_batch(make_dataset, take, count):
+def test_the_shards_of_all_processes_make_up_the_batch(make_dataset, take, count):
     dataset = Dataset.open(make_dataset(11))
-    whole = take(dataset, 7, batch=6)
-    shares = [take(dataset, 5, batch=6, first_step=2, share=(index, count)) for index in range(count)]
-    assert [sum(parts, []) for parts in zip(*shares)] == whole[2:]
+    full = take(dataset, 7, batch=6)
+    shards = [take(dataset, 5, batch=6, first_step=2, shard=(index, count)) for index in range(count)]
+    assert [sum(rows, []) for rows in zip(*shards)] == full[2:]
 
 
 READ = """
 import itertools, json, sys
 from dlm_jax.data.dataset import Dataset
 directory, first, index, count = sys.argv[1], *map(int, sys.argv[2:])
-batches = Dataset.open(directory).batches(6, seed=5, first_step=first, share=(index, count))
+batches = Dataset.open(directory).batches(6, seed=5, first_step=first, shard=(index, count))
 print(json.dumps([tokens.tolist() for tokens, _ in itertools.islice(batches, 3)]))
 """
 
 
-def test_a_run_goes_on_with_another_number_of_processes(make_dataset):
+def test_a_run_resumes_with_another_number_of_processes(make_dataset):
     directory = make_dataset(11)
-    whole = [tokens.tolist() for tokens, _ in itertools.islice(Dataset.open(directory).batches(6, seed=5), 6)]
+    full = [tokens.tolist() for tokens, _ in itertools.islice(Dataset.open(directory).batches(6, seed=5), 6)]
     for first, count in ((0, 2), (3, 3)):
         commands = [[sys.executable, "-c", READ, directory, first, index, count] for index in range(count)]
-        said = [subprocess.run(list(map(str, command)), capture_output=True, check=True).stdout for command in commands]
-        assert [sum(rows, []) for rows in zip(*map(json.loads, said))] == whole[first:first + 3]
+        outputs = [subprocess.run(list(map(str, command)), capture_output=True, check=True).stdout
+                   for command in commands]
+        assert [sum(rows, []) for rows in zip(*map(json.loads, outputs))] == full[first:first + 3]
 
 
-def test_a_process_reads_the_records_of_its_share_alone(make_dataset, monkeypatch, take):
-    monkeypatch.setattr(prepare_module, "SHARD_BYTES", 8 * 4)  # a record a file
+def test_a_process_reads_only_the_records_of_its_shard(make_dataset, monkeypatch, take):
+    monkeypatch.setattr(prepare_module, "SHARD_BYTES", 8 * 4)  # one record per file
     dataset = Dataset.open(make_dataset(40))
-    mine, = take(dataset, 1, batch=40, share=(1, 4))
+    mine, = take(dataset, 1, batch=40, shard=(1, 4))
     for number in set(range(40)) - set(mine):
         damage(dataset.directory / dataset.shards[number].name, f"{number % 10}")
-    assert take(dataset, 1, batch=40, share=(1, 4)) == [mine]
+    assert take(dataset, 1, batch=40, shard=(1, 4)) == [mine]
     with pytest.raises(UserError, match="is damaged"):
         take(dataset, 1, batch=40)
 
 
-@pytest.mark.parametrize("batch, share, words", [
-    (6, (0, 4), "batch of 6 records cannot be cut into equal shares for 4 processes"),
-    (6, (2, 2), "no share 2 of 2"), (6, (-1, 2), "no share -1 of 2"), (6, (0, 0), "no share 0 of 0")])
-def test_a_share_that_cannot_be_is_refused(make_dataset, batch, share, words):
+@pytest.mark.parametrize("batch, shard, words", [
+    (6, (0, 4), "batch of 6 records cannot be split evenly over 4 processes"),
+    (6, (2, 2), "no shard 2 of 2"), (6, (-1, 2), "no shard -1 of 2"), (6, (0, 0), "no shard 0 of 0")])
+def test_an_impossible_shard_is_refused(make_dataset, batch, shard, words):
     dataset = Dataset.open(make_dataset(3))
     with pytest.raises(UserError, match=words):
-        next(dataset.batches(batch, seed=0, share=share))
+        next(dataset.batches(batch, seed=0, shard=shard))
     with pytest.raises(UserError, match=words):
-        dataset.sources(batch, 0, share)
+        dataset.sources(batch, 0, shard)
 
 
-def test_all_rows_of_a_dataset_are_of_one_source(make_dataset):
+def test_all_rows_of_a_dataset_come_from_one_source(make_dataset):
     dataset = Dataset.open(make_dataset(3))
     assert dataset.names == ("dataset",) and dataset.sources(6, 3, (1, 2)).tolist() == [0, 0, 0]
 
@@ -111,7 +114,7 @@ def test_a_batch_holds_whole_records(make_dataset):
     assert (tokens[:, 0] == 1).all() and (segments == 1).all()
 
 
-def test_rows_come_as_they_were_written(make_dataset, monkeypatch, numbers):
+def test_rows_come_back_as_they_were_written(make_dataset, monkeypatch, numbers):
     monkeypatch.setattr(prepare_module, "SHARD_BYTES", 8 * 4 * 3)
     dataset = Dataset.open(make_dataset(8))
     assert len(dataset.shards) == 3
@@ -136,9 +139,9 @@ def test_a_closed_iterator_leaves_no_thread(make_dataset):
 
 
 def damage(shard, digit):
-    """Changes the first record of the file that spells a number with this digit."""
+    """Corrupts the first record in the file that spells a number with this digit."""
     content = shard.read_bytes()
-    record = content.index(digit.encode(), 64)  # behind the header of the file
+    record = content.index(digit.encode(), 64)  # after the header of the file
     shard.write_bytes(content[:record] + b"#" + content[record + 1:])
 
 
@@ -173,7 +176,7 @@ def rewrite(directory, **changes):
     ({"shards": [{"name": "other.array_record", "records": 3}]}, "lacks its file .*other.array_record"),
     ({"shards": [{"name": "records-00000.array_record", "records": 4}]}, "holds 3 records instead of 4"),
 ])
-def test_a_description_that_does_not_fit_is_refused(make_dataset, changes, named):
+def test_a_description_that_does_not_match_is_refused(make_dataset, changes, named):
     directory = make_dataset(3)
     rewrite(directory, **changes)
     with pytest.raises(UserError, match=named):
@@ -181,14 +184,14 @@ def test_a_description_that_does_not_fit_is_refused(make_dataset, changes, named
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}"])
-def test_what_was_not_prepared_is_refused(tmp_path, content):
+def test_a_directory_that_was_not_prepared_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(UserError, match="is not a prepared dataset"):
         Dataset.open(tmp_path)
 
 
-def test_a_cut_off_shard_is_refused(make_dataset):
+def test_a_truncated_shard_is_refused(make_dataset):
     directory = make_dataset(3)
     shard = directory / "records-00000.array_record"
     shard.write_bytes(shard.read_bytes()[:100])

@@ -1,4 +1,4 @@
-"""Inputs by any name: compressed, by pattern, in an object store, in TFDS; the bad ones are named."""
+"""Inputs of every kind are read: compressed, by pattern, from an object store, from TFDS; bad ones are named."""
 
 import gzip
 import json
@@ -30,7 +30,7 @@ def contents(tmp_path) -> dict[str, bytes]:
     pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), tmp_path / "table")
     return {"a.jsonl": lines, "b.jsonl.gz": gzip.compress(lines), "c.jsonl.zst": zstd(lines), "d.txt": plain,
             "e.txt.gz": gzip.compress(plain), "f.txt.zst": zstd(plain), "g.parquet": (tmp_path / "table").read_bytes(),
-            "h.jsonl.zst": zstd(lines[:40]) + zstd(lines[40:])}  # parts that were compressed one by one
+            "h.jsonl.zst": zstd(lines[:40]) + zstd(lines[40:])}  # compressed in two pieces
 
 
 def test_every_compression_gives_the_same_documents(tmp_path, contents):
@@ -48,25 +48,25 @@ def test_an_object_store_gives_the_same_documents(contents):
     assert list(read_documents(["memory://bucket/*.jsonl", "memory://bucket/d.txt"])) == TEXTS * 2
 
 
-def test_a_pattern_stands_for_its_files_sorted(tmp_path):
+def test_a_pattern_expands_to_its_files_sorted(tmp_path):
     for name in ("b.txt", "a.txt", "c.md", "a[1].txt", "deep/d.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     assert list(read_documents([tmp_path / "c.md", tmp_path / "?.txt"])) == ["c.md", "a.txt", "b.txt"]
-    assert list(read_documents([tmp_path / "a[1].txt"])) == ["a[1].txt"]  # there is a file of just that name
+    assert list(read_documents([tmp_path / "a[1].txt"])) == ["a[1].txt"]  # a file of exactly that name exists
     assert list(read_documents([tmp_path / "**" / "d.txt"])) == ["deep/d.txt"]
 
 
 @pytest.mark.parametrize("name, words", [
     ("nothing-*.txt", r"no file nothing-\*.txt"), ("/tmp", "no file /tmp"),
     ("memory://bucket/absent.txt", "no file memory://bucket/absent.txt"),
-    ("colour://bucket/a.txt", "cannot reach colour://bucket/a.txt")])
-def test_what_is_not_there_is_named_before_anything_is_read(name, words):
+    ("color://bucket/a.txt", "cannot reach color://bucket/a.txt")])
+def test_a_missing_input_is_named_before_anything_is_read(name, words):
     with pytest.raises(UserError, match=words):
         read_documents([name])
 
 
-def test_a_missing_package_is_named_with_its_mend(monkeypatch):
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
     for module in ("gcsfs", "s3fs"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=r"gs://bucket/a.txt needs a package .*; pip install gcsfs"):
@@ -125,7 +125,7 @@ assert "tensorflow" not in sys.modules
 
 
 def python(script: str, *arguments: object, **variables: object) -> list[str]:
-    """The lines that a process of its own prints: TFDS reads its directory's name when it is imported."""
+    """The lines that a separate process prints: TFDS reads TFDS_DATA_DIR when it is imported."""
     environment = {"PATH": "/usr/bin:/bin", **{name: str(value) for name, value in variables.items()}}
     done = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True,
                           env=environment)
@@ -141,8 +141,8 @@ def test_tfds_datasets_are_read_without_tensorflow(tmp_path):
     python(BUILD, data, PYTHONPATH=tmp_path)
     names = ["tfds:tiny", "tfds:tiny:test", "tfds:tiny:1.0.0", "tfds:tiny:1.0.0:test", "tfds:tiny:train[1:]"]
     bad = ["tfds:tiny:dev", "tfds:absent", "tfds:", "tfds:numbers"]
-    said = python(READ, *names, *bad, TFDS_DATA_DIR=data, PYTHONPATH=Path(__file__).parents[2])
-    whole = ["One.", "Zwei Wörter", "三"]
-    assert list(map(json.loads, said[:5])) == [whole, ["t"], whole, ["t"], whole[1:]]
+    lines = python(READ, *names, *bad, TFDS_DATA_DIR=data, PYTHONPATH=Path(__file__).parents[2])
+    documents = ["One.", "Zwei Wörter", "三"]
+    assert list(map(json.loads, lines[:5])) == [documents, ["t"], documents, ["t"], documents[1:]]
     causes = ("Unknown split 'dev'", "absent not found", "not of the form", "no feature 'text'")
-    assert all(cause in line for cause, line in zip(causes, said[5:], strict=True))
+    assert all(cause in line for cause, line in zip(causes, lines[5:], strict=True))

@@ -1,4 +1,4 @@
-"""A mixture is a function of (seed, step): its shares are exact, and each source keeps its own epochs."""
+"""A mixture is a function of (seed, step): its proportions are exact, and each source has its own epochs."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import pytest
 from dlm_jax.data.dataset import Dataset
 from dlm_jax.data.mixture import PERIOD, Mixture, apportion, schedule
 from dlm_jax.data.prepare import prepare
-from dlm_jax.data.source import open_source, open_training
+from dlm_jax.data.source import load_source, load_training_data
 from dlm_jax.errors import UserError
 
 WEIGHTS = (0.6, 0.3, 0.1)
@@ -16,16 +16,16 @@ WEIGHTS = (0.6, 0.3, 0.1)
 
 @pytest.fixture
 def mixture(make_dataset):
-    """7 records from 0, 50 from 100 and 5 from 900."""
-    made = [make_dataset(7, "a"), make_dataset(50, "b", 100), make_dataset(5, "c", 900)]
-    return Mixture(tuple(Dataset.open(directory) for directory in made), WEIGHTS)
+    """7 records that count from 0, 50 from 100 and 5 from 900."""
+    directories = [make_dataset(7, "a"), make_dataset(50, "b", 100), make_dataset(5, "c", 900)]
+    return Mixture(tuple(Dataset.open(directory) for directory in directories), WEIGHTS)
 
 
 @pytest.fixture
 def take(numbers):
     """Reads the numbers of each of the first `steps` batches of 10."""
-    def take(data, steps, seed=0, first_step=0, share=(0, 1)):
-        return [numbers(tokens) for tokens, _ in itertools.islice(data.batches(10, seed, first_step, share), steps)]
+    def take(data, steps, seed=0, first_step=0, shard=(0, 1)):
+        return [numbers(tokens) for tokens, _ in itertools.islice(data.batches(10, seed, first_step, shard), steps)]
 
     return take
 
@@ -34,7 +34,7 @@ def source_of(number):
     return 0 if number < 100 else 1 if number < 900 else 2
 
 
-def test_every_source_gets_exactly_its_share_of_a_period():
+def test_over_a_period_the_proportions_are_exact():
     counts = apportion((0.693584, 0.306416))  # SlimPajama and StarCoder
     assert counts.tolist() == [693_584, 306_416]
     assert np.bincount(schedule(counts)[0]).tolist() == counts.tolist()
@@ -42,16 +42,16 @@ def test_every_source_gets_exactly_its_share_of_a_period():
 
 
 @pytest.mark.parametrize("weights", [(1,), (0.69, 0.31), (5, 3, 1, 0.2, 0.001), (1e-6, 1)])
-def test_at_no_row_is_a_source_far_from_its_share(weights):
+def test_at_every_row_each_source_is_close_to_its_proportion(weights):
     counts = apportion(weights)
-    sources, place = schedule(counts)
+    sources, index = schedule(counts)
     for number, count in enumerate(counts):
         mine = sources == number
         assert np.abs(np.cumsum(mine) - np.arange(1, PERIOD + 1) * (count / PERIOD)).max() < 1.5
-        assert (place[mine] == np.arange(count)).all()
+        assert (index[mine] == np.arange(count)).all()
 
 
-def test_rows_come_from_the_sources_that_are_told(mixture, take):
+def test_rows_come_from_the_sources_that_are_reported(mixture, take):
     for step, batch in enumerate(take(mixture, 8)):
         assert [source_of(number) for number in batch] == mixture.sources(10, step).tolist()
     assert mixture.sources(10, 3).dtype == np.int32
@@ -69,14 +69,14 @@ def test_each_source_has_its_own_epochs_each_in_a_new_order(mixture, take):
 
 
 @pytest.mark.parametrize("first", [0, 1, 7, PERIOD // 10 - 2])
-def test_a_batch_does_not_depend_on_where_iteration_started_or_on_how_many_read_it(mixture, take, first):
-    whole = take(mixture, 4, first_step=first)  # the last `first` crosses from one period to the next
-    assert take(mixture, 3, first_step=first + 1) == whole[1:]
+def test_a_batch_depends_neither_on_where_iteration_started_nor_on_how_many_processes_read_it(mixture, take, first):
+    full = take(mixture, 4, first_step=first)  # the last `first` crosses from one period to the next
+    assert take(mixture, 3, first_step=first + 1) == full[1:]
     for count in (2, 5):
-        shares = [take(mixture, 4, first_step=first, share=(index, count)) for index in range(count)]
-        assert [sum(parts, []) for parts in zip(*shares)] == whole
-        told = [mixture.sources(10, first, (index, count)) for index in range(count)]
-        assert np.concatenate(told).tolist() == mixture.sources(10, first).tolist()
+        shards = [take(mixture, 4, first_step=first, shard=(index, count)) for index in range(count)]
+        assert [sum(rows, []) for rows in zip(*shards)] == full
+        sources = [mixture.sources(10, first, (index, count)) for index in range(count)]
+        assert np.concatenate(sources).tolist() == mixture.sources(10, first).tolist()
 
 
 def test_the_seed_changes_the_records_and_not_the_sources(mixture, take):
@@ -85,7 +85,7 @@ def test_the_seed_changes_the_records_and_not_the_sources(mixture, take):
     assert take(mixture, 4, seed=0) == take(mixture, 4, seed=0)
 
 
-def test_a_mixture_of_one_is_that_dataset(mixture, take):
+def test_a_mixture_of_one_dataset_equals_that_dataset(mixture, take):
     dataset = mixture.datasets[0]
     assert take(Mixture((dataset,), (3,)), 5, seed=4) == take(dataset, 5, seed=4)
 
@@ -93,7 +93,7 @@ def test_a_mixture_of_one_is_that_dataset(mixture, take):
 @pytest.mark.parametrize("weights, words", [
     ((1, 0, 1), "must be positive"), ((1, -1, 1), "must be positive"), ((1, float("inf"), 1), "must be positive"),
     ((1, float("nan"), 1), "must be positive")])
-def test_weights_that_are_none_are_refused(mixture, weights, words):
+def test_weights_that_are_not_positive_are_refused(mixture, weights, words):
     with pytest.raises(UserError, match=words):
         Mixture(mixture.datasets, weights)
 
@@ -120,23 +120,24 @@ def test_sources_that_differ_in_length_or_tokenizer_are_refused(mixture, charact
         Mixture((first, first), (1, 1))
 
 
-def test_a_mixture_is_named_in_one_line(mixture, characters, tmp_path):
+def test_a_mixture_is_written_in_one_line(mixture, characters, tmp_path):
     paths = [dataset.directory for dataset in mixture.datasets]
     text = f"{paths[0]}:0.6, {paths[1]}:.3,{paths[2]}:1e-1"
-    assert open_training(text, characters, 4, tmp_path / "made") == mixture
-    assert open_training(str(paths[0]), characters, 4, tmp_path / "made") == mixture.datasets[0]
+    assert load_training_data(text, characters, 4, tmp_path / "prepared") == mixture
+    assert load_training_data(str(paths[0]), characters, 4, tmp_path / "prepared") == mixture.datasets[0]
 
 
 def test_a_text_in_a_mixture_is_prepared_once(mixture, characters, tmp_path):
     (tmp_path / "new.txt").write_text("once upon a time")
     text = f"{mixture.directory}:1,{tmp_path / 'new.txt'}:1"
-    opened = open_training(text, characters, 4, tmp_path / "made")
-    assert opened.datasets[1] == open_source(str(tmp_path / "new.txt"), "train", characters, 4, tmp_path / "made" / "1")
+    loaded = load_training_data(text, characters, 4, tmp_path / "prepared")
+    alone = load_source(str(tmp_path / "new.txt"), "train", characters, 4, tmp_path / "prepared" / "1")
+    assert loaded.datasets[1] == alone
 
 
-def test_names_that_are_alike_are_told_apart_by_their_paths(make_dataset):
-    made = [Dataset.open(make_dataset(3, f"{name}/train")) for name in ("a", "b")]
-    assert Mixture(tuple(made), (1, 1)).names == tuple(str(dataset.directory) for dataset in made)
+def test_sources_with_equal_names_are_called_by_their_paths(make_dataset):
+    datasets = [Dataset.open(make_dataset(3, f"{name}/train")) for name in ("a", "b")]
+    assert Mixture(tuple(datasets), (1, 1)).names == tuple(str(dataset.directory) for dataset in datasets)
 
 
 @pytest.mark.parametrize("text, words", [
@@ -144,4 +145,4 @@ def test_names_that_are_alike_are_told_apart_by_their_paths(make_dataset):
     ("a:0.5,b:0.5", "there is no a; name"), ("a,b", "there is no a,b; name")])
 def test_a_mixture_that_cannot_be_read_is_refused(text, words, characters, tmp_path):
     with pytest.raises(UserError, match=words):
-        open_training(text, characters, 4, tmp_path)
+        load_training_data(text, characters, 4, tmp_path)

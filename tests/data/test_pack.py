@@ -1,4 +1,4 @@
-"""Packing is a rearrangement: whatever goes in comes out, in order."""
+"""Packing only rearranges: everything that goes in comes out, in order."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ BOS, EOS = 90, 91
 
 
 def documents(seed):
-    """Random documents, some empty; the ids 90 and up are kept free."""
+    """Random documents, some empty; ids from 90 on do not occur."""
     draw = np.random.default_rng(seed)
     return [draw.integers(0, 90, size=draw.integers(0, 15)).tolist() for _ in range(draw.integers(0, 12))]
 
@@ -32,16 +32,16 @@ def test_segments_mark_documents(seed):
     for tokens, segments in pack(documents(seed), 7, BOS, EOS):
         real = segments > 0
         starts = (tokens == BOS)[real]
-        starts[0] = True  # a record may open in the middle of a document
+        starts[0] = True  # a record may start in the middle of a document
         assert segments[real].tolist() == np.cumsum(starts).tolist()
 
 
 def test_only_the_end_of_the_last_record_is_padded():
-    *whole, last = pack([[1] * 5, [2] * 6], 4, None, None)
-    assert all((segments > 0).all() for _, segments in whole)
+    *full, last = pack([[1] * 5, [2] * 6], 4, None, None)
+    assert all((segments > 0).all() for _, segments in full)
     assert last[0].tolist() == [2, 2, 2, 0] and last[1].tolist() == [1, 1, 1, 0]
 
 
-def test_a_record_is_not_touched_after_it_was_given():
+def test_a_record_does_not_change_after_it_was_yielded():
     records = list(pack(iter([[1, 2, 3, 4], [5, 6]]), 2, None, None))
     assert [tokens.tolist() for tokens, _ in records] == [[1, 2], [3, 4], [5, 6]]

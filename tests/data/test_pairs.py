@@ -1,16 +1,16 @@
-"""Prompts and answers as records: what is given, what is learnt, and that documents stay whole."""
+"""Prompts and answers as records: what is a prompt, what is learned, and that documents are not split."""
 
 import json
 
 import numpy as np
 import pytest
 
-from dlm_jax.cli import main
+from dlm_jax.commands.main import main
 from dlm_jax.data.dataset import Dataset
 from dlm_jax.data.pairs import prepare_pairs, read_pairs
 from dlm_jax.data.tokenizer import Tokenizer
-from dlm_jax.diffusion.corruption import GIVEN, part_given, predictable
 from dlm_jax.errors import UserError
+from dlm_jax.segments import PROMPT_BIT, predictable, split_prompt_bit
 
 PAIRS = [("the cat", "sat"), ("a dog ran on the hill", "it was quiet"), ("under", "the mat and then all"),
          ("a cat", "ran")]
@@ -24,7 +24,7 @@ def tokenizer(base) -> Tokenizer:
 def records(tmp_path, tokenizer, length: int, layout: str):
     prepare_pairs(PAIRS, tokenizer, length, tmp_path / "records", layout)
     tokens, segments = Dataset.open(tmp_path / "records").rows(slice(None))
-    return tokens, *map(np.asarray, part_given(segments))
+    return tokens, *map(np.asarray, split_prompt_bit(segments))
 
 
 def expected(tokenizer, prompt: str, answer: str) -> tuple[list[int], list[int]]:
@@ -33,25 +33,28 @@ def expected(tokenizer, prompt: str, answer: str) -> tuple[list[int], list[int]]
 
 
 def test_packed_pairs_are_whole_documents_one_after_the_other(tmp_path, tokenizer):
-    tokens, documents, given = records(tmp_path, tokenizer, 24, "packed")
-    found = [(row[docs == d][hides[docs == d]].tolist(), row[docs == d][~hides[docs == d]].tolist())
-             for row, docs, hides in zip(tokens, documents, given) for d in range(1, docs.max() + 1)]
+    tokens, documents, is_prompt = records(tmp_path, tokenizer, 24, "packed")
+    found = []
+    for row, numbers, prompt in zip(tokens, documents, is_prompt):
+        for number in range(1, numbers.max() + 1):
+            own = numbers == number
+            found.append((row[own & prompt].tolist(), row[own & ~prompt].tolist()))
     assert found == [expected(tokenizer, *pair) for pair in PAIRS]
     assert 1 < len(tokens) < len(PAIRS) and (documents == 0).any()
-    assert not given[documents == 0].any()
+    assert not is_prompt[documents == 0].any()
 
 
-def test_the_layout_of_diffullama_fills_each_record_with_end_tokens_to_be_learnt(tmp_path, tokenizer):
-    tokens, documents, given = records(tmp_path, tokenizer, 24, "diffullama")
+def test_the_diffullama_layout_fills_each_record_with_end_tokens_to_be_learned(tmp_path, tokenizer):
+    tokens, documents, is_prompt = records(tmp_path, tokenizer, 24, "diffullama")
     assert len(tokens) == len(PAIRS) and (documents == 1).all()
-    for row, hides, pair in zip(tokens, given, PAIRS):
+    for row, prompt, pair in zip(tokens, is_prompt, PAIRS):
         before, answer = expected(tokenizer, *pair)
-        assert row[hides].tolist() == before
-        assert row[~hides].tolist() == answer + [1] * (24 - len(before) - len(answer))
+        assert row[prompt].tolist() == before
+        assert row[~prompt].tolist() == answer + [1] * (24 - len(before) - len(answer))
     assert np.asarray(predictable(documents))[:, 1:].all()
 
 
-def test_a_pair_that_is_too_long_loses_the_start_of_its_prompt_then_the_end_of_its_answer(tmp_path, tokenizer):
+def test_a_pair_that_is_too_long_loses_the_start_of_its_prompt_and_then_the_end_of_its_answer(tmp_path, tokenizer):
     pairs = [("the cat sat on the mat", "dog"), ("a", "the hill was quiet and the dog ran on under it")]
     prepare_pairs(pairs, tokenizer, 8, tmp_path / "records")
     tokens, segments = Dataset.open(tmp_path / "records").rows(slice(None))
@@ -59,11 +62,11 @@ def test_a_pair_that_is_too_long_loses_the_start_of_its_prompt_then_the_end_of_i
     assert tokens[0].tolist() == [0, *before[len(before) - (7 - len(answer)):], *answer]
     long = expected(tokenizer, "a", "the hill was quiet and the dog ran on under it")[1]
     assert tokens[1].tolist() == [0, *tokenizer.encode("\n"), *long[:6]]
-    assert (segments[1] >= GIVEN).tolist() == [True] * 2 + [False] * 6
+    assert (segments[1] >= PROMPT_BIT).tolist() == [True] * 2 + [False] * 6
 
 
 @pytest.mark.parametrize("names", [("prompt", "answer"), ("question", "answer"), ("instruction", "output")])
-def test_the_usual_names_of_fields_are_read(tmp_path, names):
+def test_the_usual_field_names_are_read(tmp_path, names):
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(dict(zip(names, pair))) + "\n" for pair in PAIRS))
     assert list(read_pairs([file])) == PAIRS

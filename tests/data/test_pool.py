@@ -1,5 +1,6 @@
-"""Preparing on many cores: the same bytes, no more memory, and whoever is killed takes nothing and nobody along."""
+"""Preparing on many cores gives the same bytes in bounded memory, and a kill leaves no files and no processes."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from dlm_jax.data import prepare as module
 from dlm_jax.data.pool import AHEAD, encode_in_processes
 from dlm_jax.data.prepare import prepare
 from dlm_jax.data.text import read_documents
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
+
+module = importlib.import_module("dlm_jax.data.prepare")  # `dlm_jax.data.prepare` itself is the function
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def test_the_files_do_not_depend_on_the_number_of_processes(tmp_path, tokenizer,
     assert len(one) > 3 and one == many
 
 
-def test_texts_are_read_only_a_little_ahead(tokenizer):
+def test_texts_are_read_only_slightly_ahead(tokenizer):
     read = []
 
     def groups():
@@ -53,13 +55,13 @@ def test_texts_are_read_only_a_little_ahead(tokenizer):
 
 
 def children(pid: int) -> set[int]:
-    """The processes that `pid` has started and that still run."""
+    """The running child processes of `pid`."""
     tasks = Path(f"/proc/{pid}/task/{pid}/children")
     return {int(child) for child in tasks.read_text().split()}
 
 
 def alive(pid: int) -> bool:
-    """Whether the process still runs; one that only waits to be reaped does not."""
+    """Whether the process is running; a zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -74,24 +76,24 @@ def wait_until(happened) -> None:
 
 
 ENDLESS = """
-import sys
-from dlm_jax.data import prepare
-from dlm_jax.data.tokenizer import Tokenizer
+import importlib, sys
+from dlm_jax.data import Tokenizer, prepare
+from dlm_jax.errors import UserError
 def documents():
     while True:
         yield "a cat ran on the mat. " * 50
 if __name__ == "__main__":
-    prepare.SHARD_BYTES = 8 * 16 * 100
+    importlib.import_module("dlm_jax.data.prepare").SHARD_BYTES = 8 * 16 * 100
     try:
-        prepare.prepare(documents(), Tokenizer.load(sys.argv[1]), 16, sys.argv[2], processes=2)
-    except prepare.UserError as error:
+        prepare(documents(), Tokenizer.load(sys.argv[1]), 16, sys.argv[2], processes=2)
+    except UserError as error:
         sys.exit(str(error))
 """
 
 
 @pytest.fixture
 def running(base, tmp_path):
-    """Starts to prepare text without end into `out`, with two processes; waits until both work and a shard is there."""
+    """Starts preparing endless text into `out` with two processes, and waits until both run and a shard is written."""
     script = tmp_path / "endless.py"
     script.write_text(ENDLESS)
     started = []
@@ -110,7 +112,7 @@ def running(base, tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_it_leaves_no_process_and_the_next_run_removes_its_files(tmp_path, tokenizer, running, how):
+def test_a_killed_run_leaves_no_process_and_the_next_run_deletes_its_files(tmp_path, tokenizer, running, how):
     run = running()
     helpers = children(run.pid)
     run.send_signal(how)
@@ -121,31 +123,31 @@ def test_killed_it_leaves_no_process_and_the_next_run_removes_its_files(tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"endless.py", "out"}
 
 
-def test_the_files_of_a_living_run_are_not_removed(tmp_path, tokenizer, running):
+def test_the_files_of_a_running_process_are_not_deleted(tmp_path, tokenizer, running):
     running()
     partial, = tmp_path.glob(".out.*.partial")
     prepare(["a mat"], tokenizer, 16, tmp_path / "out")
     assert (partial / "records-00000.array_record").exists()
 
 
-def test_interrupted_from_the_keyboard_it_leaves_nothing(tmp_path, running):
+def test_a_keyboard_interrupt_leaves_nothing(tmp_path, running):
     run = running()
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the processes that it started, too
-    _, said = run.communicate(timeout=60)
-    assert said.count("Traceback") == 1 and said.rstrip().endswith("KeyboardInterrupt")
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to its child processes, too
+    _, output = run.communicate(timeout=60)
+    assert output.count("Traceback") == 1 and output.rstrip().endswith("KeyboardInterrupt")
     assert {path.name for path in tmp_path.iterdir()} == {"endless.py"}
 
 
-def test_a_process_that_is_killed_is_told_and_leaves_nothing(tmp_path, running):
+def test_a_killed_worker_process_is_reported_and_leaves_nothing(tmp_path, running):
     run = running()
     for helper in children(run.pid):
         os.kill(helper, signal.SIGKILL)
-    _, said = run.communicate(timeout=60)
-    assert "was killed, most likely for want of memory" in said
+    _, output = run.communicate(timeout=60)
+    assert "was killed, most likely for lack of memory" in output
     assert {path.name for path in tmp_path.iterdir()} == {"endless.py"}
 
 
-def test_what_is_wrong_with_the_text_is_told_and_leaves_nothing(tmp_path, tokenizer, monkeypatch):
+def test_bad_text_is_reported_and_leaves_nothing(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(module, "BATCH_DOCUMENTS", 1)
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' * 9 + '{"text": bad}\n')
     with pytest.raises(UserError, match="a.jsonl, line 10 is not JSON"):

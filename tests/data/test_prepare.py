@@ -1,5 +1,6 @@
-"""Preparing text writes all of it, in any number of shards, or nothing."""
+"""Preparing writes all of the text, in any number of shards, or nothing."""
 
+import importlib
 import itertools
 import json
 import os
@@ -10,7 +11,6 @@ import sys
 import numpy as np
 import pytest
 
-from dlm_jax.data import prepare as module
 from dlm_jax.data.dataset import Dataset, check_tokenizer
 from dlm_jax.data.pack import pack
 from dlm_jax.data.prepare import prepare
@@ -18,6 +18,7 @@ from dlm_jax.data.text import read_documents
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
 
+module = importlib.import_module("dlm_jax.data.prepare")  # `dlm_jax.data.prepare` itself is the function
 TEXTS = ["ab", "Wörter", "", "once upon a time"] * 5
 
 
@@ -48,8 +49,8 @@ def test_progress_counts_bytes_up_to_all_of_them(tmp_path, characters, monkeypat
     assert done == sorted(done) and len(done) > 3 and done[-1] == description["bytes"]
 
 
-def test_documents_are_read_as_they_are_needed(tmp_path, characters, monkeypatch):
-    """What makes memory constant: a shard is on its way to disk long before the last document is read."""
+def test_documents_are_read_only_when_needed(tmp_path, characters, monkeypatch):
+    """So memory stays constant: a shard reaches the disk long before the last document is read."""
     monkeypatch.setattr(module, "SHARD_BYTES", 8 * 5)
     monkeypatch.setattr(module, "BATCH_BYTES", 20)
     seen = []
@@ -74,30 +75,30 @@ def test_a_failure_leaves_nothing(tmp_path, characters):
 
 
 def run(script, **values):
-    """Runs Python source that may import from this folder's conftest; returns the exit code."""
+    """Runs Python source that may import this folder's conftest, and returns its exit code."""
     environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
     return subprocess.run([sys.executable, "-c", script.format(**values)], env=environment, check=False).returncode
 
 
-def test_killed_in_the_middle_it_leaves_nothing_that_looks_whole(tmp_path):
+def test_a_kill_leaves_nothing_that_looks_complete(tmp_path):
     assert -signal.SIGKILL == run("""
-import os, signal
+import importlib, os, signal
 from conftest import CharacterTokenizer
-from dlm_jax.data import prepare
-prepare.SHARD_BYTES, prepare.BATCH_BYTES = 40, 20
+module = importlib.import_module("dlm_jax.data.prepare")
+module.SHARD_BYTES, module.BATCH_BYTES = 40, 20
 def documents():
     yield from ["once upon a time"] * 20
     os.kill(os.getpid(), signal.SIGKILL)
-prepare.prepare(documents(), CharacterTokenizer(), 5, {out!r})
+module.prepare(documents(), CharacterTokenizer(), 5, {out!r})
 """, out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-    left_over, = tmp_path.iterdir()
-    assert list(left_over.glob("*.array_record"))
+    leftover, = tmp_path.iterdir()
+    assert list(leftover.glob("*.array_record"))
     with pytest.raises(UserError, match="is not a prepared dataset"):
-        Dataset.open(left_over)
+        Dataset.open(leftover)
 
 
-def test_a_full_disk_is_the_users_to_mend(tmp_path):
+def test_a_full_disk_is_a_user_error(tmp_path):
     assert 7 == run("""
 import resource
 from conftest import CharacterTokenizer
@@ -132,7 +133,7 @@ def test_a_directory_in_use_is_not_touched(tmp_path, characters):
     assert (tmp_path / "out" / "mine").read_text() == "kept"
 
 
-def test_stories_come_back_from_their_records(tmp_path, shared):
+def test_stories_are_recovered_from_their_records(tmp_path, shared):
     tokenizer = Tokenizer.load(shared / "stories260k")
     stories = list(itertools.islice(read_documents([shared / "tinystories" / "tinystories_val.jsonl"]), 10))
     prepare(stories, tokenizer, 64, tmp_path / "out")

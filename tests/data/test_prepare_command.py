@@ -1,24 +1,24 @@
-"""`dlm prepare` hands its flags on, and says how far it is."""
+"""`dlm prepare` passes its flags on, and reports its progress."""
 
 import json
 
 import pyarrow
 import pytest
 
-from dlm_jax import commands
-from dlm_jax.cli import main
+from dlm_jax.commands import progress
+from dlm_jax.commands.main import main
 from dlm_jax.data.dataset import Dataset
 
 
 @pytest.fixture
 def prepare(base, tmp_path, capfd):
-    """Runs the command on these inputs; returns its result and what it said on stderr."""
+    """Runs the command on these inputs, and returns its result and its stderr."""
     def run(*inputs, out="out", flags=()):
         code = main(["prepare", "--text", *map(str, inputs), "--model", str(base), "--length", "16", "--json",
                      "--out", str(tmp_path / out), *map(str, flags)])
-        said = capfd.readouterr()
-        assert code == 0, said.err
-        return json.loads(said.out.splitlines()[-1]), said.err
+        captured = capfd.readouterr()
+        assert code == 0, captured.err
+        return json.loads(captured.out.splitlines()[-1]), captured.err
 
     return run
 
@@ -27,8 +27,8 @@ def test_patterns_and_compressed_files_are_read(prepare, tmp_path):
     for number in range(3):
         line = json.dumps({"text": f"document {number}"}) + "\n"
         (tmp_path / f"{number}.jsonl.zst").write_bytes(pyarrow.compress(line.encode(), "zstd", asbytes=True))
-    result, said = prepare(tmp_path / "*.jsonl.zst")
-    assert (result["documents"], result["bytes"], said) == (3, 30, "")
+    result, stderr = prepare(tmp_path / "*.jsonl.zst")
+    assert (result["documents"], result["bytes"], stderr) == (3, 30, "")
 
 
 def test_the_number_of_processes_changes_no_file(prepare, texts, tmp_path):
@@ -38,13 +38,13 @@ def test_the_number_of_processes_changes_no_file(prepare, texts, tmp_path):
         assert (tmp_path / "1" / shard.name).read_bytes() == (tmp_path / "3" / shard.name).read_bytes()
 
 
-def test_beam_is_run_with_its_flags(prepare, texts):
+def test_beam_runs_with_its_flags(prepare, texts):
     pytest.importorskip("apache_beam", reason="needs `pip install dlm-jax[beam]`")
     result, _ = prepare(texts, flags=["--beam=--runner=DirectRunner --direct_num_workers=1"])
     assert result["documents"] == 60
 
 
-def test_a_line_now_and_then_says_how_far_it_is_where_there_is_no_terminal(prepare, texts, monkeypatch):
-    monkeypatch.setattr(commands, "LINE_SECONDS", 0.0)
-    _, said = prepare(texts)
-    assert said.startswith("prepared 0 MB, ") and said.endswith(" MB/s\n")
+def test_without_a_terminal_progress_is_logged_as_occasional_lines(prepare, texts, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    _, stderr = prepare(texts)
+    assert stderr.startswith("prepared 0 MB, ") and stderr.endswith(" MB/s\n")

@@ -1,4 +1,4 @@
-"""Files become documents, exactly; a bad file is named with its line."""
+"""Documents are exactly what the files hold, and a bad file is named with its line."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ def test_a_text_without_separator_is_one_document(tmp_path):
     assert list(read_documents(paths)) == ["".join(TEXTS)] * 3
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path):
+def test_a_byte_order_mark_is_not_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa")
     assert list(read_documents([tmp_path / "a.txt"])) == ["a"]
 
@@ -76,7 +76,7 @@ def test_a_missing_file_is_named_before_anything_is_read(tmp_path):
         read_documents([tmp_path / "a.txt", tmp_path / "b.txt"])
 
 
-def test_the_standard_library_is_split_in_two_without_its_tests():
+def test_the_standard_library_without_its_tests_is_split_in_two():
     train, validation = python_stdlib_files()
     assert (train, validation) == python_stdlib_files()
     assert not set(train) & set(validation)

@@ -1,7 +1,8 @@
-"""Text survives the tokenizer, and the tokenizer says who it is."""
+"""Text survives a round trip through the tokenizer, and the fingerprint identifies it."""
 
 import json
 import random
+import shutil
 
 import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
@@ -49,7 +50,7 @@ def test_nothing_is_added_to_a_text(tokenizer):
     assert not {tokenizer.bos_id, tokenizer.eos_id} & set(tokenizer.encode(TEXT))
 
 
-def test_a_batch_equals_its_texts_one_by_one(tokenizer):
+def test_a_batch_is_tokenized_like_its_texts_one_by_one(tokenizer):
     texts = [TEXT, "", "a"]
     assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
 
@@ -60,7 +61,7 @@ def test_pieces_of_a_text_join_to_the_text(tokenizer):
     assert len(pieces) == len(ids) and "".join(pieces) == TEXT
 
 
-def test_pieces_of_any_ids_show_every_mask_in_its_place(tokenizer):
+def test_pieces_of_any_ids_show_every_mask_at_its_index(tokenizer):
     masked = tokenizer.with_mask(id=tokenizer.size)
     draw = random.Random(0)
     for _ in range(100):
@@ -81,7 +82,7 @@ def test_a_mask_with_another_id_than_expected_is_refused(tokenizer):
         tokenizer.with_mask(id=7)
 
 
-def test_saved_and_loaded_it_is_the_same(tokenizer, tmp_path):
+def test_saving_and_loading_changes_nothing(tokenizer, tmp_path):
     tokenizer.with_mask(id=tokenizer.size).save(tmp_path)
     again = Tokenizer.load(tmp_path)
     assert again.encode(TEXT) == tokenizer.encode(TEXT)
@@ -100,14 +101,14 @@ def test_a_directory_that_names_the_plain_class_is_read_as_transformers_reads_it
 
 
 def test_another_vocabulary_has_another_fingerprint(byte_level, tmp_path):
-    whole = json.loads((byte_level / "tokenizer.json").read_text())
-    whole["model"]["merges"].pop()
-    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    description = json.loads((byte_level / "tokenizer.json").read_text())
+    description["model"]["merges"].pop()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
     (tmp_path / "tokenizer_config.json").write_text((byte_level / "tokenizer_config.json").read_text())
     assert Tokenizer.load(tmp_path).fingerprint() != Tokenizer.load(byte_level).fingerprint()
 
 
-def test_a_story_is_cut_as_the_model_learned_it(shared):
+def test_a_story_is_tokenized_as_in_training(shared):
     tokenizer = Tokenizer.load(shared / "stories260k")
     assert tokenizer.pieces(tokenizer.encode("Once upon a time, ")) == ["Once", " upon", " a", " time", ",", " "]
     with open(shared / "tinystories" / "tinystories_val.jsonl", encoding="utf-8") as lines:
@@ -126,3 +127,38 @@ def test_a_broken_tokenizer_is_named(tmp_path, content):
 def test_a_missing_directory_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         Tokenizer.load(tmp_path / "nowhere")
+
+
+def test_saving_keeps_what_a_text_needs_and_nothing_that_names_code(byte_level, tmp_path):
+    """A directory with code of its own is read without it, and does not hand it on to those who trust our export."""
+    from transformers import AutoTokenizer
+    source, out = shutil.copytree(byte_level, tmp_path / "source"), tmp_path / "out"
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    harmful = {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}, "processor_class": "Evil",
+               "response_template": "x", "name_or_path": "/home/me", "custom": {"auto_map": "evil.Tokenizer"}}
+    fields = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({
+        **fields, **harmful, "padding_side": "left", "model_max_length": 512,
+        "chat_template": [{"name": "default", "template": template}, {"name": "../../up", "template": template}]}))
+    (source / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
+    tokenizer = Tokenizer.load(source)
+    out.mkdir()
+    tokenizer.with_mask(id=tokenizer.size).save(out)
+    saved = json.loads((out / "tokenizer_config.json").read_text())
+    assert not harmful.keys() & saved.keys() and "evil" not in json.dumps(saved).lower()
+    assert (saved["padding_side"], saved["model_max_length"], saved["mask_token"]) == ("left", 512, "<|mask|>")
+    assert sorted(path.name for path in out.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    theirs = AutoTokenizer.from_pretrained(out, trust_remote_code=True)
+    assert theirs.apply_chat_template([{"content": "a time"}], tokenize=False, chat_template="default") == "a time"
+    assert theirs.encode(TEXT, add_special_tokens=False) == tokenizer.encode(TEXT)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_largest_id_counts_gaps(byte_level, tmp_path):
+    description = json.loads((byte_level / "tokenizer.json").read_text())
+    assert Tokenizer.load(byte_level).largest_id == Tokenizer.load(byte_level).size - 1
+    vocabulary = description["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = 5000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    (tmp_path / "tokenizer_config.json").write_text((byte_level / "tokenizer_config.json").read_text())
+    assert Tokenizer.load(tmp_path).largest_id >= 5000

@@ -1,10 +1,11 @@
-"""Which tokens are masked: rates, exact counts, the tabulated marginals, and what is spared."""
+"""Which tokens are masked: rates, exact counts, tabulated marginals, and what is never masked."""
 
 import jax
 import numpy as np
 import pytest
 
-from dlm_jax.diffusion.corruption import block_lengths, position_dependent, predictable, uniform
+from dlm_jax.diffusion.corruption import block_lengths, position_dependent, uniform
+from dlm_jax.segments import predictable
 
 # Marginal mask probability at index 0, B/4-1, B/2-1, 3B/4-1, B-1 of a block of B tokens, t uniform in (1e-3, 1); from
 # an independent simulation of 100,000 blocks, rounded to 0.001.
@@ -25,7 +26,7 @@ masked_by_position = jax.jit(position_dependent, static_argnums=(3,))
 masked_uniformly = jax.jit(uniform)
 
 
-def test_uniform_masks_at_its_rate_and_each_token_by_itself():
+def test_uniform_masks_at_its_rate_and_each_token_independently():
     t = np.repeat([[0.1, 0.5, 0.9, 1.0]], 20_000, axis=0).astype(np.float32)
     masked = np.asarray(masked_uniformly(jax.random.key(0), t))
     np.testing.assert_allclose(masked.mean(0), t[0], atol=4 * 0.5 / np.sqrt(len(t)))
@@ -34,16 +35,16 @@ def test_uniform_masks_at_its_rate_and_each_token_by_itself():
 
 
 @pytest.mark.parametrize("block", [16, 32, 64])
-def test_position_dependent_marginals_are_the_tabulated_ones(block):
-    blocks, places = 20_000, np.array([0, block // 4 - 1, block // 2 - 1, 3 * block // 4 - 1, block - 1])
+def test_position_dependent_marginals_match_the_table(block):
+    blocks, indices = 20_000, np.array([0, block // 4 - 1, block // 2 - 1, 3 * block // 4 - 1, block - 1])
     t = 1e-3 + (1 - 1e-3) * np.random.default_rng(block).random((blocks, 1), np.float32)
     t = np.broadcast_to(t, (blocks, block))
-    within = np.broadcast_to(np.arange(block), t.shape)
+    offset_in_block = np.broadcast_to(np.arange(block), t.shape)
     for half_life in (0.25, 0.10, 0.05):
-        masked = np.asarray(masked_by_position(jax.random.key(1), t, within, block, half_life))
+        masked = np.asarray(masked_by_position(jax.random.key(1), t, offset_in_block, block, half_life))
         expected = np.array(MARGINALS[block, half_life])
         error = np.sqrt(expected * (1 - expected) * (1 / blocks + 1 / TABLE_BLOCKS)) + 0.0005
-        assert np.all(np.abs(masked.mean(0)[places] - expected) < 3 * error)
+        assert np.all(np.abs(masked.mean(0)[indices] - expected) < 3 * error)
         assert abs(masked.mean() - 0.5) < 0.01
 
 
@@ -59,18 +60,18 @@ def test_position_dependent_masks_round_t_times_length_tokens_of_each_block():
     np.testing.assert_array_equal(counts, np.round(levels * lengths))
 
 
-def test_a_long_half_life_is_uniform_and_a_short_one_takes_the_last_tokens():
+def test_a_long_half_life_masks_uniformly_and_a_short_one_masks_the_last_tokens():
     t = np.full((4000, 8), 0.5, np.float32)
-    within = np.broadcast_to(np.arange(8), t.shape)
-    flat = masked_by_position(jax.random.key(3), t, within, 8, 1e6).mean(0)
+    offset_in_block = np.broadcast_to(np.arange(8), t.shape)
+    flat = masked_by_position(jax.random.key(3), t, offset_in_block, 8, 1e6).mean(0)
     np.testing.assert_allclose(flat, 0.5, atol=0.04)
-    last = masked_by_position(jax.random.key(3), t, within, 8, 1e-3)
-    np.testing.assert_array_equal(last, within >= 4)
+    last = masked_by_position(jax.random.key(3), t, offset_in_block, 8, 1e-3)
+    np.testing.assert_array_equal(last, offset_in_block >= 4)
 
 
-def test_block_lengths_of_whole_and_cut_blocks():
-    within = np.array([[0, 1, 2, 0, 1, 0, 0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
-    np.testing.assert_array_equal(block_lengths(within), [[3, 3, 3, 2, 2, 1, 3, 3, 3], [9] * 9])
+def test_block_lengths_are_those_of_full_and_of_short_blocks():
+    offset_in_block = np.array([[0, 1, 2, 0, 1, 0, 0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
+    np.testing.assert_array_equal(block_lengths(offset_in_block), [[3, 3, 3, 2, 2, 1, 3, 3, 3], [9] * 9])
 
 
 def test_first_tokens_of_documents_and_padding_are_not_predictable():

@@ -1,4 +1,4 @@
-"""A world of stubs: `gcloud`, `xpk`, `srun` and others that write down what they were asked, on PATH in front."""
+"""Stubs of `gcloud`, `xpk`, `srun` and other tools, first on PATH, that record how they were called."""
 
 import json
 import os
@@ -11,9 +11,9 @@ import pytest
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
-# Every command of the world is this program. `machines` is the state of the VM and `queue` that of its queued resource
-# (None: there is none); each `create` meets the next of `creations`, each question for the run's status gets the next
-# of `answers`, where PREEMPTED takes the machines away.
+# Every stubbed command is this program. `machines` is the state of the VM and `queue` that of its queued resource
+# (None: it does not exist). Each `create` consumes the next entry of `creations`; each query for the status of the run
+# consumes the next of `answers`, where PREEMPTED also preempts the machines.
 STUB = '''#!{python} -IS
 import json, os, sys
 name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
@@ -66,7 +66,7 @@ leave(0)
 
 
 class Result(NamedTuple):
-    """How a script ended, what it wrote, and the commands that it ran."""
+    """The exit code of a script, its output, and the commands it ran."""
 
     code: int
     out: str
@@ -74,16 +74,16 @@ class Result(NamedTuple):
     calls: list[list[str]]
 
     def verbs(self) -> list[str]:
-        """What `gcloud compute tpus ...` was asked to do, in order."""
+        """The verbs that `gcloud compute tpus ...` was called with, in order."""
         return [call[4] for call in self.calls if call[0] == "gcloud"]
 
     def commands(self) -> list[str]:
-        """What was run on workers."""
+        """The commands run on the workers."""
         return [call[-1].removeprefix("--command=") for call in self.calls if "ssh" in call]
 
 
 class World:
-    """A directory of stubs and the state that they share."""
+    """A directory of stubs and the state they share."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -95,7 +95,7 @@ class World:
             stub.chmod(0o755)
 
     def run(self, script: str, *arguments: str, **environment: str) -> Result:
-        """Runs a script of launch/ in this world."""
+        """Runs a script of launch/ against the stubs."""
         calls, state = self.directory / "calls", self.directory / "world.json"
         calls.write_text("")
         state.write_text(json.dumps(self.state))
@@ -110,7 +110,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    """A world without machines, in which everything succeeds."""
+    """A world without machines in which every command succeeds."""
     directory = tmp_path / "bin"
     directory.mkdir()
     return World(directory)

@@ -1,4 +1,4 @@
-"""The other launch scripts, and what is the same in all of them."""
+"""The other launch scripts, and what all scripts have in common."""
 
 import os
 import shlex
@@ -18,7 +18,7 @@ SCRIPTS = {"tpu_vm.sh": ("--name", "job", "--zone", "z", "--type", "v5e-16"), "g
            "gpu_slurm.sbatch": ()}
 
 
-def test_one_hosts_gpus_train_in_one_process(world):
+def test_the_gpus_of_one_host_train_in_a_single_process(world):
     result = world.run("gpu_local.sh", *RUN, "--gpus", "0,2", *OVERRIDE, XLA_FLAGS="--mine=1")
     assert result.calls == [["dlm", *TRAIN]]
     environment = world.state["environment"]
@@ -35,7 +35,7 @@ def test_slurm_runs_one_task_per_gpu_under_srun(world):
             "#SBATCH --ntasks-per-node=8"} <= set(asked)
 
 
-def test_slurms_copy_of_the_script_finds_the_repository(world, tmp_path):
+def test_the_spooled_copy_of_the_slurm_script_finds_the_repository(world, tmp_path):
     spooled = tmp_path / "slurm_script"
     shutil.copy(LAUNCH / "gpu_slurm.sbatch", spooled)
     assert world.run(str(spooled), *RUN, SLURM_SUBMIT_DIR=str(LAUNCH.parent)).calls[0][0] == "srun"
@@ -43,40 +43,40 @@ def test_slurms_copy_of_the_script_finds_the_repository(world, tmp_path):
     assert elsewhere.code == 2 and "submit from the repository's root" in elsewhere.err
 
 
-def test_a_workload_of_xpk_carries_flags_and_quoting_inside_its_command(world):
+def test_the_xpk_command_carries_the_compiler_flags_and_survives_quoting(world):
     result = world.run("gke_xpk.sh", *GKE, *RUN, "--num-slices", "2", "--zone", "z", *OVERRIDE)
     [call] = result.calls
-    given = dict(zip(call[3::2], call[4::2]))
-    command = shlex.split(given.pop("--command"))
+    flags = dict(zip(call[3::2], call[4::2]))
+    command = shlex.split(flags.pop("--command"))
     assert call[:3] == ["xpk", "workload", "create"]
-    assert given == {"--workload": "job", "--cluster": "c", "--tpu-type": "v5litepod-16", "--num-slices": "2",
+    assert flags == {"--workload": "job", "--cluster": "c", "--tpu-type": "v5litepod-16", "--num-slices": "2",
                      "--docker-image": "i", "--max-restarts": "50", "--termination-grace-period-seconds": "120",
                      "--zone": "z"}
     assert command[0] == "env" and command[1].startswith("LIBTPU_INIT_ARGS=--xla") and command[2:] == ["dlm", *TRAIN]
 
 
 @pytest.mark.parametrize("script", ["gpu_local.sh", "gpu_slurm.sbatch", "gke_xpk.sh"])
-def test_the_exit_code_is_that_of_what_was_run(world, script):
+def test_the_exit_code_is_that_of_the_command_it_runs(world, script):
     world.state["code"] = 7
     assert world.run(script, *SCRIPTS[script], *RUN).code == 7
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 class TestEveryScript:
-    """What is the same in all."""
+    """What all scripts have in common."""
 
     def run(self, world, script, *arguments):
         result = world.run(script, *SCRIPTS[script], *arguments)
         assert [call for call in result.calls if call[0] != "git"] == []
         return result
 
-    def test_a_dry_run_runs_nothing_and_prints_commands(self, world, script):
+    def test_a_dry_run_prints_the_commands_and_runs_none(self, world, script):
         result = self.run(world, script, "--config", "configs/tiny_stories.py", "--workdir", "/it's $1", "--dry-run")
         assert result.code == 0 and result.out
         assert any("/it's $1" in word for line in result.out.splitlines() for word in shlex.split(line)) or \
             any("/it's $1" in shlex.split(word) for line in result.out.splitlines() for word in shlex.split(line))
 
-    def test_help_is_the_head_of_the_file(self, world, script):
+    def test_help_prints_the_comment_at_the_top_of_the_file(self, world, script):
         result = self.run(world, script, "--help")
         assert result.code == 0 and "--dry-run" in result.out and f"launch/{script}" in result.out
         assert not any(line.startswith(("#", "set -")) for line in result.out.splitlines())
@@ -88,9 +88,9 @@ class TestEveryScript:
         (("stray",), "unknown argument 'stray'; --help"),
         (("--config",), "--config has no value; write --config VALUE"),
         (("--config", "--workdir", "a"), "--config has no value"),
-        (("--config.train.steps=10",), "write it behind --"),
+        (("--config.train.steps=10",), "put it after --"),
     ])
-    def test_a_wrong_command_line_is_one_sentence_and_code_2(self, world, script, arguments, reason):
+    def test_a_bad_command_line_exits_with_code_2_and_one_sentence(self, world, script, arguments, reason):
         result = self.run(world, script, *arguments)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result
         assert reason in result.err and result.err.startswith(f"{script}: ")

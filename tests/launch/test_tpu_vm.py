@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh against a Google Cloud of stubs."""
+"""launch/tpu_vm.sh against a stubbed Google Cloud."""
 
 import shlex
 
@@ -13,7 +13,7 @@ def launch(world, *arguments):
     return world.run("tpu_vm.sh", *ARGUMENTS, *arguments)
 
 
-def test_machines_that_do_not_exist_are_created_and_run(world):
+def test_missing_machines_are_created_and_the_run_is_started(world):
     result = launch(world)
     assert result.code == 0, result.err
     assert result.verbs() == ["describe", "create", "describe", *BEGIN]
@@ -24,24 +24,24 @@ def test_machines_that_do_not_exist_are_created_and_run(world):
     assert workers == ["--worker=all", "--worker=all", "--worker=0", "--worker=0"]
 
 
-def test_machines_that_stand_are_reused(world):
+def test_existing_machines_are_reused(world):
     world.state |= {"machines": "READY", "answers": ["gone", "0"]}
     assert launch(world).verbs() == ["describe", "ssh", *BEGIN]
 
 
-def test_a_run_that_goes_on_is_followed_and_not_begun_twice(world):
+def test_a_running_run_is_followed_and_not_started_twice(world):
     world.state |= {"machines": "READY", "answers": ["running", "0"]}
     result = launch(world)
-    assert result.code == 0 and "goes on" in result.err
+    assert result.code == 0 and "already running" in result.err
     assert [command.split()[-1] for command in result.commands()] == ["status", "follow", "status"]
 
 
-def test_what_is_left_of_preempted_machines_is_deleted_first(world):
+def test_the_remains_of_preempted_machines_are_deleted_first(world):
     world.state["machines"] = "PREEMPTED"
     assert launch(world).verbs()[:5] == ["describe", "delete", "describe", "create", "describe"]
 
 
-def test_a_queued_spot_resource_is_waited_for(world):
+def test_queued_spot_machines_are_requested_once_and_waited_for(world):
     world.state["queue"] = "ACTIVE"
     assert "create" not in launch(world, "--queued").verbs()
     world.state |= {"queue": None, "machines": None}
@@ -51,15 +51,15 @@ def test_a_queued_spot_resource_is_waited_for(world):
                           "--runtime-version", "my-image", "--accelerator-type", "v5litepod-16", "--spot"]
 
 
-def test_a_request_that_the_queue_refuses_ends_the_script(world):
+def test_a_request_rejected_by_the_queue_ends_the_script(world):
     world.state["creations"] = ["FAILED"]
     result = launch(world, "--queued")
-    assert result.code == 1 and "the queue refused pod" in result.err
+    assert result.code == 1 and "the queue rejected pod" in result.err
 
 
 @pytest.mark.parametrize("queued", [(), ("--queued",)])
-def test_after_a_preemption_the_run_goes_on_with_new_machines(world, queued):
-    """Even where there is no capacity at first."""
+def test_after_a_preemption_the_run_resumes_on_new_machines(world, queued):
+    """Even if there is no capacity at first."""
     world.state |= {"answers": ["PREEMPTED", "0"]}
     world.state["creations"] = ["ACTIVE" if queued else "READY", "STOCKOUT"]
     result = launch(world, "--restart", *queued)
@@ -68,13 +68,13 @@ def test_after_a_preemption_the_run_goes_on_with_new_machines(world, queued):
     assert (verbs.count("create"), verbs.count("delete"), verbs.count("scp")) == (3, 1, 2)
 
 
-def test_without_restart_a_preemption_is_told(world):
+def test_without_restart_a_preemption_is_an_error_that_names_the_flag(world):
     world.state["answers"] = ["PREEMPTED"]
     result = launch(world)
     assert result.code == 1 and "--restart" in result.err and result.verbs().count("create") == 1
 
 
-def test_a_lost_connection_is_made_again(world):
+def test_a_lost_connection_is_reestablished(world):
     world.state["answers"] = ["running", "", "running", "0"]
     result = launch(world)
     assert result.code == 0
@@ -83,7 +83,7 @@ def test_a_lost_connection_is_made_again(world):
 
 
 @pytest.mark.parametrize("restart", [(), ("--restart",)])
-def test_a_run_that_fails_by_itself_is_not_repeated(world, restart):
+def test_a_run_that_fails_on_its_own_is_not_restarted(world, restart):
     world.state["answers"] = ["3"]
     result = launch(world, *restart)
     assert result.code == 3 and result.verbs().count("scp") == 1
@@ -95,13 +95,13 @@ def test_a_failed_installation_ends_the_script(world):
     assert result.code == 1 and "could not be installed" in result.err
 
 
-def test_a_cloud_that_does_not_answer_is_not_taken_for_empty(world):
+def test_an_unreachable_cloud_is_not_mistaken_for_missing_machines(world):
     world.state["offline"] = True
     result = launch(world)
     assert result.code == 1 and "no credentials" in result.err and "create" not in result.verbs()
 
 
-def test_names_and_overrides_survive_every_shell_between(world):
+def test_names_and_overrides_survive_quoting_through_every_shell(world):
     workdir, override = "gs://b/it's $HOME; rm *", '--config.train.note="a b"'
     result = world.run("tpu_vm.sh", "--name", "my pod", "--zone", "z", "--type", "v6e-8", "--config", CONFIG[1],
                        f"--workdir={workdir}", "--", override)
@@ -111,7 +111,7 @@ def test_names_and_overrides_survive_every_shell_between(world):
                                       override]
 
 
-def test_a_dry_run_prints_in_order_what_a_run_runs(world):
+def test_a_dry_run_prints_the_commands_of_a_real_run_in_order(world):
     dry = launch(world, "--spot", "--dry-run", "--", "--config.train.steps=10")
     assert (dry.code, dry.verbs(), world.state["machines"]) == (0, [], None)
     wet = launch(world, "--spot", "--", "--config.train.steps=10")
@@ -123,10 +123,10 @@ def test_a_dry_run_prints_in_order_what_a_run_runs(world):
 
 @pytest.mark.parametrize("arguments, reason", [
     (("--type", "tpu7x-8"), "launch/gke_xpk.sh"),
-    (("--type", "h100"), "no TPU type 'h100'"),
+    (("--type", "h100"), "unknown TPU type 'h100'"),
     (("--workdir", "runs/here"), "gs://"),
     (("--config", "missing.py"), "commit it"),
 ])
-def test_what_cannot_work_is_refused_before_anything_is_made(world, arguments, reason):
+def test_an_impossible_request_is_rejected_before_anything_is_created(world, arguments, reason):
     result = launch(world, *arguments)
     assert result.code == 2 and reason in result.err and result.err.count("\n") == 1 and result.verbs() == []

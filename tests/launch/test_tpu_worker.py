@@ -1,4 +1,4 @@
-"""launch/tpu_worker.sh, which runs on the workers: here in a home directory of its own."""
+"""launch/tpu_worker.sh, which runs on the workers; here in a temporary home directory."""
 
 import os
 import subprocess
@@ -12,13 +12,13 @@ WORKER = Path(__file__).parents[2] / "launch" / "tpu_worker.sh"
 
 @pytest.fixture
 def worker(tmp_path):
-    """Calls a verb of the script and returns what it prints."""
+    """Calls a verb of the script and returns its output."""
     def call(*arguments: str) -> str:
         return subprocess.run(["bash", str(WORKER), *arguments], env=os.environ | {"HOME": str(tmp_path)}, text=True,
                               capture_output=True, check=True, timeout=20).stdout.strip()
 
     yield call
-    call("start", "v5e", "true")  # ends what a test has left
+    call("start", "v5e", "true")  # terminates whatever a test has left running
 
 
 def test_a_run_is_followed_to_its_exit_code(worker):
@@ -29,7 +29,7 @@ def test_a_run_is_followed_to_its_exit_code(worker):
     assert worker("status") == "3"
 
 
-def test_a_run_outlives_the_call_that_began_it_and_ends_for_the_next(worker, tmp_path):
+def test_a_run_outlives_the_call_that_started_it_and_is_terminated_by_the_next_start(worker, tmp_path):
     worker("start", "v5e", "sleep", "60")
     first = int((tmp_path / "dlm-run" / "pid").read_text())
     assert worker("status") == "running"
@@ -42,7 +42,7 @@ def test_a_run_outlives_the_call_that_began_it_and_ends_for_the_next(worker, tmp
     assert worker("status") == "0"
 
 
-def test_a_machine_that_was_started_anew_has_lost_the_run(worker, tmp_path):
+def test_a_recreated_machine_has_lost_the_run(worker, tmp_path):
     (tmp_path / "dlm-run").mkdir()
     ended = subprocess.Popen(["true"])
     ended.wait()

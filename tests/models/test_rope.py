@@ -23,7 +23,7 @@ def theirs(kind: str, head_dim: int, **fields) -> np.ndarray:
 
 @pytest.mark.parametrize("head_dim, theta, factor, low, high, original", [
     (128, 500_000.0, 8.0, 1.0, 4.0, 8192), (64, 500_000.0, 32.0, 1.0, 4.0, 8192), (12, 10_000.0, 4.0, 2.0, 3.0, 32)])
-def test_llama3_scaling_is_that_of_transformers(head_dim, theta, factor, low, high, original):
+def test_llama3_scaling_matches_transformers(head_dim, theta, factor, low, high, original):
     rope = Rope(theta, "llama3", factor, low, high, original)
     expected = theirs("llama3", head_dim, rope_theta=theta, factor=factor, low_freq_factor=low, high_freq_factor=high,
                       original_max_position_embeddings=original)
@@ -31,7 +31,7 @@ def test_llama3_scaling_is_that_of_transformers(head_dim, theta, factor, low, hi
 
 
 @pytest.mark.parametrize("head_dim, theta, factor", [(128, 10_000.0, 2.0), (10, 1_000_000.0, 3.5)])
-def test_linear_scaling_is_that_of_transformers(head_dim, theta, factor):
+def test_linear_scaling_matches_transformers(head_dim, theta, factor):
     expected = theirs("linear", head_dim, rope_theta=theta, factor=factor)
     np.testing.assert_allclose(rope_frequencies(Rope(theta, "linear", factor), head_dim), expected, rtol=1e-6)
 

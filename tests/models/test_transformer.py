@@ -1,4 +1,4 @@
-"""The transformer: who can change whose hidden state, and that caches, packing, remat and dtype change nothing."""
+"""The transformer: which tokens affect which hidden states; caches, packing, remat and dtype change nothing."""
 
 import functools
 import itertools
@@ -23,12 +23,12 @@ def draw_tokens(seed: int, *shape: int) -> np.ndarray:
 
 
 def changed(a: jax.Array, b: jax.Array) -> np.ndarray:
-    """Which places of [b, n, d] differ by more than rounding."""
+    """Which positions of [b, n, d] differ by more than rounding."""
     return np.abs(np.asarray(a) - np.asarray(b)).max(-1) > 1e-5
 
 
 def in_pieces(config, params, tokens: np.ndarray, rule, cuts: tuple[int, ...]) -> np.ndarray:
-    """Hidden states of the tokens, cut at `cuts`, piece after piece through a cache."""
+    """Hidden states of the tokens, computed piece by piece between `cuts` through a cache."""
     cache, pieces = empty_cache(config, len(tokens), N), []
     for lo, hi in itertools.pairwise(cuts):
         piece, cache = run_cached(params, tokens[:, lo:hi], cache, lo, config=config, rule=rule)
@@ -37,7 +37,7 @@ def in_pieces(config, params, tokens: np.ndarray, rule, cuts: tuple[int, ...]) -
 
 
 @pytest.mark.parametrize("family", ("gpt2", "qwen3"))
-def test_a_forward_pass_in_pieces_through_the_cache_is_the_whole_pass(random_model, family):
+def test_a_forward_pass_in_pieces_through_the_cache_equals_one_full_pass(random_model, family):
     config, params = random_model(family)
     tokens = draw_tokens(0, 2, N)
     hidden = run(params, tokens, config=config, rule=Causal())
@@ -45,7 +45,7 @@ def test_a_forward_pass_in_pieces_through_the_cache_is_the_whole_pass(random_mod
     np.testing.assert_allclose(pieces, hidden, atol=1e-5)
 
 
-def test_whole_blocks_through_the_cache_are_the_whole_block_causal_pass(random_model):
+def test_block_by_block_through_the_cache_equals_one_full_block_causal_pass(random_model):
     config, params = random_model()
     tokens = draw_tokens(1, 2, N)
     hidden = run(params, tokens, config=config, rule=BlockCausal(2))
@@ -54,7 +54,7 @@ def test_whole_blocks_through_the_cache_are_the_whole_block_causal_pass(random_m
         np.testing.assert_allclose(pieces, hidden, atol=1e-5)
 
 
-def test_a_block_written_again_forgets_what_was_there(random_model):
+def test_rewriting_a_block_leaves_nothing_of_the_old_one(random_model):
     config, params = random_model()
     cached = functools.partial(run_cached, config=config, rule=BlockCausal(2))
     first, draft, final = draw_tokens(2, 3, 2, 2)
@@ -64,20 +64,20 @@ def test_a_block_written_again_forgets_what_was_there(random_model):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_token_changes_exactly_the_hidden_states_that_may_see_it(random_model, name):
+def test_a_token_changes_exactly_the_hidden_states_that_see_it(random_model, name):
     config, params = random_model()
     tokens = np.broadcast_to(draw_tokens(3, N), (N + 1, N)).copy()
     tokens[np.arange(N), np.arange(N)] += 1  # row i has token i changed, the last row none
     tokens %= 31
     hidden = run(params, tokens, config=config, rule=RULES[name])
-    reach = {"causal": lambda q, k: k <= q, "block_causal": lambda q, k: k // 3 <= q // 3,
+    visible = {"causal": lambda q, k: k <= q, "block_causal": lambda q, k: k // 3 <= q // 3,
              "bidirectional": lambda q, k: True}[name]
     q, k = np.arange(N)[None, :], np.arange(N)[:, None]
-    np.testing.assert_array_equal(changed(hidden[:N], hidden[N:]), np.broadcast_to(reach(q, k), (N, N)))
+    np.testing.assert_array_equal(changed(hidden[:N], hidden[N:]), np.broadcast_to(visible(q, k), (N, N)))
 
 
 @pytest.mark.parametrize("family", ("gpt2", "qwen3"))
-def test_batch_mates_padding_and_other_documents_change_nothing(random_model, family):
+def test_other_rows_padding_and_other_documents_change_nothing(random_model, family):
     config, params = random_model(family)
     segments = np.array([[1] * 3 + [2] * 4 + [0], [1] * 6 + [0] * 2])
     tokens = draw_tokens(4, 2, N)
@@ -91,7 +91,7 @@ def test_batch_mates_padding_and_other_documents_change_nothing(random_model, fa
 
 
 @pytest.mark.parametrize("name", [*RULES, "block_diffusion"])
-def test_a_packed_document_has_the_hidden_states_it_has_alone(random_model, name):
+def test_a_packed_document_has_the_hidden_states_that_it_has_alone(random_model, name):
     config, params = random_model()
     streams = 2 if name == "block_diffusion" else 1
     rule = RULES.get(name, BlockDiffusion(N, 3))
@@ -111,17 +111,17 @@ def test_a_packed_document_has_the_hidden_states_it_has_alone(random_model, name
 def test_a_noisy_block_depends_only_on_itself_and_the_clean_past_through_all_layers(random_model):
     length, block = 6, 2
     config, params = random_model(depth=3)
-    tokens = np.arange(2 * length)[None]  # each place has an embedding row of its own
+    tokens = np.arange(2 * length)[None]  # each position has its own embedding row
 
     def outputs(table):
         changed = params | {"embed": params["embed"] | {"tokens": table}}
         hidden = forward(changed, tokens, config=config, rule=BlockDiffusion(length, block))
         return hidden[0, :length].reshape(length // block, block, -1).sum((1, 2))
 
-    heard = np.abs(jax.jit(jax.jacrev(outputs))(params["embed"]["tokens"])).sum(-1)[:, :2 * length]
+    influence = np.abs(jax.jit(jax.jacrev(outputs))(params["embed"]["tokens"])).sum(-1)[:, :2 * length]
     number = np.arange(length) // block
     for k in range(length // block):
-        np.testing.assert_array_equal(heard[k] > 0, np.concatenate([number == k, number < k]))
+        np.testing.assert_array_equal(influence[k] > 0, np.concatenate([number == k, number < k]))
 
 
 def test_remat_changes_no_gradient(random_model):
@@ -142,7 +142,7 @@ def test_remat_changes_no_gradient(random_model):
 
 
 @pytest.mark.parametrize("family", ("gpt2", "qwen3"))
-def test_bf16_computes_near_fp32(random_model, family):
+def test_bf16_is_close_to_fp32(random_model, family):
     config, params = random_model(family)
     tokens = draw_tokens(8, 2, N)
     exact, rounded = (run(params, tokens, config=config, rule=Causal(), dtype=d) for d in (jnp.float32, jnp.bfloat16))

@@ -1,4 +1,4 @@
-"""The table of parameters: published sizes, initial values, paths."""
+"""The table of parameters: published counts, initial values, paths."""
 
 import jax
 import numpy as np
@@ -40,7 +40,7 @@ def test_only_matrices_decay(random_model):
             assert weight.decays == (path.endswith(".weight") or path.startswith("embed.")), path
 
 
-def test_paths_and_trees_are_inverse(random_model):
+def test_unflatten_is_the_inverse_of_flatten(random_model):
     _, params = random_model("gpt2")
     jax.tree.map(np.testing.assert_array_equal, unflatten(flatten(params)), params)
 

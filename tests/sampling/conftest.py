@@ -1,4 +1,4 @@
-"""Tiny random models that denoise in each way, and a short door to the sampler."""
+"""Tiny random models, one for each way of denoising, and shortcuts to the sampler."""
 
 import dataclasses
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dlm_jax.language_model import LanguageModel
-from dlm_jax.models.card import Card
-from dlm_jax.sampling.generate import generate
+from dlm_jax.models.diffusion_spec import DiffusionSpec
+from dlm_jax.sampling.generation import generate
 from dlm_jax.sampling.requests import Request
 from dlm_jax.sampling.settings import Settings
 
@@ -16,23 +16,26 @@ MASK = 30  # the last of the random model's 31 ids
 
 @dataclasses.dataclass(frozen=True)
 class Toy(LanguageModel):
-    """A model without a tokenizer, sampled by ids."""
+    """A model without a tokenizer, sampled in token ids."""
 
     def continued(self, prompts, new, **kwargs):
+        """Samples of `new` tokens after each prompt."""
         return self.filled([Request([*p, *[0] * new], [False] * len(p) + [True] * new, stop=True) for p in prompts],
                            **kwargs)
 
     def filled(self, requests, numbers=None, callback=None, **settings):
-        return generate(self.params, self.config, self.card, requests, Settings(**settings), numbers, callback)
+        """One sample per request."""
+        return generate(self.params, self.config, self.spec, requests, Settings(**settings), numbers, callback)
 
 
 @pytest.fixture(scope="session")
 def toy(random_model):
-    """Makes a Toy: rule, alignment, block size, end token, clean half, and what `random_model` takes."""
+    """Makes a Toy from rule, alignment, block size, end token, clean half, and the arguments of `random_model`."""
     def make(rule, alignment="shifted", block=None, eos=None, half="block_causal", family="qwen2", **changes):
         config, params = random_model(family, **changes)
-        card = Card(alignment, rule, block, None if rule == "causal" else MASK, eos_token_id=eos, clean_half=half)
-        return Toy(config, params, card, None)
+        mask_id = None if rule == "causal" else MASK
+        spec = DiffusionSpec(alignment, rule, block, mask_id, eos_token_id=eos, clean_half=half)
+        return Toy(config, params, spec, None)
 
     return make
 

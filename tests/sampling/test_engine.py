@@ -1,6 +1,6 @@
-"""The engine against loops that are plainly right: no cache, no batch, one sequence in Python.
+"""The engine against simple loops: no cache, no batch, one sequence, in Python.
 
-Most tests sample three prompts on a canvas of 32 places, so that they share what was compiled.
+Most tests sample three prompts on a canvas of one length, so that they share compilations.
 """
 
 import dataclasses
@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from dlm_jax.attention.rules import Bidirectional, BlockCausal, Causal, LastBlock
+from dlm_jax.attention.rules import Bidirectional, BlockCausal, Causal, CausalThenLastBlock
 from dlm_jax.models.transformer import forward, unembed
 from dlm_jax.sampling.requests import Request
 
 MASK = 30
-PLACES = 40
+POSITIONS = 40
 ALIGNMENTS = ("same_position", "shifted")
 
 
@@ -25,17 +25,17 @@ def padded_logits(params, tokens, segments, rule, config):
 
 
 def all_logits(model, tokens, rule):
-    """Outputs of one sequence: float [n, v]. It is padded, so that all lengths share a compilation."""
+    """The logits of one sequence: float [n, v]. It is padded, so that all lengths share a compilation."""
     n = len(tokens)
-    padding = (0, PLACES - n)
+    padding = (0, POSITIONS - n)
     tokens, segments = np.pad(tokens, padding)[None], np.pad(np.ones(n, np.int32), padding)[None]
     return np.array(padded_logits(model.params, tokens, segments, rule, model.config)[0, :n], np.float64)
 
 
 def predictions(model, tokens, masked, rule):
-    """What the model says of each place of one sequence with its holes masked: float [n, v]."""
+    """The logits for each position of one sequence with its holes masked: float [n, v]."""
     logits = all_logits(model, np.where(masked, MASK, tokens), rule)
-    if model.card.alignment == "shifted":
+    if model.spec.alignment == "shifted":
         logits = np.concatenate([np.zeros_like(logits[:1]), logits[:-1]])
     logits[:, MASK] = -np.inf
     return logits
@@ -46,36 +46,37 @@ def probability(logits):
     return (p / p.sum(-1, keepdims=True)).max(-1)
 
 
-def fill(model, tokens, masked, rule, places, steps=64, tau=None):
-    """Fills the holes in `places`, in place: evenly in `steps`, or by the threshold `tau`. Returns the steps made."""
-    made = 0
-    while left := masked[places].sum():
+def fill(model, tokens, masked, rule, positions, steps=64, tau=None):
+    """Fills the holes in the slice `positions`, in place: evenly in `steps`, or by the threshold `tau`. Returns the
+    steps taken."""
+    steps_taken = 0
+    while left := masked[positions].sum():
         logits = predictions(model, tokens, masked, rule)
-        confidence = np.where(masked[places], probability(logits)[places], -1)
+        confidence = np.where(masked[positions], probability(logits)[positions], -1)
         ranked = np.argsort(-confidence, kind="stable")
-        chosen = ranked[:-(-left // max(steps - made, 1))]
+        chosen = ranked[:-(-left // max(steps - steps_taken, 1))]
         if tau is not None:
             chosen = sorted({ranked[0], *np.flatnonzero(confidence > tau)})
-        where = np.arange(places.start, places.stop)[chosen]
+        where = np.arange(positions.start, positions.stop)[chosen]
         tokens[where], masked[where] = logits[where].argmax(-1), False
-        made += 1
-    return made
+        steps_taken += 1
+    return steps_taken
 
 
 def uncached(model, prompt, new, size, **how):
-    """Blocks of `size` one after the other, every step a full forward pass over the text up to the end of the block.
+    """Fills blocks of `size` in order; every step is a full forward pass over the text up to the end of the block.
     Returns (tokens, steps of each block)."""
     tokens = np.array([*prompt, *[0] * new])
     masked = np.arange(len(tokens)) >= len(prompt)
-    rule = {"block_causal": BlockCausal, "token_causal": LastBlock}[model.card.clean_half](size)
+    rule = {"block_causal": BlockCausal, "token_causal": CausalThenLastBlock}[model.spec.clean_half](size)
     ends = [min(start + size, len(tokens)) for start in range(0, len(tokens), size)]
     steps = [fill(model, tokens[:end], masked[:end], rule, slice(number * size, end), **how)
              for number, end in enumerate(ends)]
     return tokens.tolist(), steps + [0] * (8 - len(steps))
 
 
-def test_autoregressive_decoding_is_the_argmax_of_repeated_full_passes(toy, prompts):
-    model = toy("causal", family="gpt2", max_length=PLACES)  # the canvas, of 64 places, is longer than the context
+def test_autoregressive_decoding_is_the_argmax_of_repeated_full_forward_passes(toy, prompts):
+    model = toy("causal", family="gpt2", max_length=POSITIONS)  # the canvas of 64 is longer than the context
     for prompt, sample in zip(prompts, model.continued(prompts, 31), strict=True):
         tokens = np.array([*prompt, *[0] * 31])
         for n in range(len(prompt), len(tokens)):
@@ -83,41 +84,42 @@ def test_autoregressive_decoding_is_the_argmax_of_repeated_full_passes(toy, prom
         assert sample.tokens == tokens.tolist()
 
 
-def test_autoregressive_decoding_makes_a_pass_a_token(toy, prompts):
+def test_autoregressive_decoding_takes_one_forward_pass_per_token(toy, prompts):
     samples = toy("causal").continued(prompts, 5)
-    assert [sample.forwards for sample in samples] == [5, 5, 5]  # the prefill gives the first token
-    assert samples[0].order == [0] * 3 + [1, 2, 3, 4, 5] and samples[0].new_tokens == 5
+    assert [sample.nfe for sample in samples] == [5, 5, 5]  # the prefill gives the first token
+    assert samples[0].commit_step == [0] * 3 + [1, 2, 3, 4, 5] and samples[0].new_tokens == 5
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-@pytest.mark.parametrize("order", ("confidence", "threshold:0.3"))
+@pytest.mark.parametrize("unmasking", ("confidence", "threshold:0.3"))
 @pytest.mark.parametrize("half", ("block_causal", "token_causal"))
-def test_cached_blocks_are_the_uncached_ones_token_for_token(toy, prompts, alignment, order, half):
+def test_cached_blocks_equal_uncached_ones_token_for_token(toy, prompts, alignment, unmasking, half):
     model = toy("block_causal", alignment, 4, half=half)
     for steps in (4, 2):
-        how = {"tau": 0.3} if order == "threshold:0.3" else {"steps": steps}
+        how = {"tau": 0.3} if unmasking == "threshold:0.3" else {"steps": steps}
         expected = [uncached(model, prompt, 11, 4, **how) for prompt in prompts]
-        samples = model.continued(prompts, 11, order=order, steps=steps)
+        samples = model.continued(prompts, 11, unmasking=unmasking, steps=steps)
         assert [sample.tokens for sample in samples] == [tokens for tokens, _ in expected]
-        for sample, (_, made) in zip(samples, expected, strict=True):  # each block's steps, and one pass between blocks
-            assert sample.forwards == sum(n + 1 for n in made if n) - 1
-        assert samples[0].batch.passes == max(sample.forwards for sample in samples)
+        for sample, (_, steps_taken) in zip(samples, expected, strict=True):
+            # each block's steps, and one forward pass between blocks
+            assert sample.nfe == sum(n + 1 for n in steps_taken if n) - 1
+        assert samples[0].cost.batch_nfe == max(sample.nfe for sample in samples)
 
 
-def test_blocks_work_where_the_canvas_is_longer_than_the_table_of_positions(toy, prompts):
-    model = toy("block_causal", "shifted", 4, family="gpt2", max_length=PLACES)
+def test_blocks_work_when_the_canvas_is_longer_than_the_position_table(toy, prompts):
+    model = toy("block_causal", "shifted", 4, family="gpt2", max_length=POSITIONS)
     for prompt, sample in zip(prompts, model.continued(prompts, 31), strict=True):
         assert sample.tokens == uncached(model, prompt, 31, 4)[0]
 
 
-def test_blocks_of_one_token_are_autoregressive_decoding(toy, prompts):
+def test_blocks_of_one_token_equal_autoregressive_decoding(toy, prompts):
     blocks, plain = toy("block_causal", "shifted", 1), toy("causal")
-    plain = dataclasses.replace(plain, card=dataclasses.replace(plain.card, mask_token_id=MASK))
+    plain = dataclasses.replace(plain, spec=dataclasses.replace(plain.spec, mask_token_id=MASK))
     for a, b in zip(blocks.continued(prompts, 8), plain.continued(prompts, 8), strict=True):
         assert a.tokens == b.tokens
 
 
-def test_a_hole_inside_a_text_sees_the_rest_of_its_block_and_what_is_before(toy):
+def test_a_hole_inside_a_text_sees_the_rest_of_its_block_and_everything_before(toy):
     model = toy("block_causal", "same_position", 4)
     text = np.random.default_rng(1).integers(0, 30, 14)
     masked = np.isin(np.arange(14), (5, 6, 12))
@@ -126,57 +128,57 @@ def test_a_hole_inside_a_text_sees_the_rest_of_its_block_and_what_is_before(toy)
         fill(model, expected, left, BlockCausal(4), slice(start, min(start + 4, 14)))
     sample = model.filled([Request(text.tolist(), masked.tolist(), stop=False)] * 3)[0]
     assert sample.tokens == expected.tolist()
-    assert sample.forwards == (2 + 1) + 1 + 1  # the block between is read again, as its past has changed
+    assert sample.nfe == (2 + 1) + 1 + 1  # the block between is recomputed, because its past has changed
 
 
-def test_threshold_one_commits_a_token_a_pass_and_threshold_zero_a_block_a_pass(toy, prompts):
+def test_threshold_one_commits_one_token_per_forward_pass_and_threshold_zero_one_block(toy, prompts):
     model = toy("block_causal", "same_position", 4)
-    slow, fast = (model.continued(prompts[1:2], 10, order=f"threshold:{tau}", steps=1)[0] for tau in (1.0, 0))
-    # 6 + 10 tokens: 2, 4 and 4 places to fill
-    assert slow.forwards == (2 + 1) + (4 + 1) + 4 and sorted(slow.order) == [0] * 6 + list(range(1, 11))
-    assert fast.forwards == 3 + 2 and fast.order[6:] == [1] * 2 + [2] * 4 + [3] * 4  # three blocks, read clean twice
+    slow, fast = (model.continued(prompts[1:2], 10, unmasking=f"threshold:{tau}", steps=1)[0] for tau in (1.0, 0))
+    # 6 + 10 tokens: 2, 4 and 4 positions to fill
+    assert slow.nfe == (2 + 1) + (4 + 1) + 4 and sorted(slow.commit_step) == [0] * 6 + list(range(1, 11))
+    assert fast.nfe == 3 + 2 and fast.commit_step[6:] == [1] * 2 + [2] * 4 + [3] * 4  # three blocks, two of them cached
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("tau", (None, 0.3))
 def test_one_stream_is_the_same_loop_under_full_visibility(toy, prompts, alignment, tau):
     model = toy("bidirectional", alignment)
-    forwards = []
-    samples = model.continued(prompts, 10, steps=4, order=f"threshold:{tau}" if tau else "confidence")
+    expected_nfe = []
+    samples = model.continued(prompts, 10, steps=4, unmasking=f"threshold:{tau}" if tau else "confidence")
     for prompt, sample in zip(prompts, samples, strict=True):
         tokens, masked = np.array([*prompt, *[0] * 10]), np.array([False] * len(prompt) + [True] * 10)
-        forwards.append(fill(model, tokens, masked, Bidirectional(), slice(0, len(tokens)), 4, tau))
+        expected_nfe.append(fill(model, tokens, masked, Bidirectional(), slice(0, len(tokens)), 4, tau))
         assert sample.tokens == tokens.tolist()
-    assert [sample.forwards for sample in samples] == forwards
+    assert [sample.nfe for sample in samples] == expected_nfe
 
 
-@pytest.mark.parametrize("new,steps,forwards", ((12, 5, 5), (12, 12, 12), (3, 7, 3), (12, 1, 1), (12, None, 12)))
-def test_confidence_finishes_in_exactly_the_steps_asked_for(toy, prompts, new, steps, forwards):
+@pytest.mark.parametrize("new,steps,nfe", ((12, 5, 5), (12, 12, 12), (3, 7, 3), (12, 1, 1), (12, None, 12)))
+def test_confidence_finishes_in_exactly_the_steps_asked_for(toy, prompts, new, steps, nfe):
     sample = toy("bidirectional").continued(prompts, new, steps=steps)[0]
-    assert sample.forwards == forwards and set(sample.order) == set(range(forwards + 1))
+    assert sample.nfe == nfe and set(sample.commit_step) == set(range(nfe + 1))
 
 
-@pytest.mark.parametrize("rule,block,order", (("bidirectional", None, "random"),
+@pytest.mark.parametrize("rule,block,unmasking", (("bidirectional", None, "random"),
                                               ("bidirectional", None, "threshold:0.5"),
                                               ("block_causal", 4, "confidence")))
-def test_the_mask_is_never_emitted_and_given_tokens_never_change(toy, prompts, rule, block, order):
+def test_the_mask_is_never_emitted_and_the_prompt_never_changes(toy, prompts, rule, block, unmasking):
     model = toy(rule, "same_position", block)
-    for prompt, sample in zip(prompts, model.continued(prompts, 20, order=order, temperature=3.0), strict=True):
+    for prompt, sample in zip(prompts, model.continued(prompts, 20, unmasking=unmasking, temperature=3.0), strict=True):
         assert sample.tokens[:len(prompt)] == prompt and MASK not in sample.tokens
-        assert [step > 0 for step in sample.order] == [False] * len(prompt) + [True] * 20
+        assert [step > 0 for step in sample.commit_step] == [False] * len(prompt) + [True] * 20
         assert [c > 0 for c in sample.confidence] == [False] * len(prompt) + [True] * 20
 
 
-def test_an_adapted_model_read_left_to_right_does_not_emit_its_mask(toy):
+def test_an_adapted_model_decoded_left_to_right_does_not_emit_its_mask(toy):
     plain = toy("causal")
     mask = plain.continued([[1, 2]] * 3, 6)[0].tokens[2]
-    model = dataclasses.replace(plain, card=dataclasses.replace(plain.card, mask_token_id=mask))
+    model = dataclasses.replace(plain, spec=dataclasses.replace(plain.spec, mask_token_id=mask))
     prompt = [1, 2] if mask > 2 else [3, 4]
     assert mask not in model.continued([prompt] * 3, 20)[0].tokens
 
 
-@pytest.mark.parametrize("order", ("confidence", "threshold:0.3"))
-def test_a_model_that_has_gone_wrong_still_comes_to_an_end(toy, prompts, order):
+@pytest.mark.parametrize("unmasking", ("confidence", "threshold:0.3"))
+def test_a_model_with_nan_weights_still_terminates(toy, prompts, unmasking):
     model = toy("bidirectional", "same_position")
     broken = {**model.params, "final_norm": {"scale": np.full(16, np.nan, np.float32)}}
-    assert dataclasses.replace(model, params=broken).continued(prompts, 4, order=order)[0].new_tokens == 4
+    assert dataclasses.replace(model, params=broken).continued(prompts, 4, unmasking=unmasking)[0].new_tokens == 4

@@ -1,4 +1,4 @@
-"""What is drawn of a denoising: its moments, the GIF, the page, the live view."""
+"""Drawings of a sample as it is denoised: its moments, the GIF, the page, the live view."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from dlm_jax.sampling.screen import live
 
 
 class Letters:
-    """A tokenizer of one letter an id."""
+    """A tokenizer with one letter per id."""
 
     def pieces(self, ids):
         return [chr(97 + i) if i < 26 else " <&\n"[i - 26] for i in ids]
@@ -26,19 +26,19 @@ class Letters:
 
 @pytest.fixture(scope="module")
 def recorded(toy):
-    """A recorder that has watched a sample with second thoughts, and the sample."""
+    """A recorder that has watched a sample with revisions, and the sample."""
     recorder = Recorder()
     sample = toy("bidirectional", "same_position").continued([[1, 2, 3]], 14, callback=recorder,
-                                                             order="threshold:0.2+remask:0.1+edit:0.1")[0]
+                                                             unmasking="threshold:0.2+remask:0.1+edit:0.1")[0]
     return recorder, sample
 
 
-def test_moments_go_from_the_bare_canvas_to_the_text_and_show_what_changed(recorded):
+def test_moments_go_from_the_prompt_to_the_text_and_each_changes_something(recorded):
     recorder, sample = recorded
     moments = recorder.moments(Letters(), sample.tokens)
     assert [piece is None for piece in moments[0].pieces] == [False] * 3 + [True] * 14
     assert moments[-1].pieces == Letters().pieces(sample.tokens)
-    assert moments[-1].order == sample.order
+    assert moments[-1].commit_step == sample.commit_step
     np.testing.assert_allclose(moments[-1].confidence, sample.confidence, atol=1e-4)
     assert all(a != b for a, b in zip(moments, moments[1:])) and len(moments) == len(recorder.traces) + 1
 
@@ -59,19 +59,19 @@ def page(recorded, tmp_path):
     recorder, sample = recorded
     moments = recorder.moments(Letters(), sample.tokens)
     moments = [Moment([None if piece is None else "</script>" + piece if i == 4 else piece
-                       for i, piece in enumerate(m.pieces)], m.order, m.confidence) for m in moments]
+                       for i, piece in enumerate(m.pieces)], m.commit_step, m.confidence) for m in moments]
     write_page(moments, tmp_path / "a.html", "a <title>", {"new tokens": 14})
     return tmp_path / "a.html", moments
 
 
-def test_a_page_stands_alone_and_holds_every_change(page):
+def test_a_page_is_self_contained_and_holds_every_change(page):
     file, moments = page
     text = file.read_text()
     assert not re.search(r"(src|href)=|@import|url\(", text) and text.count("</script>") == 1
     data = json.loads(re.search(r"const data = (.*);", text).group(1))
     cells = {}
     for frame, moment in zip(data["frames"], moments, strict=True):
-        cells |= {place: cell for place, *cell in frame}
+        cells |= {position: cell for position, *cell in frame}
         shown = [piece for piece, _, _ in (cells[i] for i in range(len(moment.pieces)))]
         assert shown == [None if piece is None else piece.replace("\t", "    ") for piece in moment.pieces]
     assert "a &lt;title&gt;" in text
@@ -85,14 +85,14 @@ def test_a_browser_shows_the_moment_that_the_slider_is_at(page, step, tmp_path):
         pytest.skip("needs Chromium")
     at = len(moments) - 1 if step == "last" else step
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-               "--virtual-time-budget=2000", "--dump-dom", f"file://{file}#step={at}&colour=order"]
+               "--virtual-time-budget=2000", "--dump-dom", f"file://{file}#step={at}&color=commit_step"]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     spans = re.findall(r'<span ([^>]*title=[^>]*)>', dom)
     masked = ['class="masked"' in span for span in spans]
     assert masked == [piece is None for piece in moments[at].pieces]
-    written = [bool(step) for step in moments[at].order]
+    written = [bool(step) for step in moments[at].commit_step]
     assert ["background-color" in span for span in spans] == written
-    all_ = sum(moments[-1].order[i] > 0 for i in range(len(masked)))
+    all_ = sum(moments[-1].commit_step[i] > 0 for i in range(len(masked)))
     assert f"{sum(written)} of {all_} tokens" in dom and 'aria-pressed="true">Step' in dom
 
 
@@ -104,6 +104,6 @@ def test_the_live_view_shows_every_step_in_turn_and_ends_with_the_text(recorded)
         for trace in recorder.traces:
             screen(trace)
     written = file.getvalue()
-    last = re.findall(r"(\d+) of 14 tokens, (\d+) passes", written)
-    assert [int(passes) for _, passes in last][-1] == sample.forwards and last[-1][0] == "14"
-    assert written.count("passes") >= len(recorder.traces) and "░░░" in written
+    last = re.findall(r"(\d+) of 14 tokens, NFE (\d+)", written)
+    assert [int(nfe) for _, nfe in last][-1] == sample.nfe and last[-1][0] == "14"
+    assert written.count("NFE") >= len(recorder.traces) and "░░░" in written

@@ -18,7 +18,7 @@ def softmax(x):
 
 
 def nucleus(logits, p):
-    """The fewest largest entries whose probabilities reach p, one after the other."""
+    """The fewest largest entries whose probabilities reach p, found one by one."""
     probabilities, kept, total = softmax(logits), [], 0.0
     for token in np.argsort(-logits):
         kept.append(token)
@@ -40,7 +40,7 @@ def test_top_p_keeps_the_smallest_set_that_holds_p(p):
 
 
 @pytest.mark.parametrize("p", (0.0, 0.05, 0.3, 1.0))
-def test_min_p_keeps_what_is_that_probable_beside_the_likeliest(p):
+def test_min_p_keeps_tokens_at_least_p_times_as_probable_as_the_most_likely(p):
     probabilities = softmax(LOGITS)
     kept = np.isfinite(keep_min_p(jnp.asarray(LOGITS), p))
     np.testing.assert_array_equal(kept, probabilities >= p * probabilities.max())
@@ -48,7 +48,7 @@ def test_min_p_keeps_what_is_that_probable_beside_the_likeliest(p):
 
 @pytest.mark.parametrize("temperature,top_k,top_p", ((1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 3, 1.0), (0.7, 0, 0.8),
                                                      (1.5, 4, 0.9)))
-def test_draws_follow_the_tempered_and_cut_distribution(temperature, top_k, top_p):
+def test_draws_follow_the_tempered_and_truncated_distribution(temperature, top_k, top_p):
     n = 20_000
     proposal = Proposal(temperature, top_k, top_p)
     tokens, confidence = proposal(jax.random.split(jax.random.key(0), (1, n)), jnp.broadcast_to(LOGITS, (1, n, V)))
@@ -61,13 +61,13 @@ def test_draws_follow_the_tempered_and_cut_distribution(temperature, top_k, top_
     np.testing.assert_allclose(confidence[0], softmax(LOGITS)[tokens[0]], rtol=1e-5)
 
 
-def test_temperature_zero_takes_the_likeliest():
+def test_temperature_zero_takes_the_most_likely_token():
     tokens, confidence = Proposal()(jax.random.split(jax.random.key(0), (1, 1)), jnp.asarray(LOGITS)[None, None])
     assert int(tokens[0, 0]) == LOGITS.argmax() and np.isclose(confidence[0, 0], softmax(LOGITS).max())
 
 
 @pytest.mark.parametrize("arguments", ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1},
                                        {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -0.1}, {"min_p": 1.1}))
-def test_numbers_that_make_no_distribution_are_refused(arguments):
+def test_parameters_outside_their_range_are_refused(arguments):
     with pytest.raises(UserError):
         Proposal(**arguments)

@@ -1,4 +1,4 @@
-"""The animation: what is hidden, what is bright, and that nothing moves."""
+"""The replay: what is hidden, what is bright, and that nothing moves."""
 
 import io
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from dlm_jax.sampling.render import caption, frames, play
 
 PIECES = ["", "def", " f", "(a", "):\n", "\t", "", "return", " 日本", "\n\n", " a", " longer", " tail", "."]
-ORDER = [0, 0, 0, 2, 1, 4, 3, 1, 2, 5, 4, 1, 2, 2]
+COMMIT_STEP = [0, 0, 0, 2, 1, 4, 3, 1, 2, 5, 4, 1, 2, 2]
 
 
 def bright(frame):
@@ -17,27 +17,27 @@ def bright(frame):
     return [frame.plain[span.start:span.end] for span in frame.spans if "on green" in str(span.style)]
 
 
-def test_frames_begin_hidden_and_end_with_the_whole_text():
-    shown = [frame.plain for frame in frames(PIECES, ORDER)]
-    assert len(shown) == max(ORDER) + 2
+def test_frames_begin_hidden_and_end_with_the_full_text():
+    shown = [frame.plain for frame in frames(PIECES, COMMIT_STEP)]
+    assert len(shown) == max(COMMIT_STEP) + 2
     assert shown[-1] == shown[-2] == "".join(PIECES).replace("\t", "    ")
     assert shown[0].startswith("def f") and not set(shown[0][5:]) - set(" \n░〓")
 
 
 def test_every_committed_piece_is_bright_exactly_once_at_its_step():
-    seen = [(step, piece) for step, frame in enumerate(frames(PIECES, ORDER)) for piece in bright(frame)]
-    committed = [(step, piece.replace("\t", "    ")) for step, piece in zip(ORDER, PIECES) if step and piece]
+    seen = [(step, piece) for step, frame in enumerate(frames(PIECES, COMMIT_STEP)) for piece in bright(frame)]
+    committed = [(step, piece.replace("\t", "    ")) for step, piece in zip(COMMIT_STEP, PIECES) if step and piece]
     assert seen == sorted(committed, key=lambda pair: pair[0])
-    assert not bright(list(frames(PIECES, ORDER))[-1])
+    assert not bright(list(frames(PIECES, COMMIT_STEP))[-1])
 
 
 @pytest.mark.parametrize("width", (7, 12, 40))
 def test_nothing_moves_while_the_text_appears(width):
     console = Console(width=width, file=io.StringIO())
     layouts = {tuple(cell_len(line.plain.rstrip()) for line in frame.wrap(console, width))
-               for frame in frames(PIECES, ORDER)}
+               for frame in frames(PIECES, COMMIT_STEP)}
     assert len(layouts) == 1
-    assert len({len(caption(ORDER, step)) for step in range(6)}) == 1
+    assert len({len(caption(COMMIT_STEP, step)) for step in range(6)}) == 1
 
 
 def test_control_characters_do_not_reach_the_terminal():
@@ -45,9 +45,10 @@ def test_control_characters_do_not_reach_the_terminal():
     assert shown == "a�[31mb��c\nd"
 
 
-def recorded(terminal, order=ORDER, pieces=PIECES):
+def recorded(terminal, commit_step=COMMIT_STEP, pieces=PIECES):
     file = io.StringIO()
-    play(pieces, order, Console(file=file, force_terminal=terminal, width=40, color_system=None, _environ={}), 0.05)
+    console = Console(file=file, force_terminal=terminal, width=40, color_system=None, _environ={})
+    play(pieces, commit_step, console, 0.05)
     return file.getvalue()
 
 

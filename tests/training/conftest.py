@@ -1,4 +1,4 @@
-"""Runs of a tiny model: what they log, how they are started as processes, and one that nothing disturbed."""
+"""Runs of a tiny model: what they log, how they are started as processes, and one that is never interrupted."""
 
 import json
 import subprocess
@@ -13,13 +13,13 @@ import pytest
 from dlm_jax.adapt import adapt
 from dlm_jax.config import load_config
 from dlm_jax.models.weights import flatten
-from dlm_jax.training.checkpoint import read_work_directory
+from dlm_jax.runs.read import read_work_directory
 
 PATIENCE = 120
 
 
 def records(workdir: Path, name: str = "metrics.jsonl") -> dict[int, float]:
-    """What a log says, without the clock; each step must be there once."""
+    """What a log says by step, without timings; each step must occur once."""
     lines = [json.loads(line) for line in (workdir / name).read_text().splitlines()]
     for line in lines:
         for clock in ("tokens_per_second", "seconds_per_step", "data_seconds", "host_seconds"):
@@ -30,8 +30,8 @@ def records(workdir: Path, name: str = "metrics.jsonl") -> dict[int, float]:
 
 
 def same_weights(a: Path, b: Path) -> bool:
-    a, b = (flatten(read_work_directory(workdir).params) for workdir in (a, b))
-    return all(np.array_equal(a[path], b[path]) for path in a)
+    weights, others = (flatten(read_work_directory(workdir).params) for workdir in (a, b))
+    return all(np.array_equal(weights[path], others[path]) for path in weights)
 
 
 @pytest.fixture(scope="session")
@@ -47,12 +47,12 @@ def unbroken(tmp_path_factory, config):
 
 
 def command(tiny_config, tiny_run, workdir: Path) -> list[str]:
-    return [sys.executable, "-m", "dlm_jax.cli", "train", "--config", str(tiny_config), "--workdir", str(workdir),
+    return [sys.executable, "-m", "dlm_jax", "train", "--config", str(tiny_config), "--workdir", str(workdir),
             *(f"--config.{override}" for override in tiny_run)]
 
 
 def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
-    """Returns when the run has logged `step`."""
+    """Returns once the run has logged `step`."""
     end = time.monotonic() + PATIENCE
     log = workdir / "metrics.jsonl"
     while not (log.exists() and log.read_bytes().count(b"\n") >= step):

@@ -1,4 +1,4 @@
-"""Whatever happens to a run, the same command goes on, and what it logs is what an unbroken run logs, bit for bit."""
+"""Whatever happens to a run, the same command resumes it, and it logs what an uninterrupted run logs, bit for bit."""
 
 import random
 import shutil
@@ -9,29 +9,29 @@ from pathlib import Path
 
 import pytest
 
-from dlm_jax.training.workdir import checkpoint_steps
+from dlm_jax.runs.workdir import checkpoint_steps
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def truncate_newest(workdir: Path) -> bool:
-    """Cuts the largest file of the newest checkpoint in two, where there is one before it to go on from."""
-    whole = [workdir / "checkpoints" / str(step) for step in checkpoint_steps(workdir)]
-    if len(whole) < 2:
+    """Truncates the largest file of the newest checkpoint, if there is a previous one to fall back to."""
+    finished = [workdir / "checkpoints" / str(step) for step in checkpoint_steps(workdir)]
+    if len(finished) < 2:
         return False
-    largest = max((file for file in whole[-1].rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    largest = max((file for file in finished[-1].rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:largest.stat().st_size // 2])
     return True
 
 
 def progress(workdir: Path) -> int:
-    """How many lines there are in the log."""
+    """The number of lines in the log."""
     log = workdir / "metrics.jsonl"
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_killed_at_random_with_checkpoints_cut_in_two_a_run_equals_an_unbroken_one(
+def test_a_run_killed_at_random_with_truncated_checkpoints_equals_an_uninterrupted_one(
         runs, seed, tiny_config, tiny_run, unbroken, tmp_path):
     chance, workdir, damages, kills = random.Random(seed), tmp_path / "run", 0, 0
     run = [*runs.command(tiny_config, tiny_run, workdir), "--config.checkpoint.every=2"]
@@ -41,7 +41,7 @@ def test_killed_at_random_with_checkpoints_cut_in_two_a_run_equals_an_unbroken_o
             while process.poll() is None and progress(workdir) < target and attempt < 8:
                 time.sleep(0.002)
             if process.poll() is None and attempt < 8:
-                time.sleep(0.05 * chance.random())  # into a save, a validation, a log line
+                time.sleep(0.05 * chance.random())  # into a save, a validation or a log line
                 process.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM]))
                 kills += 1
             said = process.stderr.read()
@@ -57,7 +57,7 @@ def test_killed_at_random_with_checkpoints_cut_in_two_a_run_equals_an_unbroken_o
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of a few megabytes, where one can be mounted."""
+    """A file system of a few megabytes, if one can be mounted."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = shutil.which("mount") and subprocess.run(
@@ -68,7 +68,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_run_whose_disk_was_full_goes_on_when_there_is_space(runs, tiny_config, tiny_run, unbroken, small_disk):
+def test_a_run_whose_disk_was_full_resumes_once_there_is_space(runs, tiny_config, tiny_run, unbroken, small_disk):
     ballast = small_disk / "ballast"
     run = [*runs.command(tiny_config, tiny_run, small_disk / "run"), "--config.checkpoint.every=3"]
     with subprocess.Popen(run, stderr=subprocess.PIPE, text=True) as process:
@@ -77,7 +77,7 @@ def test_a_run_whose_disk_was_full_goes_on_when_there_is_space(runs, tiny_config
         filled = subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=4096"], capture_output=True)
         assert filled.returncode != 0
         said = process.stderr.read()
-    assert process.returncode == 2 and "cannot go on: No space left" in said, said
+    assert process.returncode == 2 and "cannot continue: No space left" in said, said
     ballast.unlink()
     again = subprocess.run(run, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

@@ -1,4 +1,4 @@
-"""A run is a function of its config: however often it is stopped, by whatever means, it leaves the same record."""
+"""A run is a function of its config: however and however often it is stopped, it leaves the same record."""
 
 import json
 import os
@@ -19,16 +19,16 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 class Killed(BaseException):
-    """Stops a run where no handler is meant to catch it."""
+    """Stops a run in a way that no handler is meant to catch."""
 
 
 @pytest.fixture
 def finished(unbroken, tmp_path):
-    """A copy of the unbroken run."""
+    """A copy of the uninterrupted run."""
     return shutil.copytree(unbroken, tmp_path / "run")
 
 
-def test_a_run_leaves_every_step_once_its_validations_and_tensorboard_files(runs, unbroken):
+def test_a_run_logs_every_step_once_with_its_validations_and_tensorboard_files(runs, unbroken):
     assert list(runs.records(unbroken)) == list(range(1, 31))
     assert list(runs.records(unbroken, "validation.jsonl")) == [0, 15, 30]
     assert sum(file.stat().st_size for file in (unbroken / "tensorboard").iterdir()) > 1000
@@ -42,7 +42,8 @@ def test_tensorboard_holds_the_same_numbers(runs, unbroken):
     assert found == {step: pytest.approx(line["loss"]) for step, line in runs.records(unbroken).items()}
 
 
-def test_a_run_stopped_anywhere_again_and_again_equals_an_unbroken_one(runs, config, unbroken, tmp_path, monkeypatch):
+def test_a_run_stopped_anywhere_again_and_again_equals_an_uninterrupted_one(runs, config, unbroken, tmp_path,
+                                                                            monkeypatch):
     def stop_after(owner, name, step):
         """The run stops as if killed when `owner.name(step)` has been done."""
         original = getattr(owner, name)
@@ -67,8 +68,8 @@ def test_a_run_stopped_anywhere_again_and_again_equals_an_unbroken_one(runs, con
     assert runs.same_weights(tmp_path / "run", unbroken)
 
 
-def test_a_run_killed_by_the_system_and_started_again_equals_an_unbroken_one(runs, tiny_config, tiny_run, unbroken,
-                                                                             tmp_path):
+def test_a_run_killed_by_the_system_and_rerun_equals_an_uninterrupted_one(
+        runs, tiny_config, tiny_run, unbroken, tmp_path):
     workdir = tmp_path / "run"
     with subprocess.Popen(runs.command(tiny_config, tiny_run, workdir), stderr=subprocess.PIPE) as process:
         runs.wait_for_step(process, workdir, 12)
@@ -76,7 +77,7 @@ def test_a_run_killed_by_the_system_and_started_again_equals_an_unbroken_one(run
     assert process.returncode == -signal.SIGKILL
     assert (workdir / "checkpoints" / "5").exists() and len(runs.records(workdir)) < 30
     with (workdir / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 30, "lo')  # as a kill in mid-line leaves it
+        file.write('{"step": 30, "lo')  # as a kill in the middle of a line leaves it
     again = subprocess.run(runs.command(tiny_config, tiny_run, workdir), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert runs.records(workdir) == runs.records(unbroken)
@@ -95,7 +96,7 @@ def test_ctrl_c_ends_a_run_with_one_line_and_code_130(runs, tiny_config, tiny_ru
     assert said.endswith("dlm: interrupted\n") and "Traceback" not in said
 
 
-def test_a_finished_run_started_again_does_nothing_and_says_so(runs, config, finished, unbroken, capsys):
+def test_a_finished_run_that_is_rerun_does_nothing_and_reports_that(runs, config, finished, unbroken, capsys):
     outcome = adapt(config, finished)
     assert "is finished at step 30" in capsys.readouterr().err
     assert outcome.nelbo_after == runs.records(unbroken, "validation.jsonl")[30]["nelbo"]
@@ -103,17 +104,17 @@ def test_a_finished_run_started_again_does_nothing_and_says_so(runs, config, fin
         assert (finished / file).read_bytes() == (unbroken / file).read_bytes()
 
 
-def test_a_run_may_be_made_longer_and_log_otherwise(runs, tiny_config, tiny_run, finished):
+def test_a_run_may_be_extended_and_log_differently(runs, tiny_config, tiny_run, finished):
     longer = [*tiny_run, "train.steps=36", "log.every=3", "checkpoint.every=4", "checkpoint.keep=1", "evaluate.every=5"]
     adapt(load_config(tiny_config, longer), finished)
     assert list(runs.records(finished)) == [*range(1, 31), 33, 36]
     assert list(runs.records(finished, "validation.jsonl")) == [0, 15, 30, 35, 36]
 
 
-@pytest.mark.parametrize("change", ["train.batch=2", "train.seed=1", "optimizer.learning_rate=0.1",
+@pytest.mark.parametrize("change", ["train.global_batch_size=2", "train.seed=1", "optimizer.learning_rate=0.1",
                                     "model.init=scratch", "recipe.anneal_steps=3", "data.validation_records=4",
                                     "recipe.t_min=0.1"])
-def test_a_run_may_not_become_another(tiny_config, tiny_run, finished, change):
+def test_a_run_may_not_turn_into_another(tiny_config, tiny_run, finished, change):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     key = change.split("=")[0]
     with pytest.raises(UserError, match=rf"holds a run with {key} = .*; choose another work directory"):
@@ -127,16 +128,25 @@ def test_a_run_does_not_go_back(tiny_config, tiny_run, finished):
     assert json.loads((finished / "config.json").read_text())["train"]["steps"] == 30
 
 
-def test_a_run_of_losses_that_are_no_numbers_ends_without_saving_that_step(tiny_config, tiny_run, tmp_path, capsys):
-    wild = load_config(tiny_config, [*tiny_run, "optimizer.learning_rate=1e30", "log.every=30", "optimizer.warmup=0",
-                                     "optimizer.skip=6"])
-    with pytest.raises(UserError, match=r"no finite number 9 times in a row, more than optimizer.skip = 6; "):
-        adapt(wild, tmp_path / "run")
-    assert "step 5: loss or gradient is no finite number; skipped 4 in a row" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["5"]
+def test_a_run_of_non_finite_losses_ends_without_saving_a_skipped_step(tiny_config, tiny_run, tmp_path, capsys):
+    diverging = load_config(tiny_config, [*tiny_run, "optimizer.learning_rate=1e30", "log.every=1",
+                                          "optimizer.warmup_steps=0", "optimizer.max_skipped_steps=6"])
+    with pytest.raises(UserError, match=r"non-finite 7 times in a row, more than optimizer.max_skipped_steps = 6; "):
+        adapt(diverging, tmp_path / "run")
+    assert "step 5: non-finite loss or gradient; skipped 4 in a row" in capsys.readouterr().err
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_sigterm_saves_that_step_and_the_same_command_goes_on(runs, tiny_config, tiny_run, unbroken, tmp_path):
+def test_a_run_that_ends_with_no_finite_nelbo_is_an_error_and_keeps_its_checkpoint(tiny_config, tiny_run, tmp_path,
+                                                                                   monkeypatch):
+    monkeypatch.setattr("dlm_jax.training.run.likelihood", lambda *arguments: float("nan"))
+    short = [*tiny_run, "recipe.anneal_steps=0", "train.steps=3", "checkpoint.every=2", "checkpoint.keep=1"]
+    with pytest.raises(UserError, match="the validation NELBO after the last step is nan; start over"):
+        adapt(load_config(tiny_config, short), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+
+
+def test_sigterm_saves_that_step_and_the_same_command_resumes(runs, tiny_config, tiny_run, unbroken, tmp_path):
     workdir = tmp_path / "run"
     with subprocess.Popen(runs.command(tiny_config, tiny_run, workdir), stderr=subprocess.PIPE, text=True) as process:
         runs.wait_for_step(process, workdir, 7)
@@ -144,7 +154,8 @@ def test_sigterm_saves_that_step_and_the_same_command_goes_on(runs, tiny_config,
         said = process.stderr.read()
     step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert process.returncode == 143
-    assert said.endswith(f"dlm: the run was asked to end and is saved at step {step}; the same command goes on\n")
+    assert said.endswith(f"dlm: the run was asked to stop and is saved at step {step}; "
+                         "rerun the same command to resume\n")
     assert subprocess.run(runs.command(tiny_config, tiny_run, workdir), capture_output=True).returncode == 0
     assert runs.records(workdir) == runs.records(unbroken) and runs.same_weights(workdir, unbroken)
 
@@ -156,14 +167,14 @@ def test_checkpoints_are_also_saved_by_time(tiny_config, tiny_run, tmp_path):
 
 
 def test_samples_are_written_at_every_validation(tiny_config, tiny_run, tmp_path):
-    adapt(load_config(tiny_config, [*tiny_run, "evaluate.texts=2", "train.steps=15"]), tmp_path / "run")
+    adapt(load_config(tiny_config, [*tiny_run, "evaluate.num_samples=2", "train.steps=15"]), tmp_path / "run")
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert [line["step"] for line in samples] == [0, 15]
     assert all(len(line["texts"]) == 2 and all(isinstance(text, str) for text in line["texts"]) for line in samples)
 
 
-def test_a_trace_of_the_steps_that_were_asked_for_is_left(config, tmp_path):
-    adapt(config, tmp_path / "run", profiled=(3, 4))
+def test_a_profile_of_the_requested_steps_is_written(config, tmp_path):
+    adapt(config, tmp_path / "run", profile_steps=(3, 4))
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
@@ -181,27 +192,27 @@ def test_weights_and_biases_gets_the_numbers_of_the_log(runs, tiny_config, tiny_
     assert losses == {step: line["loss"] for step, line in runs.records(tmp_path / "run").items()}
 
 
-def test_without_its_package_weights_and_biases_is_refused(tiny_config, tiny_run, tmp_path, monkeypatch):
+def test_weights_and_biases_without_its_package_is_refused(tiny_config, tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="log.wandb needs the package wandb: pip install wandb"):
         adapt(load_config(tiny_config, [*tiny_run, "log.wandb=stories"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_step_that_does_not_end_shows_where_every_thread_is():
-    program = "import time\nfrom dlm_jax.training.watch import watchdog\nwith watchdog(0.2) as alive:\n" \
+def test_a_step_that_hangs_dumps_the_stack_of_every_thread():
+    program = "import time\nfrom dlm_jax.training.watchdog import watchdog\nwith watchdog(0.2) as alive:\n" \
               "    alive()\n    time.sleep(0.1)\n    alive()\n    time.sleep(0.5)\n"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0 and "Timeout (0:00:00.2" in result.stderr and "line 7 in <module>" in result.stderr
 
 
-def test_every_second_of_a_run_is_of_one_kind(monkeypatch):
-    from dlm_jax.training import clock
+def test_every_second_of_a_run_is_charged_to_one_kind(monkeypatch):
+    from dlm_jax.training import goodput
     now = iter([0, 2, 3, 5, 9, 10, 20, 21.0])
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(now))
-    run = clock.Clock()
+    monkeypatch.setattr(goodput.time, "perf_counter", lambda: next(now))
+    run = goodput.GoodputClock()
     run.begin(4)
     for kind in ("data", "host", "device", "saving", "validation"):
         run.spend(kind)
-    assert run.split(6) == {"seconds_per_step": 3.5, "data_seconds": 0.5, "host_seconds": 1.0}
+    assert run.per_step(6) == {"seconds_per_step": 3.5, "data_seconds": 0.5, "host_seconds": 1.0}
     assert run.elapsed() == 21 and run.goodput() == 7 / 21

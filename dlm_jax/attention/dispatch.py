@@ -1,0 +1,110 @@
+"""The single entry point to attention: it dispatches to the dense reference or to what is fast on each platform."""
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+
+from dlm_jax.attention.plan import Plan, make_plan
+from dlm_jax.attention.rules import Rule
+from dlm_jax.attention.tiles import TILE
+from dlm_jax.errors import UserError
+from dlm_jax.parallel.mesh import AXES, BATCH_AXES, axis_size
+from dlm_jax.typing import Array, Float, Int, shape_checked
+
+IMPLEMENTATIONS = ("auto", "reference", "cpu", "tpu", "gpu", "splash")
+REQUIRED_PLATFORM = {"tpu": "tpu", "splash": "tpu", "gpu": "gpu"}  # the others run anywhere
+
+
+@shape_checked
+def attend(q: Float[Array, "b Q h k"], k: Float[Array, "b K g k"], v: Float[Array, "b K g k"], rule: Rule | Plan,
+           segments: Int[Array, "b K"] | None = None, implementation: str = "auto") -> Float[jax.Array, "b Q h k"]:
+    """Attention under a mask rule, or under the plan that `make_plan` built from one, in q's dtype.
+
+    The layout is that of `jax.nn.dot_product_attention`. segments: the document of each token (0 is padding), or None.
+
+    implementation: `reference` is the readable one; `cpu` computes the same in the shapes that a CPU likes; `tpu` and
+    `gpu` are our own Pallas kernels; `splash` is the kernel that ships with jax, for static rules without documents;
+    `auto` picks the one for the platform and logs its choice once. In a mesh (`dlm_jax.parallel.mesh`) each device
+    attends for its own slice of batch and heads.
+
+    Raises `UserError` for an unknown implementation, and for one that cannot run here.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(f"attention implementation '{implementation}' is not one of {', '.join(IMPLEMENTATIONS)}")
+    plan = make_plan(rule, k.shape[1], segments, q.shape[1])
+    platform = traced_platform()
+    if implementation == "auto":
+        implementation = choose_implementation(platform, q)
+        log_choice(implementation, platform)
+    elif REQUIRED_PLATFORM.get(implementation, platform) != platform:
+        needed = REQUIRED_PLATFORM[implementation].upper()
+        raise UserError(f"attention implementation '{implementation}' runs on a {needed} only, and this program is for "
+                        f"a {platform.upper()}; use 'auto'")
+    return per_device(load_implementation(implementation), q, k, v, plan)
+
+
+def traced_platform() -> str:
+    """The platform that the program is traced for: `cpu`, `gpu` or `tpu`. A mesh that names a device decides."""
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    if abstract is not None:
+        kind = abstract.device_kind.lower()
+        if kind.startswith("tpu"):
+            return "tpu"
+        return "cpu" if kind == "cpu" else "gpu"
+    device = jax.config.jax_default_device or jax.devices()[0]  # type: ignore[attr-defined]
+    return device if isinstance(device, str) else device.platform
+
+
+def choose_implementation(platform: str, q: Array) -> str:
+    """The implementation for a platform and the shape and dtype of q. The reference takes what no kernel supports, and
+    fewer queries than fill a kernel's tile."""
+    if platform == "cpu":
+        return "cpu"
+    fills_a_tile = q.shape[1] >= TILE
+    if platform == "gpu":
+        supported = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= TILE and is_hopper()
+        return "gpu" if fills_a_tile and supported else "reference"
+    return "tpu" if fills_a_tile else "reference"
+
+
+def is_hopper() -> bool:
+    """Whether the program is for a GPU with the instructions that the GPU kernels use (sm_90)."""
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    kind = abstract.device_kind if abstract is not None else jax.devices()[0].device_kind
+    return any(name in kind for name in ("H100", "H200", "H20", "H800"))
+
+
+@functools.cache
+def log_choice(implementation: str, platform: str) -> None:
+    """Logs a choice the first time it is made; on a CPU, where there is only one, at debug level."""
+    level = logging.DEBUG if platform == "cpu" else logging.INFO
+    logging.getLogger(__name__).log(level, "attention: '%s' on this %s", implementation, platform.upper())
+
+
+def load_implementation(implementation: str) -> Callable[..., jax.Array]:
+    """The function behind a name. Kernels are imported on demand, because importing Pallas takes a second."""
+    module = importlib.import_module(f"dlm_jax.attention.{implementation}")
+    return getattr(module, f"attend_{implementation}")
+
+
+def per_device(function: Callable[..., jax.Array], q: Array, k: Array, v: Array, plan: Plan) -> jax.Array:
+    """`function(q, k, v, plan)`; in a mesh, each device calls it for its own slice of batch and heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if axis_size(*AXES) == 1 or AxisType.Manual in mesh.axis_types:
+        return function(q, k, v, plan)
+    if k.shape[2] % axis_size("tensor"):
+        raise UserError(f"mesh.tensor {axis_size('tensor')} does not divide the {k.shape[2]} key-value heads; choose "
+                        "one that does")
+    batch = BATCH_AXES if q.shape[0] % axis_size(*BATCH_AXES) == 0 else None
+    spec = PartitionSpec(batch, None, "tensor", None)
+
+    def plan_spec(x: Array) -> PartitionSpec:
+        return PartitionSpec(batch if x.shape[0] > 1 else None)
+
+    return jax.shard_map(function, in_specs=(spec, spec, spec, jax.tree.map(plan_spec, plan)), out_specs=spec,
+                         check_vma=False)(q, k, v, plan)

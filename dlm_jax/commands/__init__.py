@@ -1,0 +1,1 @@
+"""The `dlm` command: one file per subcommand, its flags beside its action."""

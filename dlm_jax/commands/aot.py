@@ -1,0 +1,34 @@
+"""`dlm aot`: plan a run without its devices, by compiling the real training step ahead of time."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from dlm_jax.commands.arguments import Arguments, integer_at_least
+from dlm_jax.commands.progress import show_log
+from dlm_jax.models.shapes import SHAPES
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `dlm aot`."""
+    parser.add_argument("--config", required=True, help="a config file such as configs/diffullama_7b.py")
+    parser.add_argument("--topology", required=True,
+                        help="v5e:4x4, v5p:4x4x4, v6e:4x8, tpu7x:2x2x1, h200:8 ...")
+    parser.add_argument("--slices", type=integer_at_least(1), default=1, metavar="N",
+                        help="number of TPU slices of that topology (default 1)")
+    parser.add_argument("--search", action="store_true",
+                        help="find the model.remat and train.grad_accum_steps that fit and run fastest")
+    parser.epilog = ("Override keys of the config as for `train`. The shapes of these bases are known, so they need "
+                     f"not be downloaded: {', '.join(SHAPES)}.")
+
+
+def run(a: Arguments) -> dict[str, Any]:
+    """Compiles; returns the report of the compiler."""
+    from dlm_jax.aot.report import aot
+    from dlm_jax.aot.search import search
+    from dlm_jax.config import load_config
+    config = load_config(a.config, a.overrides)
+    if not a.search:
+        return dataclasses.asdict(aot(config, a.topology, a.slices))
+    show_log()
+    return dataclasses.asdict(search(config, a.topology, a.slices)[0])

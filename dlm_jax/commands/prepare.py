@@ -1,0 +1,67 @@
+"""`dlm prepare`: pack text, or pairs of prompts and answers, into training records."""
+
+import argparse
+import shlex
+from typing import Any
+
+from dlm_jax.commands.arguments import MODEL_HELP, Arguments, available_cores, integer_at_least
+from dlm_jax.commands.progress import byte_progress
+from dlm_jax.errors import UserError
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `dlm prepare`."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", nargs="+",
+                      help="text, JSONL (field 'text') or Parquet: files, patterns, gs:// or s3:// names (text "
+                           "and JSONL also as .gz or .zst), or tfds:NAME[:SPLIT]")
+    what.add_argument("--pairs", nargs="+",
+                      help="JSONL of prompts and answers (prompt, answer; question, answer; or instruction, output)")
+    parser.add_argument("--layout", choices=["packed", "diffullama"],
+                        help="how pairs fill a record: packed, whole pairs one after another (default); diffullama, "
+                             "one pair per record, filled with end tokens")
+    parser.add_argument("--model", required=True, help="whose tokenizer to use: " + MODEL_HELP)
+    parser.add_argument("--length", required=True, type=integer_at_least(2), help="tokens per record")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--processes", type=integer_at_least(1), metavar="N",
+                     help="tokenizer processes (default: one per core); the files do not depend on it")
+    how.add_argument("--beam", metavar="FLAGS",
+                     help="run as an Apache Beam pipeline with these flags, as in --beam='--runner=DirectRunner'")
+    parser.add_argument("--out", required=True, help="new directory")
+
+
+def run(a: Arguments) -> dict[str, Any]:
+    """Prepares; returns what was written."""
+    from dlm_jax.data.inputs import expand
+    from dlm_jax.files import check_new
+    from dlm_jax.loading import load_bundle, load_tokenizer
+    check_new(a.out)
+    names = expand(a.text or a.pairs)
+    tokenizer = load_tokenizer(load_bundle(a.model))
+    if tokenizer is None:
+        raise UserError(f"{a.model} has no tokenizer files; name a model that has")
+    description = pack_pairs(a, names, tokenizer) if a.pairs else pack_text(a, names, tokenizer)
+    keys = ("records", "length", "tokens", "documents", "bytes")
+    return {"out": str(a.out), **{key: description[key] for key in keys}}
+
+
+def pack_pairs(a: Arguments, names: list[str], tokenizer: Any) -> dict[str, Any]:
+    """The description of the records made from --pairs."""
+    from dlm_jax.data.pairs import prepare_pairs, read_pairs
+    if a.beam is not None or a.processes is not None:
+        raise UserError("pairs are prepared by one process; leave out --beam and --processes")
+    with byte_progress("prepared") as progress:
+        return prepare_pairs(read_pairs(names), tokenizer, a.length, a.out, a.layout or "packed", progress)
+
+
+def pack_text(a: Arguments, names: list[str], tokenizer: Any) -> dict[str, Any]:
+    """The description of the records made from --text."""
+    if a.layout is not None:
+        raise UserError("--layout is for --pairs; leave it out")
+    if a.beam is not None:
+        from dlm_jax.data.beam import prepare_with_beam
+        return prepare_with_beam(names, tokenizer, a.length, a.out, shlex.split(a.beam))
+    from dlm_jax.data.prepare import prepare
+    from dlm_jax.data.text import read_documents
+    with byte_progress("prepared") as progress:
+        return prepare(read_documents(names), tokenizer, a.length, a.out, progress, a.processes or available_cores())

@@ -1,0 +1,32 @@
+"""Vendor peak figures of accelerators, by the device kind that JAX reports: for utilization (MFU) and for planning."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceSpec:
+    """Peak figures of one JAX device."""
+
+    flops: float  # bf16 floating-point operations per second
+    memory: float  # bytes
+    bandwidth: float  # bytes per second from that memory
+    interconnect_bandwidth: float  # bytes per second that it can send to its neighbors
+
+
+GIB = 2**30
+# A tpu7x chip is two devices; the other chips are one. Interconnect: all directions of a chip together.
+DEVICE_SPECS = {
+    "TPU v4": DeviceSpec(275e12, 32 * GIB, 1.228e12, 300e9),
+    "TPU v5 lite": DeviceSpec(197e12, 16 * GIB, 0.819e12, 200e9),
+    "TPU v5": DeviceSpec(459e12, 95 * GIB, 2.765e12, 600e9),
+    "TPU v6 lite": DeviceSpec(918e12, 32 * GIB, 1.640e12, 448e9),
+    "TPU7x": DeviceSpec(1155e12, 96 * GIB, 3.690e12, 600e9),
+    "NVIDIA A100-SXM4-80GB": DeviceSpec(312e12, 80e9, 2.039e12, 300e9),
+    "NVIDIA H100 80GB HBM3": DeviceSpec(989e12, 80e9, 3.350e12, 450e9),
+    "NVIDIA H200": DeviceSpec(989e12, 141e9, 4.800e12, 450e9),
+}
+
+
+def device_spec(kind: str) -> DeviceSpec | None:
+    """The figures of a device kind, or None for an unknown one."""
+    return DEVICE_SPECS.get(kind)

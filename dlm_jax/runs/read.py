@@ -1,0 +1,99 @@
+"""The model in a work directory: a description of its parameters, and the parameters of its newest checkpoint.
+
+Reading needs Orbax, but neither the optimizer nor the training step.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from dlm_jax.errors import UserError
+from dlm_jax.files import write_text
+from dlm_jax.models.bundle import Bundle
+from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.diffusion_spec import DiffusionSpec
+from dlm_jax.models.lora import Lora, merge_trained, trained_table
+from dlm_jax.models.weights import Params, flatten, unflatten
+from dlm_jax.runs.checksum import Damage, check_arrays, unsealed
+from dlm_jax.runs.remote import checkpoints_of
+from dlm_jax.runs.workdir import checkpoint_steps
+
+MODEL_FILE = "model.json"
+
+
+def write_model_file(workdir: Path, config: ModelConfig, spec: DiffusionSpec, lora: Lora) -> None:
+    """Writes `model.json`: what the parameters of this work directory are, for whoever looks at it. Each checkpoint
+    also says it, and that is what is read."""
+    write_text(workdir / MODEL_FILE, json.dumps(model_fields(config, spec, lora), indent=2) + "\n")
+
+
+def model_fields(config: ModelConfig, spec: DiffusionSpec, lora: Lora) -> dict[str, Any]:
+    """What the parameters are, as JSON: architecture, diffusion spec and, where there are any, adapters."""
+    adapters = {"lora": dataclasses.asdict(lora)} if lora.rank else {}
+    return {"model": dataclasses.asdict(config), **dataclasses.asdict(spec), **adapters}
+
+
+def read_work_directory(workdir: Path, base: Params | None = None) -> Bundle:
+    """The model of the newest checkpoint. If the run trained adapters, they are merged into its `base`.
+
+    Raises `UserError` if there is no checkpoint yet, if it is damaged, or if a run with adapters lacks its base.
+    """
+    bundle, lora = read_trained(workdir)
+    if not lora.rank:
+        return bundle
+    if base is None:
+        raise UserError(f"{workdir} holds adapters but not the base model they were trained on; copy the entire "
+                        "directory")
+    trained = flatten(bundle.params)
+    frozen = {path: weight for path, weight in flatten(base).items() if path not in trained}
+    return dataclasses.replace(bundle, params=merge_trained(bundle.params, unflatten(frozen), lora))
+
+
+def read_trained(workdir: Path) -> tuple[Bundle, Lora]:
+    """What the newest checkpoint holds, and the adapter settings of the run.
+
+    The parameters, fp32, are the full model's (`lora.rank` 0), or the adapters and the weights trained beside them.
+    Raises `UserError` if there is no checkpoint yet or if it is damaged.
+    """
+    steps = checkpoint_steps(workdir)
+    if not steps:
+        raise UserError(f"{workdir} has no checkpoint yet; let the run reach its first one")
+    directory = checkpoints_of(workdir) / str(steps[-1])
+    with damage(directory, fix="remove it to use the previous one"), ocp.StandardCheckpointer() as checkpointer:
+        about = read_about(directory)
+        fields = about["model"]
+        config, lora = ModelConfig.from_dict(fields.pop("model")), Lora(**fields.pop("lora", {}))
+        spec, table = DiffusionSpec.from_dict(fields), trained_table(config, lora)
+        abstract = unflatten({path: jax.ShapeDtypeStruct(w.shape, "float32") for path, w in table.items()})
+        params = checkpointer.restore(directory / "params", abstract)
+        check_arrays(params, about["checksums"]["params"])
+    tokenizer = workdir / "tokenizer"
+    return Bundle(config, params, spec, tokenizer if tokenizer.is_dir() else None), lora
+
+
+def read_about(directory: epath.Path) -> dict[str, Any]:
+    """What the checkpoint `directory` says about itself. Raises `Damage` if that is not what was written."""
+    return unsealed((directory / "about" / "metadata").read_text())
+
+
+@contextlib.contextmanager
+def damage(directory: epath.Path, fix: str = "") -> Iterator[None]:
+    """Turns whatever goes wrong while the checkpoint `directory` is read into one `UserError`, with how to `fix` it.
+
+    Orbax raises an exception of a different type for every kind of damage.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError):
+        raise
+    except Exception as error:
+        advice = f"; {fix}" if fix else ""
+        cause = error if isinstance(error, Damage) else type(error).__name__
+        raise UserError(f"the checkpoint {directory} is damaged ({cause}){advice}") from error

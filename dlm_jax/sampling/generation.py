@@ -1,0 +1,128 @@
+"""From requests to canvases, and from traces to samples."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dlm_jax.errors import UserError
+from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.diffusion_spec import DiffusionSpec
+from dlm_jax.models.padding import next_power_of_two
+from dlm_jax.models.weights import Params
+from dlm_jax.sampling.engine import run
+from dlm_jax.sampling.requests import Request, check, check_left_to_right
+from dlm_jax.sampling.sample import BatchCost, Sample, peak_bytes
+from dlm_jax.sampling.settings import Settings
+from dlm_jax.sampling.trace import Callback, Canvas, Sampler, Trace
+from dlm_jax.sampling.unmasking import Speculate, Unmasking, parse_unmasking
+from dlm_jax.typing import Int, Key
+
+MIN_CANVAS = 64  # the shortest canvas; lengths double from there, so many requests share few compilations
+
+
+def generate(params: Params, config: ModelConfig, spec: DiffusionSpec, requests: Sequence[Request], settings: Settings,
+             numbers: Sequence[int] | None = None, callback: Callback | None = None) -> list[Sample]:
+    """Returns one sample per request.
+
+    numbers: request i draws from the key (seed, numbers[i]), by default its index, so its sample does not depend on the
+    other requests. callback: called after every step with a `Trace` of numpy arrays; it restricts sampling to one
+    device.
+
+    Raises `UserError` for a request that the model cannot serve.
+    """
+    unmasking, block_size, caching = unmasking_for(spec, settings), settings.size(spec), settings.caching(spec)
+    for request in requests:
+        check(request, config, spec)
+        if isinstance(unmasking.selector, Speculate):
+            check_left_to_right(request)
+    if not requests:
+        return []
+    steps, end = steps_and_end(requests, settings, spec)
+    sampler = Sampler(steps, end, settings.proposal(), unmasking, caching, block_size, callback)
+    mesh = None if callback else local_mesh(len(end))
+    padded_numbers = np.resize(range(len(requests)) if numbers is None else numbers, len(end))
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(settings.seed), padded_numbers)
+    canvas = make_canvas(requests, config, block_size, len(keys))
+    trace, seconds = run_timed(params, canvas, keys, sampler, config, anonymous(spec), mesh)
+    samples = [sample_at(trace, i, request, int(end[i])) for i, request in enumerate(requests)]
+    cost = BatchCost(int(max(trace.batch_nfe)), sum(sample.new_tokens for sample in samples), seconds, peak_bytes())
+    return [dataclasses.replace(sample, cost=cost) for sample in samples]
+
+
+def unmasking_for(spec: DiffusionSpec, settings: Settings) -> Unmasking:
+    """The unmasking strategy of a model: an autoregressive one can only decode left to right."""
+    unmasking = parse_unmasking(settings.unmasking)
+    if spec.rule == "causal":
+        return Unmasking(Speculate())
+    if isinstance(unmasking.selector, Speculate) and spec.clean_half != "token_causal":
+        raise UserError("the unmasking strategy speculate needs a model whose clean half is token_causal; choose "
+                        "another strategy")
+    return unmasking
+
+
+def run_timed(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: Sampler, config: ModelConfig,
+              spec: DiffusionSpec, mesh: Mesh | None) -> tuple[Trace, float]:
+    """The trace of `run` on the host, and the seconds it took without compilation."""
+    if mesh is not None:
+        params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        by_sequence = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+        canvas, keys, sampler = jax.device_put((canvas, keys, sampler), by_sequence)
+    run.lower(params, canvas, keys, sampler, config=config, spec=spec, mesh=mesh).compile()
+    start = time.perf_counter()
+    trace = jax.device_get(run(params, canvas, keys, sampler, config=config, spec=spec, mesh=mesh))
+    return trace, time.perf_counter() - start
+
+
+def anonymous(spec: DiffusionSpec) -> DiffusionSpec:
+    """The fields of a spec that the engine reads, so that other names or end tokens recompile nothing."""
+    return DiffusionSpec(spec.alignment, spec.rule, spec.block_size, spec.mask_token_id, clean_half=spec.clean_half)
+
+
+def local_mesh(batch: int) -> Mesh | None:
+    """The devices of this host that a batch is split over, or None for one device."""
+    count = math.gcd(batch, jax.local_device_count())
+    return Mesh(np.asarray(jax.local_devices()[:count]), ("batch",)) if count > 1 else None
+
+
+def steps_and_end(requests: Sequence[Request], settings: Settings, spec: DiffusionSpec
+                  ) -> tuple[Int[Array, " b"], Int[Array, " b"]]:
+    """Denoising steps and end token (-1 for none) of each sequence, with b padded to the next power of two."""
+    steps = [settings.steps_of(sum(request.masked), spec) for request in requests]
+    ends = [spec.eos_token_id if request.stop and spec.eos_token_id is not None else -1 for request in requests]
+    padding = next_power_of_two(len(requests)) - len(requests)
+    return jnp.asarray(steps + [1] * padding, jnp.int32), jnp.asarray(ends + [-1] * padding, jnp.int32)
+
+
+def canvas_length(tokens: int, context: int, block_size: int) -> int:
+    """Positions of the canvas for this many tokens: a power of two, or the context, rounded up to whole blocks."""
+    unit = block_size or 1
+    positions = min(max(MIN_CANVAS, next_power_of_two(tokens)), max(context, tokens))
+    return -(-positions // unit) * unit
+
+
+def make_canvas(requests: Sequence[Request], config: ModelConfig, block_size: int, batch: int) -> Canvas:
+    """The canvas of `batch` sequences: the requests, then empty ones."""
+    n = canvas_length(max(len(request.tokens) for request in requests), config.max_length, block_size)
+    tokens, segments = np.zeros((2, batch, n), np.int32)
+    masked = np.zeros(tokens.shape, bool)
+    for i, request in enumerate(requests):
+        length = len(request.tokens)
+        tokens[i, :length], masked[i, :length], segments[i, :length] = request.tokens, request.masked, 1
+    return Canvas(jnp.asarray(tokens), jnp.asarray(masked), jnp.asarray(segments))
+
+
+def sample_at(trace: Trace, i: int, request: Request, eos_id: int) -> Sample:
+    """Sequence i of a finished trace, up to the first end token that the sampler wrote."""
+    length = len(request.tokens)
+    tokens, commit_step = trace.tokens[i, :length], trace.commit_step[i, :length]
+    ends = np.flatnonzero((tokens == eos_id) & (commit_step > 0))
+    length = int(ends[0]) + 1 if ends.size else length
+    return Sample(tokens[:length].tolist(), commit_step[:length].tolist(), trace.confidence[i, :length].tolist(),
+                  int(trace.nfe[i]))

@@ -1,0 +1,92 @@
+"""The unmasking strategy from one short string: a selector, and after a plus sign revisions.
+
+    confidence, margin, entropy, left_to_right, random, threshold:0.9, factor:1, entropy_bound:0.5,
+    diffullama_random, diffullama_confidence:0.95, speculate; and +remask:0.3, +edit:0.9
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
+
+from dlm_jax.diffusion.schedule import cosine, linear
+from dlm_jax.errors import UserError
+from dlm_jax.sampling import selector
+from dlm_jax.sampling.revision import Edit, Remask, Revision
+from dlm_jax.sampling.selector import (
+    DiffuLLaMAConfidence,
+    EntropyBound,
+    Factor,
+    RandomOrder,
+    Score,
+    Selector,
+    Threshold,
+    TopScore,
+)
+
+SCHEDULES = {"linear": linear, "cosine": cosine}
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Speculate:
+    """Not a selector: text is written left to right, exactly as the model's causal half would write it, and diffusion
+    only drafts ahead (`speculation.py`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unmasking:
+    """An unmasking strategy."""
+
+    selector: Selector | Speculate  # which masked positions commit their proposal at a step
+    revisions: tuple[Revision, ...] = ()  # what later steps may do to committed tokens
+
+
+def _top_score(score: Score) -> Callable[..., TopScore]:
+    return lambda schedule="linear": TopScore(score, SCHEDULES[schedule])
+
+
+# name: (makes it from the text after the colon, an example)
+SELECTORS: dict[str, tuple[Callable[..., Selector | Speculate], str]] = {
+    "confidence": (_top_score(selector.confidence), "confidence or confidence:cosine"),
+    "margin": (_top_score(selector.margin), "margin or margin:cosine"),
+    "entropy": (_top_score(selector.entropy), "entropy or entropy:cosine"),
+    "left_to_right": (_top_score(selector.left_to_right), "left_to_right"),
+    "random": (lambda schedule="linear": RandomOrder(SCHEDULES[schedule]), "random or random:cosine"),
+    "threshold": (lambda tau: Threshold(float(tau)), "threshold:0.9"),
+    "factor": (lambda factor: Factor(float(factor)), "factor:1"),
+    "entropy_bound": (lambda nats: EntropyBound(float(nats)), "entropy_bound:0.5"),
+    "diffullama_random": (RandomOrder, "diffullama_random"),
+    "diffullama_confidence": (lambda temperature="0.95": DiffuLLaMAConfidence(float(temperature)),
+                              "diffullama_confidence or diffullama_confidence:0.9"),
+    "speculate": (Speculate, "speculate"),
+}
+REVISIONS: dict[str, tuple[Callable[..., Revision], str]] = {
+    "remask": (lambda probability: Remask(float(probability)), "remask:0.3"),
+    "edit": (lambda confidence: Edit(float(confidence)), "edit:0.9"),
+}
+
+
+def parse_unmasking(text: str) -> Unmasking:
+    """Parses 'threshold:0.9', 'confidence:cosine', 'threshold:0.8+edit:0.9', ... (see `SELECTORS` and `REVISIONS`).
+
+    Raises `UserError` if the text names no unmasking strategy.
+    """
+    first, *rest = text.split("+")
+    chosen = _parse(first, SELECTORS, "an unmasking strategy")
+    revisions = tuple(_parse(term, REVISIONS, "a revision") for term in rest)
+    if isinstance(chosen, Speculate) and revisions:
+        raise UserError(f"'{text}': speculate writes what the causal half would, so nothing can be revised; remove "
+                        f"+{rest[0]}")
+    return Unmasking(chosen, revisions)
+
+
+def _parse(text: str, table: dict[str, tuple[Callable[..., T], str]], kind: str) -> T:
+    name, colon, value = text.partition(":")
+    if name not in table:
+        raise UserError(f"'{text}' is not {kind}; choose one of {', '.join(table)}")
+    make, example = table[name]
+    try:
+        return make(value) if colon else make()
+    except (TypeError, ValueError, KeyError):
+        raise UserError(f"'{text}' is not {kind} that can be parsed; write {example}") from None

@@ -1,0 +1,159 @@
+"""Every benchmark runs to its end, here at a tiny size, and prints a table of sane numbers.
+
+Those that train or compile several programs are marked slow.
+"""
+
+import importlib.util
+import math
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+import dlm_jax
+
+BUNDLED = Path(dlm_jax.__file__).parent / "assets" / "base"
+LIBRARIES = {"claims_runs", "plain_samplers", "plain_torch", "tpu_bundles"}  # imported by the benchmarks
+
+
+def rows(text: str, columns: int) -> list[list[str]]:
+    """The body rows of all Markdown tables with so many columns."""
+    cells = [[cell.strip() for cell in line.strip().strip("|").split("|")]
+             for line in text.splitlines() if line.startswith("|")]
+    rules = [i for i, row in enumerate(cells) if all(re.fullmatch(":?-+:?", cell) for cell in row)]
+    heads = {i - 1 for i in rules}
+    return [row for i, row in enumerate(cells) if i not in heads and i not in rules and len(row) == columns]
+
+
+def positive(*cells: str) -> bool:
+    """Whether each cell begins with a finite number above zero."""
+    found = [re.match(r"[+-]?[\d.]+(e[+-]?\d+)?", cell) for cell in cells]
+    return all(number is not None and math.isfinite(float(number[0])) and float(number[0]) > 0 for number in found)
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"needs {package}")
+
+
+def test_every_benchmark_has_a_test_here():
+    benchmarks = {file.stem for file in (Path(__file__).parents[2] / "benchmarks").glob("*.py")}
+    tested = set(re.findall(r'(?:main|printed)\(\s*"(\w+)"', Path(__file__).read_text()))
+    assert tested == benchmarks - LIBRARIES
+
+
+@needs("torch")
+def test_a_training_step_is_timed_on_both_sides_which_have_the_same_loss(printed):
+    table = printed("train_step", "--pairs", 1, "--batch", 4, "--length", 16, "--shapes", "stories260k")
+    assert [row[1] for row in rows(table, 6)] == ["one stream", "two streams, block 16"]
+    assert all(positive(row[-1]) for row in rows(table, 6))
+
+
+def test_attention_on_a_cpu_is_timed_forward_and_with_gradients(printed):
+    table = printed("attention_cpu", "--repeats", 1, "--shapes", "tiny_stories_blocks (stories260k)")
+    lines = [line.split() for line in table.splitlines()[1:]]
+    assert [line[2] for line in lines] == ["forward", "gradients"]
+    assert all(positive(*line[3:]) for line in lines)
+
+
+def test_attention_on_a_gpu_reports_that_there_is_none(printed):
+    if jax.default_backend() == "gpu":
+        pytest.skip("here is a GPU: run the benchmark itself")
+    assert "There is no GPU here" in printed("attention_gpu")
+
+
+def test_machine_code_for_a_gpu_is_read_or_its_compiler_is_missing(printed):
+    table = printed("attention_gpu_compiled", "--rules", "causal", "--head-dims", 64, "--lengths", 1024)
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        assert table.startswith("Nothing to report") and "pip install" in table
+    else:
+        assert [row[2] for row in rows(table, 8)] == ["forward", "dQ", "dK, dV"]
+        assert positive(*rows(table, 4)[0])
+
+
+@needs("libtpu")
+@pytest.mark.slow
+def test_attention_is_compiled_for_a_tpu_and_compared(printed):
+    table = printed("attention_tpu", "--chips", "v5e", "--lengths", 512)
+    (waste,), calls = rows(table, 4), rows(table, 15)
+    assert positive(*waste) and waste[0] == "512"
+    assert calls and all(positive(*(cell for cell in row if cell != "not installed")) for row in calls)
+
+
+@pytest.mark.slow
+def test_host_time_between_steps_is_measured(printed):
+    table = printed("host", "--devices", 1, "--steps", 40, "--records", 256)
+    assert [row[:2] for row in rows(table, 5)] == [["1", "empty"], ["1", "real"]]
+    assert all(positive(row[4]) for row in rows(table, 5))
+    assert positive(re.search(r"([\d.]+)M tokens", table)[1])
+
+
+@needs("libtpu")
+@pytest.mark.slow
+def test_a_config_is_planned_for_its_pod(main, tmp_path):
+    main("pods", "--only", "tiny", "--out", tmp_path / "pods.md", "--results", tmp_path / "results")
+    (row,) = rows((tmp_path / "pods.md").read_text(), 12)
+    assert row[:2] == ["tiny", "v5e:2x2 (4)"] and row[7] == "yes"
+    assert positive(row[6], row[9], row[10])
+
+
+@pytest.fixture(scope="module")
+def curves(main, texts, tmp_path_factory) -> Path:
+    """The work directory of `adapt_or_scratch` after two steps."""
+    workdir = tmp_path_factory.mktemp("curves")
+    main("adapt_or_scratch", "--base", BUNDLED, "--train", texts, "--validation", texts, "--workdir", workdir,
+         "--steps", 2, "--seq-length", 32)
+    return workdir
+
+
+@pytest.mark.slow
+def test_objectives_are_compared_from_the_base_and_from_scratch(curves, printed, texts):
+    table = printed("adapt_or_scratch", "--base", BUNDLED, "--train", texts, "--validation", texts, "--workdir", curves,
+                    "--steps", 2, "--seq-length", 32)  # resumes: all runs are done
+    found = rows(table, 4)  # validated at steps 0 and 2
+    assert [row[1] for row in found] == ["base", "scratch"] * 2
+    assert all(positive(*row[2:]) for row in found)
+    assert (curves / "curves.png").stat().st_size > 0
+
+
+@needs("torch")
+@pytest.mark.slow
+def test_samplers_are_timed_and_their_texts_judged(curves, printed, texts, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"text": "def read(path): return the text of the file at the path"}\n')
+    table = printed("sampling", "--base", BUNDLED, "--curves", curves, "--prompts", prompts, "--rounds", 1, "--batches",
+                    1, "--figure", tmp_path / "sampling.png")
+    assert len(rows(table, 5)) == 4 and all(positive(*row[2:]) for row in rows(table, 5))
+    assert len(rows(table, 7)) == 14 and all(positive(*row[2:]) for row in rows(table, 7))
+    assert [row[0] for row in rows(table, 4)] == ["none", "prefix", "dual"]
+    assert (tmp_path / "sampling.png").stat().st_size > 0
+
+
+def test_sampling_at_7b_reports_that_there_is_no_accelerator(printed):
+    assert "no accelerator found" in printed("sampling_7b")
+
+
+@pytest.mark.slow
+def test_sampling_at_7b_can_be_tried_on_a_cpu(printed):
+    table = printed("sampling_7b", "--anywhere", "--shape", "gpt2", "--length", 16, "--rounds", 1)
+    assert len(rows(table, 4)) == 4 and all(positive(*row[1:]) for row in rows(table, 4))
+
+
+@pytest.mark.slow
+def test_a_claim_is_judged_and_reported(main, texts, tmp_path):
+    main("claims", "--base", BUNDLED, "--train", texts, "--validation", texts, "--workdir", tmp_path, "--steps", 2,
+         "--seeds", 1, "--records", 2, "--only", "adapted beats from scratch, two")
+    report = (tmp_path / "claims.md").read_text()
+    ((claim, measure, *values, verdict),) = rows(report, 6)
+    assert (claim, measure, verdict) == ("adapted beats from scratch, two streams", "nelbo", "cannot tell")
+    assert all(positive(value.removeprefix(name).strip())
+               for value, name in zip(values, ("two same", "two same scratch")))
+    assert (tmp_path / "claims.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_a_loss_is_extrapolated_over_tokens(printed, texts, tmp_path):
+    table = printed("claims_tokens", "--base", BUNDLED, "--train", texts, "--validation", texts, "--workdir", tmp_path,
+                    "--setup", "two same", "--steps", 1, 2, 3, "--records", 2)
+    assert len(rows(table, 9)) == 3 and all(positive(*row[1:]) for row in rows(table, 9))
+    assert re.search(r"NELBO = [\d.]+ \+ [\d.]+ \* \(tokens / 1M\)\^-[\d.]+ nats per token", table)

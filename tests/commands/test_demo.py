@@ -1,0 +1,38 @@
+"""The demo, with fewer steps than `make demo` takes."""
+
+import pytest
+
+from dlm_jax.commands import demo
+from dlm_jax.errors import UserError
+from dlm_jax.language_model import load
+
+pytestmark = pytest.mark.usefixtures("optimized", "compiled_once")
+
+SHORT = f"""
+import runpy
+
+def get_config():
+    c = runpy.run_path({str(demo.CONFIG)!r})["get_config"]()
+    c.train.steps, c.train.global_batch_size, c.train.grad_accum_steps = 40, 8, 1
+    c.recipe.anneal_steps = c.optimizer.warmup_steps = 5
+    c.data.validation_records = 16
+    return c
+"""
+
+
+@pytest.mark.slow
+def test_the_demo_adapts_better_than_from_scratch_fills_the_hole_and_exports(tmp_path, monkeypatch):
+    short = tmp_path / "short.py"
+    short.write_text(SHORT)
+    monkeypatch.setattr(demo, "CONFIG", short)
+    result = demo.demo(tmp_path / "out")
+    assert result["nelbo_after"] < result["nelbo_scratch"] < result["nelbo_before"] + 1
+    assert result["nelbo_after"] < result["nelbo_before"]
+    filled = load(result["export"]).infill(demo.CODE).text
+    before, after = demo.CODE.split("[MASK:10]")
+    assert filled.startswith(before) and filled.endswith(after)
+
+
+def test_the_demo_refuses_an_existing_directory(tmp_path):
+    with pytest.raises(UserError, match="already exists"):
+        demo.demo(tmp_path)

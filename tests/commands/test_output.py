@@ -1,0 +1,105 @@
+"""stdout holds the result and nothing else; stderr holds progress and no noise of the libraries below."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dlm_jax.commands.main import COMMANDS, main
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
+def test_a_sample_is_all_there_is_on_stdout_and_stderr_is_empty(process, workdir):
+    result = process("sample", workdir, "--prompt", "the cat", "--max-tokens", 4)
+    assert (result.code, result.err) == (0, "") and result.out.startswith("the cat")
+
+
+def test_json_is_all_there_is_on_stdout(process, workdir, texts):
+    result = process("eval", workdir, "--task", "nelbo", "--text", texts, "--limit", 2, "--json")
+    assert (result.code, result.err) == (0, "")
+    assert json.loads(result.out)["task"] == "nelbo" and result.out.count("\n") == 1
+
+
+def test_import_reports_what_it_read(process, base, tmp_path):
+    result = process("import", base, "--out", tmp_path / "m", "--mask", "new")
+    assert (result.code, result.err) == (0, "")
+    assert [line.split(": ")[0] for line in result.out.splitlines()] == [
+        "out", "family", "parameters", "mask_token_id", "alignment", "rule"]
+
+
+def test_training_reports_its_steps_on_stderr_and_its_outcome_on_stdout(dlm, tiny_config, tiny_run, tmp_path):
+    overrides = [*tiny_run, "train.steps=2", "recipe.anneal_steps=0", "optimizer.warmup_steps=0"]
+    result = dlm("train", "--config", tiny_config, "--workdir", tmp_path / "run", *(f"--config.{o}" for o in overrides))
+    assert [line.split(": ")[0] for line in result.out.splitlines()] == [
+        "workdir", "steps", "nelbo_before", "nelbo_after", "seconds", "goodput", "skipped"]
+    assert [line.split("  ")[0] for line in result.err.splitlines()] == ["step 0/2", "step 1/2", "step 2/2", "step 2/2"]
+
+
+def test_watching_draws_on_stderr(dlm, workdir):
+    result = dlm("infill", workdir, "the [MASK:3] mat", "--watch")
+    assert result.code == 0 and result.out.startswith("the ") and result.out.count("\n") == 1 and result.err
+
+
+def test_pictures_are_written_to_the_given_files(dlm, workdir, tmp_path):
+    result = dlm("infill", workdir, "the [MASK:3] mat", "--gif", tmp_path / "a.gif", "--html", tmp_path / "a.html")
+    assert result.code == 0 and result.err == ""
+    assert (tmp_path / "a.gif").read_bytes().startswith(b"GIF89a")
+    assert "<!doctype html>" in (tmp_path / "a.html").read_text()
+
+
+def test_a_reader_of_stdout_may_close_it_early():
+    """As `head` does: no traceback, no complaint."""
+    code = ("import sys; from dlm_jax.commands import main, sample; "
+            "sample.run = lambda a: print('x' * 10**6) or {}; sys.exit(main.main())")
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code, "sample", "m"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_of_every_command_is_explained(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    help = capsys.readouterr().out
+    lines = help[help.index("options:"):].splitlines()[1:]
+    for line, after in zip(lines, [*lines[1:], ""]):
+        if line.startswith("  -"):
+            assert len(line.split("  ")) > 2 or after.startswith("     "), line
+
+
+@pytest.mark.parametrize("json_flag", [["--json"], []])
+@pytest.mark.parametrize("result", [{"nats_per_token": float("nan")}, {"seconds": {"compute": float("inf")}}])
+def test_a_number_that_is_not_finite_is_an_error_and_never_a_result(dlm, monkeypatch, result, json_flag):
+    monkeypatch.setattr("dlm_jax.commands.evaluate.run", lambda a: result)
+    done = dlm("eval", "m", "--task", "nelbo", "--text", "t", *json_flag)
+    assert (done.code, done.out) == (2, "") and "because the model computes with numbers too large" in done.err
+
+
+def test_the_likelihood_under_weights_that_overflow_is_an_error(dlm, base, texts, tmp_path):
+    import jax
+
+    from dlm_jax.convert.native import write_native
+    from dlm_jax.loading import load_bundle
+    bundle = load_bundle(base)
+    copy = shutil.copytree(base, tmp_path / "m", ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
+    wild = bundle.params | {"head": jax.tree.map(lambda w: np.sign(w) * np.finfo(w.dtype).max, bundle.params["head"])}
+    write_native(copy, dataclasses.replace(bundle, params=wild))
+    done = dlm("eval", copy, "--task", "ar_nll", "--text", texts, "--limit", 1, "--json")
+    assert (done.code, done.out) == (2, "") and done.err.startswith("dlm: nats_per_token is nan")
+
+
+def test_names_and_errors_are_printed_without_what_a_terminal_would_obey(dlm, monkeypatch):
+    name = "a\x1b[2J\u202eb"
+    monkeypatch.setattr("dlm_jax.commands.evaluate.run", lambda a: {"name": name, "group": {"name": name}})
+    arguments = ["eval", "m", "--task", "nelbo", "--text", "t"]
+    shown = dlm(*arguments).out + dlm("sample", f"/nowhere/{name}").err
+    assert shown.count(r"a\x1b[2J\u202eb") == 3 and all(char.isprintable() or char == "\n" for char in shown)

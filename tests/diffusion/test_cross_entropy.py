@@ -1,0 +1,73 @@
+"""Alignment, and the chunked cross-entropy against the plain formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dlm_jax.diffusion import cross_entropy
+from dlm_jax.diffusion.cross_entropy import cross_entropy_sums, shift, shift_two_streams
+
+
+def test_shift_puts_the_previous_hidden_state_at_each_position_and_zeros_at_the_first():
+    hidden = np.arange(1.0, 13).reshape(2, 3, 2)
+    np.testing.assert_array_equal(shift(hidden), [[[0, 0], [1, 2], [3, 4]], [[0, 0], [7, 8], [9, 10]]])
+    first = np.array([[-1.0, -2], [-3, -4]])
+    np.testing.assert_array_equal(shift(hidden, first)[:, 0], first)
+
+
+def test_shifted_two_streams_predict_the_first_token_of_a_block_from_the_clean_half():
+    noisy = np.arange(10.0).reshape(1, 10, 1)
+    clean = 100 + noisy
+    positions = np.array([[0, 1, 2, 3, 4, 5, 0, 1, 2, 3]])  # two documents, blocks of 4
+    aligned = shift_two_streams(noisy, clean, positions, 4)[0, :, 0]
+    np.testing.assert_array_equal(aligned, [0, 0, 1, 2, 103, 4, 105, 6, 7, 8])
+
+
+def plain_sums(hidden, table, targets, weights) -> jax.Array:
+    """The formula, with all the logits at once."""
+    log_p = jax.nn.log_softmax(hidden @ table, axis=-1)
+    losses = -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+    return jnp.sum(weights * losses, axis=(1, 2))
+
+
+@pytest.mark.parametrize("n, chunk", [(7, 3), (6, 2), (5, 1), (4, 100)])
+def test_chunking_changes_neither_the_sums_nor_their_gradients(monkeypatch, n, chunk):
+    b, vocab = 2, 11
+    monkeypatch.setattr(cross_entropy, "LOGITS_BUDGET", chunk * b * vocab)
+    random = np.random.default_rng(n)
+    hidden, table = random.standard_normal((b, n, 3), np.float32), random.standard_normal((3, vocab), np.float32)
+    targets = random.integers(0, vocab, (b, n))
+    weights = (random.random((2, b, n)) * (random.random((2, b, n)) < 0.6)).astype(np.float32)
+
+    def chunked(hidden, table):
+        sums = cross_entropy_sums(hidden, targets, weights, lambda h: h @ table, vocab)
+        return sums @ jnp.array([1.0, 0.3]), sums
+
+    def plain(hidden, table):
+        sums = plain_sums(hidden, table, targets, weights)
+        return sums @ jnp.array([1.0, 0.3]), sums
+
+    both = jax.jit(lambda *a: [jax.grad(f, argnums=(0, 1), has_aux=True)(*a) for f in (chunked, plain)])
+    ours, theirs = both(hidden, table)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
+
+
+def test_chunks_keep_the_logits_within_the_budget(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS_BUDGET", 3 * 2 * 11)
+    seen = []
+
+    def unembed(hidden):
+        seen.append(hidden.shape)
+        return jnp.zeros((*hidden.shape[:2], 11))
+
+    jax.eval_shape(lambda: cross_entropy_sums(jnp.zeros((2, 50, 4)), jnp.zeros((2, 50), int), jnp.ones((1, 2, 50)),
+                                              unembed, 11))
+    assert set(seen) == {(2, 3, 4)}
+
+
+def test_a_token_of_weight_zero_adds_nothing_even_where_its_loss_is_infinite():
+    logits = jnp.array([[[0.0, 0.0], [-jnp.inf, 0.0]]])
+    weights = jnp.array([[[1.0, 0.0]]])
+    sums = jax.jit(lambda h: cross_entropy_sums(h, jnp.zeros((1, 2), int), weights, lambda h: h, 2))(logits)
+    np.testing.assert_allclose(sums, [np.log(2)], rtol=1e-6)
