@@ -60,11 +60,6 @@ def find_documents(length: int, segments: Segments | None = None, stream: int | 
     return Documents(index + jnp.zeros_like(start), start, end)  # adding zeros takes over the sharding of the segments
 
 
-def document_positions(segments: Segments) -> Int32[jax.Array, "b n"]:
-    """Position of each token inside its document, from 0."""
-    return find_documents(segments.shape[1], segments).positions
-
-
 def predictable(segments: Segments) -> Bool[jax.Array, "b n"]:
     """Which tokens can be predicted.
 
