@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["dlm_jax", "dlm_jax.*"]),
-    package_data={"dlm_jax": ["py.typed", "assets/*.py", "assets/*.html", "assets/base/*"]},
+    package_data={"": ["*.pyi"], "dlm_jax": ["py.typed", "assets/*.py", "assets/*.html", "assets/base/*"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.13",
@@ -39,6 +39,7 @@ setup(
         "jaxtyping>=0.3,<0.4",
         "pyarrow>=18",
         "fsspec",
+        "lazy_loader>=0.4,<0.6",
         "rich>=14,<16",
         "pillow>=11,<14",
     ],

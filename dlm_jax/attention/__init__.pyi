@@ -1,0 +1,16 @@
+from .dispatch import attend as attend
+from .plan import Plan as Plan
+from .plan import dense_mask as dense_mask
+from .plan import make_plan as make_plan
+from .plan import visible_pairs as visible_pairs
+from .rules import Annealed as Annealed
+from .rules import Bidirectional as Bidirectional
+from .rules import BlockCausal as BlockCausal
+from .rules import BlockDiffusion as BlockDiffusion
+from .rules import Causal as Causal
+from .rules import CausalThenBlocks as CausalThenBlocks
+from .rules import CausalThenLastBlock as CausalThenLastBlock
+from .rules import LookAhead as LookAhead
+from .rules import Rule as Rule
+from .visibility import denoising_rule as denoising_rule
+from .visibility import training_rule as training_rule

@@ -1,0 +1,14 @@
+from .fields import CheckpointConfig as CheckpointConfig
+from .fields import Config as Config
+from .fields import DataConfig as DataConfig
+from .fields import EvaluateConfig as EvaluateConfig
+from .fields import LogConfig as LogConfig
+from .fields import MeshConfig as MeshConfig
+from .fields import ModelSource as ModelSource
+from .fields import OptimizerConfig as OptimizerConfig
+from .fields import Remat as Remat
+from .fields import TrainConfig as TrainConfig
+from .load import build as build
+from .load import load_config as load_config
+from .load import to_json as to_json
+from .shared import base_config as base_config

@@ -1,0 +1,1 @@
+from .mesh import make_mesh as make_mesh
