@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Bool, Int, Int32
+
+from dlm_jax.typing import Bool, Int, Int32, Segments
 
 PROMPT_BIT = 2**30
 
-Segments = Int[jax.Array | np.ndarray, "b n"]
 PerToken = Int32[Any, "b n"]  # numpy or JAX; the batch may be 1
 
 

@@ -14,7 +14,7 @@ ROOT = Path(dlm_jax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 # The rooms from the ground up. A room is a folder, or a file at the root; it may import rooms listed before it.
-ORDER = ["errors", "segments", "typing", "hashing", "files", "diffusion", "parallel", "attention", "models",
+ORDER = ["errors", "typing", "segments", "hashing", "files", "diffusion", "parallel", "attention", "models",
          "objective", "config", "convert", "data", "evaluation", "sampling", "runs", "training", "loading",
          "language_model", "adapt", "aot", "commands"]
 BASE = {"errors", "segments", "typing"}
@@ -22,8 +22,8 @@ MODEL = BASE | {"attention", "diffusion", "models", "parallel"}
 # What each room may import of those below it.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "segments": set(),
     "typing": set(),
+    "segments": {"typing"},
     "hashing": {"typing"},
     "files": {"errors"},
     "diffusion": BASE,

@@ -37,21 +37,21 @@ class QueryArrays(NamedTuple):
     rows: Any
 
 
-def split_roles(me: jax.Array, start: Any, load: Callable[[], None], compute: Callable[[], None]) -> None:
-    """Runs `load` on the warpgroup that loads, and `compute` on the others, once `start` completes.
+def split_roles(warpgroup: jax.Array, tile_loaded: Any, load: Callable[[], None], compute: Callable[[], None]) -> None:
+    """Runs `load` on the warpgroup that loads, and `compute` on the others, once `tile_loaded` completes.
 
-    me: the index of this warpgroup; start: the barrier of what is loaded once. The computing warpgroups get the
-    registers that the loader does without.
+    warpgroup: the index of this warpgroup; tile_loaded: the barrier of what is loaded once. The computing warpgroups
+    get the registers that the loader does without.
     """
-    @pl.when(me == LOADER)
+    @pl.when(warpgroup == LOADER)
     def _load() -> None:
         plgpu.set_max_registers(40, action="decrease")
         load()
 
-    @pl.when(me < LOADER)
+    @pl.when(warpgroup < LOADER)
     def _compute() -> None:
         plgpu.set_max_registers(232, action="increase")
-        plgpu.barrier_wait(start)
+        plgpu.barrier_wait(tile_loaded)
         compute()
 
 
@@ -237,25 +237,25 @@ def stream_queries(steps: jax.Array, decode: Callable[[jax.Array], tuple], batch
     """
     def fetch(t: jax.Array, slot: jax.Array, operand: int) -> None:
         head, first_query, _, _ = decode(t)
-        some = pl.ds(first_query, ROWS)
-        pairs = (((queries.q.at[batch, some, head], smem.q), (queries.lse.at[batch, head, some], smem.lse),
-                  (queries.rows.at[batch_index(queries.rows, batch), :, some], smem.rows)),
-                 ((queries.d_o.at[batch, some, head], smem.d_o), (queries.delta.at[batch, head, some], smem.delta)))
+        span = pl.ds(first_query, ROWS)
+        pairs = (((queries.q.at[batch, span, head], smem.q), (queries.lse.at[batch, head, span], smem.lse),
+                  (queries.rows.at[batch_index(queries.rows, batch), :, span], smem.rows)),
+                 ((queries.d_o.at[batch, span, head], smem.d_o), (queries.delta.at[batch, head, span], smem.delta)))
         for source, target in pairs[operand]:
             plgpu.copy_gmem_to_smem(source, target.at[slot], loaded[operand].at[slot])
 
     stream(steps, released, fetch)
 
 
-def load_tile(first: jax.Array, start: Any, pairs: tuple) -> None:
+def load_tile(first: jax.Array, tile_loaded: Any, pairs: tuple) -> None:
     """The tile of rows from row `first` on, each half into the memory of its own warpgroup.
 
     pairs: for each array a function from a slice of rows to its reference in device memory, and a reference [2, ...] in
-    shared memory. start: the barrier on which all copies arrive.
+    shared memory. tile_loaded: the barrier on which all copies arrive.
     """
     for half in range(2):
         for source, target in pairs:
-            plgpu.copy_gmem_to_smem(source(pl.ds(first + half * ROWS, ROWS)), target.at[half], start)
+            plgpu.copy_gmem_to_smem(source(pl.ds(first + half * ROWS, ROWS)), target.at[half], tile_loaded)
 
 
 def store(value: jax.Array, staging: Any, out: Any) -> None:

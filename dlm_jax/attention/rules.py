@@ -102,17 +102,17 @@ class LookAhead(OneStream):
 
 @struct.dataclass
 class CausalThenBlocks(OneStream):
-    """Causal over the first `clean` tokens; each later token sees its own block and everything before it.
+    """Causal over the first `finished` tokens; each later token sees its own block and everything before it.
 
     This is `BlockDiffusion` with a token-causal clean half at decoding time, when the finished text is in the cache.
     """
 
     block: int = struct.field(pytree_node=False)  # tokens per block
-    clean: Int[Array, "b 1"]  # how many leading tokens of each sequence are finished
+    finished: Int[Array, "b 1"]  # how many leading tokens of each sequence are clean
 
     def intervals(self, queries: Documents) -> tuple[Interval, ...]:
-        finished = queries.index - queries.start < self.clean
-        end = jnp.where(finished, queries.index + 1, queries.block(self.block)[1])
+        is_finished = queries.index - queries.start < self.finished
+        end = jnp.where(is_finished, queries.index + 1, queries.block(self.block)[1])
         return ((queries.start + jnp.zeros_like(end), end),)
 
 

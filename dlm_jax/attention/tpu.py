@@ -58,7 +58,7 @@ def attend_tpu(q: Float[Array, "b Q h k"], k: Float[Array, "b K g k"], v: Float[
     q = q.reshape(b, queries, g, h // g, d).transpose(0, 2, 3, 1, 4) * (LOG2_E / math.sqrt(d))
     q = pad(pad(q.astype(k.dtype), -2, block), -1, head_dim_multiple(d))
     k, v = (pad(pad(x.transpose(0, 2, 1, 3), -2, TILE), -1, head_dim_multiple(d)) for x in (k, v))
-    o = _attend(q, k, v, *pack_mask_info(plan, block), plan.edges is not None, chip, interpret)
+    o = _attend(q, k, v, *pack_plan(plan, block), plan.edges is not None, chip, interpret)
     return o[..., :queries, :d].transpose(0, 3, 1, 2, 4).reshape(b, queries, h, d)
 
 
@@ -74,7 +74,7 @@ def pad(x: Array, axis: int, multiple: int) -> jax.Array:
     return jnp.pad(x, widths)
 
 
-def pack_mask_info(plan: Plan, block: int) -> tuple[jax.Array, jax.Array]:
+def pack_plan(plan: Plan, block: int) -> tuple[jax.Array, jax.Array]:
     """A plan as the kernels read it: (scalars, rows).
 
     scalars: int32 [...], the bounds of each block, then the threshold of the random edges, if there are any.
@@ -155,8 +155,8 @@ def _backward(annealed: bool, chip: Chip, interpret: Any, residuals: tuple, do: 
 class BackwardInputs(NamedTuple):
     """The inputs of `backward_kernel`, in its order. The last two are in at least fp32."""
 
-    scalars: Int32[jax.Array, " scalars"]  # see `pack_mask_info`
-    rows: Int32[jax.Array, "b tiles R block"]  # see `pack_mask_info`; the batch may be 1
+    scalars: Int32[jax.Array, " scalars"]  # see `pack_plan`
+    rows: Int32[jax.Array, "b tiles R block"]  # see `pack_plan`; the batch may be 1
     q: Float[jax.Array, "b g r N d"]
     k: Float[jax.Array, "b g K d"]
     v: Float[jax.Array, "b g K d"]

@@ -97,7 +97,7 @@ class KernelSchedule:
     def bias(self, data: Callable[[int], jax.Array], region: Any, key: jax.Array, scalars: Any) -> jax.Array:
         """0 where a key is visible, MASK_VALUE where it is hidden, in fp32.
 
-        data(i): the i-th datum of each query (see `tpu.pack_mask_info`), in a shape that broadcasts against `key`,
+        data(i): the i-th datum of each query (see `tpu.pack_plan`), in a shape that broadcasts against `key`,
         int32.
         """
         visible = (data(2 * region) <= key) & (key < data(2 * region + 1))
@@ -126,7 +126,7 @@ def forward_kernel(scalars: Any, rows: Any, q_ref: Any, k_ref: Any, v_ref: Any, 
                    l_ref: Any, acc_ref: Any, columns: Any, bias: Any, *, schedule: KernelSchedule) -> None:
     """FlashAttention's online softmax over the grid (batch, kv head, tile of queries, piece of keys).
 
-    Inputs: scalars int32 in SMEM and rows int32 [R, n] (`tpu.pack_mask_info`); q [r, n, d]; k and v [piece, d].
+    Inputs: scalars int32 in SMEM and rows int32 [R, n] (`tpu.pack_plan`); q [r, n, d]; k and v [piece, d].
     Outputs: o [r, n, d]; lse [1, r n], log2 of the sum of 2^score, +1e30 where nothing is visible.
     Scratch: m and l [r n, 128], where each lane of l sums its own keys and the lanes are added at the end;
     acc [r n, d]; columns int32 [R, n, 128], the rows transposed and repeated in every lane; bias [n, m].

@@ -42,14 +42,15 @@ def training_rule(recipe: Recipe, length: int, step: Int[jax.Array, ""] | None =
 
 
 @shape_checked
-def denoising_rule(visibility: str, block_size: int | None = None, clean: Int[jax.Array, " b"] | None = None) -> Rule:
+def denoising_rule(visibility: str, block_size: int | None = None, finished: Int[jax.Array, " b"] | None = None
+                   ) -> Rule:
     """The rule of a `DiffusionSpec.visibility`, for one stream of text.
 
-    block_size: for the two rules with blocks. clean: how many leading tokens of each sequence are finished; only
+    block_size: for the two rules with blocks. finished: how many leading tokens of each sequence are clean; only
     `token_causal` depends on it, where by default all but the last block of a document are finished.
     """
     size = block_size or 1
     if visibility == "token_causal":
-        return CausalThenLastBlock(size) if clean is None else CausalThenBlocks(size, clean[:, None])
+        return CausalThenLastBlock(size) if finished is None else CausalThenBlocks(size, finished[:, None])
     rules: dict[str, Rule] = {"causal": Causal(), "bidirectional": Bidirectional(), "block_causal": BlockCausal(size)}
     return rules[visibility]

@@ -58,9 +58,9 @@ class CanvasModel:
     spec: DiffusionSpec = struct.field(pytree_node=False)
     block_size: int = struct.field(pytree_node=False)  # w, which divides n
 
-    def rule(self, clean: Int[Array, " b"]) -> Rule:
-        """Who sees whom when the first `clean` positions of each sequence are finished."""
-        return denoising_rule(self.spec.visibility, self.spec.block_size, clean)
+    def rule(self, finished: Int[Array, " b"]) -> Rule:
+        """Who sees whom when the first `finished` positions of each sequence are clean."""
+        return denoising_rule(self.spec.visibility, self.spec.block_size, finished)
 
 
 @struct.dataclass
@@ -86,10 +86,10 @@ def empty_cache_state(model: CanvasModel, caching: CachePolicy) -> CacheState:
 
 
 @shape_checked
-def prefill(model: CanvasModel, tokens: Int[Array, "b n"], start: Int[Array, " b"], clean: Int[Array, " b"],
+def prefill(model: CanvasModel, tokens: Int[Array, "b n"], start: Int[Array, " b"], finished: Int[Array, " b"],
             state: CacheState) -> tuple[Float[Array, "b w d"], Float[Array, "b d"], CacheState]:
     """The forward pass over the whole canvas; fills the cache if there is one."""
-    rule = model.rule(clean)
+    rule = model.rule(finished)
     if state.cache is None:
         hidden, cache = forward(model.params, tokens, config=model.config, rule=rule, segments=model.segments,
                                 documents=model.documents, dtype=state.prev_hidden.dtype), None
@@ -101,20 +101,20 @@ def prefill(model: CanvasModel, tokens: Int[Array, "b n"], start: Int[Array, " b
 
 
 @shape_checked
-def forward_block(model: CanvasModel, tokens: Int[Array, "b n"], start: Int[Array, " b"], clean: Int[Array, " b"],
+def forward_block(model: CanvasModel, tokens: Int[Array, "b n"], start: Int[Array, " b"], finished: Int[Array, " b"],
                   state: CacheState) -> tuple[Float[Array, "b w d"], Float[Array, "b d"], CacheState]:
     """The forward pass over the window against the cache; writes its keys and values into the cache."""
     assert state.cache is not None
     window = slice_window(tokens, start, model.block_size)
     hidden, cache = forward_cached(model.params, window, state.cache, start, config=model.config,
-                                   rule=model.rule(clean), segments=model.segments, documents=model.documents)
-    finished = clean > start  # the next window starts behind this one, so the last output here precedes it
-    prev_hidden = jnp.where(finished[:, None], hidden[:, -1], state.prev_hidden)
+                                   rule=model.rule(finished), segments=model.segments, documents=model.documents)
+    # Once the window is finished the next one starts behind it, so the last output here precedes that.
+    prev_hidden = jnp.where((finished > start)[:, None], hidden[:, -1], state.prev_hidden)
     return hidden, state.prev_hidden, CacheState(cache, prev_hidden)
 
 
 @shape_checked
-def forward_suffix(model: CanvasModel, tokens: Int[Array, "b n"], start: Int[Array, " b"], clean: Int[Array, " b"],
+def forward_suffix(model: CanvasModel, tokens: Int[Array, "b n"], start: Int[Array, " b"], finished: Int[Array, " b"],
                    state: CacheState, width: int
                    ) -> tuple[Float[Array, "b w d"], Float[Array, "b d"], CacheState]:
     """The forward pass over the last `width` positions of the canvas, which include the window. Before the window the
@@ -123,7 +123,7 @@ def forward_suffix(model: CanvasModel, tokens: Int[Array, "b n"], start: Int[Arr
     first = tokens.shape[1] - width
     from_window_on = first + jnp.arange(width) >= start[:, None]
     hidden, cache = forward_cached(model.params, tokens[:, first:], state.cache, first, config=model.config,
-                                   rule=model.rule(clean), segments=model.segments, documents=model.documents,
+                                   rule=model.rule(finished), segments=model.segments, documents=model.documents,
                                    write=from_window_on)
     window = slice_window(hidden, start - first, model.block_size)
     return window, state.prev_hidden, CacheState(cache, state.prev_hidden)

@@ -85,7 +85,7 @@ class EngineState:
 
     trace: Trace
     cache_state: CacheState
-    block: Int[Array, " b"]  # the block that each sequence is filling
+    block_index: Int[Array, " b"]  # the block that each sequence is filling
     step: Int[Array, " b"]  # denoising steps taken in that block
     steps_taken: Int[Array, " b"]  # denoising steps taken in all blocks
     stale: Bool[Array, " b"]  # the cache is out of date: the sequence needs a prefill before its next step
@@ -121,7 +121,7 @@ def suffix_forwards(state: EngineState, model: CanvasModel) -> tuple[Int[Array, 
     """Forward passes over the last quarter, the last half and all of the canvas, and the index of the shortest one that
     holds the window of every sequence that can continue."""
     n = state.trace.tokens.shape[1]
-    first = jnp.min(jnp.where(can_continue(state), state.block * model.block_size, n))
+    first = jnp.min(jnp.where(can_continue(state), state.block_index * model.block_size, n))
     widths = [width for width in (n // 4, n // 2, n) if width >= model.block_size]
     index = sum(((n - first > width).astype(jnp.int32) for width in widths[:-1]), jnp.int32(0))
     return index, [functools.partial(forward_suffix, width=width) for width in widths]
@@ -147,7 +147,7 @@ def take_step(state: EngineState, active: Bool[Array, " b"], forward: CachedForw
     active: the sequences that take part; the others write nothing and stay where they are.
     fillable: [b, n], the positions that were masked at the start.
     """
-    start = state.block * model.block_size
+    start = state.block_index * model.block_size
     window = state.trace.window(start, model.block_size)
     # Nothing was left to commit: this forward pass only caches the finished block (`CachePolicy.recompute_clean`).
     already_full = ~jnp.any(window.masked, -1)
@@ -171,8 +171,8 @@ def forward_window(state: EngineState, start: Int[Array, " b"], already_full: Bo
     mask_id = model.spec.mask_token_id
     assert mask_id is not None, "a model that denoises has a mask token"
     tokens = jnp.where(state.trace.masked, mask_id, state.trace.tokens)
-    clean = jnp.where(already_full, start + model.block_size, start)
-    hidden, prev_hidden, cache_state = forward(model, tokens, start, clean, state.cache_state)
+    finished = jnp.where(already_full, start + model.block_size, start)
+    hidden, prev_hidden, cache_state = forward(model, tokens, start, finished, state.cache_state)
     return (shift(hidden, prev_hidden) if model.spec.alignment == "shifted" else hidden), cache_state
 
 
@@ -223,16 +223,16 @@ def advance(state: EngineState, active: Bool[Array, " b"], already_full: Bool[Ar
     recompute_clean = sampler.caching.recompute_clean
     # Once a block is full, an end token in it leaves everything after the block unfilled.
     canvas_end = state.trace.tokens.shape[1]
-    stop_from = jnp.where(now_full, (state.block + 1) * block_size, canvas_end)
+    stop_from = jnp.where(now_full, (state.block_index + 1) * block_size, canvas_end)
     trace = stop_at_end(state.trace, stop_from, sampler.eos_id)
     # A block is done when it is full, or, where full blocks are cached by one more forward pass, after that pass.
     block_done = active & (already_full if recompute_clean else now_full)
-    following = state.block + 1 if recompute_clean else next_block(trace.masked, block_size)
+    following = state.block_index + 1 if recompute_clean else next_block(trace.masked, block_size)
     # A forward pass that only caches a finished block is no denoising step.
     denoised = active & ~already_full
     # Without that pass, the cache does not know the finished block: the next block starts with a prefill, for which a
     # sequence waits while others of its batch fill theirs.
     stale = jnp.zeros_like(block_done) if recompute_clean else jnp.where(active, block_done, state.stale)
-    return EngineState(trace, state.cache_state, block=jnp.where(block_done, following, state.block),
+    return EngineState(trace, state.cache_state, block_index=jnp.where(block_done, following, state.block_index),
                        step=jnp.where(block_done, 0, state.step + active.astype(jnp.int32)),
                        steps_taken=state.steps_taken + denoised.astype(jnp.int32), stale=stale)

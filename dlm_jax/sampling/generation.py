@@ -37,7 +37,8 @@ def generate(params: Params, config: ModelConfig, spec: DiffusionSpec, requests:
 
     Raises `UserError` for a request that the model cannot serve.
     """
-    unmasking, block_size, caching = unmasking_for(spec, settings), settings.size(spec), settings.caching(spec)
+    unmasking, caching = unmasking_for(spec, settings), settings.caching(spec)
+    block_size = settings.block_size_for(spec)
     for request in requests:
         check(request, config, spec)
         if isinstance(unmasking.selector, Speculate):
@@ -94,7 +95,7 @@ def local_mesh(batch: int) -> Mesh | None:
 def steps_and_end(requests: Sequence[Request], settings: Settings, spec: DiffusionSpec
                   ) -> tuple[Int[Array, " b"], Int[Array, " b"]]:
     """Denoising steps and end token (-1 for none) of each sequence, with b padded to the next power of two."""
-    steps = [settings.steps_of(sum(request.masked), spec) for request in requests]
+    steps = [settings.steps_for(sum(request.masked), spec) for request in requests]
     ends = [spec.eos_token_id if request.stop and spec.eos_token_id is not None else -1 for request in requests]
     padding = next_power_of_two(len(requests)) - len(requests)
     return jnp.asarray(steps + [1] * padding, jnp.int32), jnp.asarray(ends + [-1] * padding, jnp.int32)

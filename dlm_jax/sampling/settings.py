@@ -43,7 +43,7 @@ class Settings:
         """What proposes a token for each position."""
         return Proposal(self.temperature, self.top_k, self.top_p, self.min_p)
 
-    def size(self, spec: DiffusionSpec) -> int:
+    def block_size_for(self, spec: DiffusionSpec) -> int:
         """Positions per block, 0 for the whole canvas. Raises `UserError` if the model has blocks of its own."""
         if spec.rule == "bidirectional":
             return self.block or 0
@@ -51,7 +51,7 @@ class Settings:
             raise UserError(f"this model decodes blocks of {spec.block_size or 1}, not of {self.block}; omit block")
         return spec.block_size or 1
 
-    def steps_of(self, masked: int, spec: DiffusionSpec) -> int:
+    def steps_for(self, masked: int, spec: DiffusionSpec) -> int:
         """Denoising steps, per block if there are blocks, for a request with this many masked positions."""
         return self.steps or spec.block_size or self.block or min(masked, MAX_DEFAULT_STEPS)
 

@@ -92,8 +92,8 @@ def propose_block(state: SpeculationState, start: Int[Array, " b"], drafts: Bool
     """
     trace, size = state.trace, model.block_size
     tokens = jnp.where(trace.masked & drafts[:, None], model.spec.mask_token_id or 0, trace.tokens)
-    clean = jnp.where(drafts, start, start + size)
-    hidden, _, cache_state = forward_block(model, tokens, start, clean, state.cache_state)
+    finished = jnp.where(drafts, start, start + size)
+    hidden, _, cache_state = forward_block(model, tokens, start, finished, state.cache_state)
     if model.spec.alignment == "same_position":  # move a draft's outputs to one position before their tokens
         hidden = jnp.where(drafts[:, None, None], jnp.roll(hidden, -1, axis=1), hidden)
     proposed, confidence = propose(model, hidden, start[:, None] + 1 + jnp.arange(size), keys, sampler)

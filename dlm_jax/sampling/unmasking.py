@@ -1,4 +1,4 @@
-"""The unmasking strategy from one short string: a selector, and after a plus sign revisions.
+"""An unmasking strategy is written as a selector, optionally followed by revisions:
 
     confidence, margin, entropy, left_to_right, random, threshold:0.9, factor:1, entropy_bound:0.5,
     diffullama_random, diffullama_confidence:0.95, speculate; and +remask:0.3, +edit:0.9

@@ -3,6 +3,7 @@ and a kernel not at all."""
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 
@@ -13,6 +14,14 @@ from dlm_jax.diffusion.recipes import Recipe
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import weight_table
 from dlm_jax.parallel.device_specs import device_spec
+
+
+class ForwardFlops(NamedTuple):
+    """Operations of a forward pass."""
+
+    matrices: float  # in the layers' weights
+    head: float
+    attention: float  # for the visible pairs of a query and a key
 
 
 def step_flops(model: ModelConfig, recipe: Recipe, batch: int, length: int) -> float:
@@ -28,12 +37,12 @@ def step_flops(model: ModelConfig, recipe: Recipe, batch: int, length: int) -> f
 def recompute_flops(model: ModelConfig, recipe: Recipe, batch: int, length: int, remat: str) -> float:
     """Operations of a step's backward pass that repeat the forward pass: with `model.remat` 'dots' the attention, with
     'full' everything but the head."""
-    matrices, _, pairs = forward_flops(model, recipe, length)
-    return batch * {"none": 0.0, "dots": pairs, "full": matrices + pairs}[remat]
+    flops = forward_flops(model, recipe, length)
+    return batch * {"none": 0.0, "dots": flops.attention, "full": flops.matrices + flops.attention}[remat]
 
 
-def forward_flops(model: ModelConfig, recipe: Recipe, length: int) -> tuple[float, float, float]:
-    """Operations of one record, forward: in the layers' matrices, in the head, and for visible pairs."""
+def forward_flops(model: ModelConfig, recipe: Recipe, length: int) -> ForwardFlops:
+    """Operations of the forward pass of one record."""
     sizes = {path: math.prod(w.shape) for path, w in weight_table(model).items() if w.decays}
     sizes.pop("embed.positions", None)
     embedding = sizes.pop("embed.tokens")
@@ -41,8 +50,9 @@ def forward_flops(model: ModelConfig, recipe: Recipe, length: int) -> tuple[floa
     visible = float(visible_pairs(training_rule(recipe, length), recipe.streams * length)[0])
     losses = 2 if recipe.ar_weight > 0 else 1
     views = 2 if recipe.complementary else 1
-    return (views * 2.0 * length * recipe.streams * sum(sizes.values()), views * 2.0 * length * losses * head,
-            views * 4.0 * model.head_dim * model.heads * model.depth * visible)
+    return ForwardFlops(matrices=views * 2.0 * length * recipe.streams * sum(sizes.values()),
+                        head=views * 2.0 * length * losses * head,
+                        attention=views * 4.0 * model.head_dim * model.heads * model.depth * visible)
 
 
 def throughput(config: Config, model: ModelConfig, length: int) -> Callable[[float], dict[str, float]]:

@@ -1,4 +1,5 @@
-"""Where the time of a run goes: every second of it is charged to one kind of work."""
+"""Goodput, the fraction of a run's wall time that goes into training steps: every second is charged to one kind of
+work."""
 
 import time
 from collections import defaultdict
@@ -8,7 +9,7 @@ STEP = ("data", "host", "device")
 
 
 class GoodputClock:
-    """Seconds by kind: `start`, those of STEP, `validation`, `saving`, `end`. It starts with the run."""
+    """Seconds spent on each kind of work: `start`, those of STEP, `validation`, `saving`, `end`."""
 
     def __init__(self) -> None:
         self.spent: defaultdict[str, float] = defaultdict(float)
@@ -17,26 +18,26 @@ class GoodputClock:
         self._reported_step = 0
 
     def spend(self, kind: str) -> None:
-        """Charges the time since the last call to this kind."""
+        """Charges the time since the last call to `kind`."""
         now = time.perf_counter()
         self.spent[kind] += now - self._mark
         self._mark = now
 
     def begin(self, step: int) -> None:
-        """Starts counting steps: `step` of them are done."""
+        """Ends the start of the run; `step` steps are done already."""
         self.spend("start")
         self._reported_step = step
 
     def per_step(self, step: int) -> dict[str, float]:
-        """Seconds per step, averaged over the steps since the last call, and how many of them kept the device waiting
-        for records (data) or for the host."""
+        """Mean seconds per step since the last call, and how many of them the device waited for records (data) and for
+        the host."""
         steps = max(step - self._reported_step, 1)
         mean = {kind: (self.spent[kind] - self._reported[kind]) / steps for kind in STEP}
         self._reported_step, self._reported = step, {kind: self.spent[kind] for kind in STEP}
         return {"seconds_per_step": sum(mean.values()), "data_seconds": mean["data"], "host_seconds": mean["host"]}
 
     def elapsed(self) -> float:
-        """Seconds since the start."""
+        """Wall seconds of the run so far."""
         self.spend("end")
         return sum(self.spent.values())
 

@@ -10,10 +10,10 @@ from dlm_jax.config import Config
 from dlm_jax.errors import Stopped, UserError
 from dlm_jax.training.batches import Batch
 from dlm_jax.training.goodput import GoodputClock
+from dlm_jax.training.profile import Profile
 from dlm_jax.training.recorder import Recorder
 from dlm_jax.training.saver import Saver
 from dlm_jax.training.step import Metrics, TrainState
-from dlm_jax.training.watchdog import Profile
 
 
 @dataclasses.dataclass(frozen=True)

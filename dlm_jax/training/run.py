@@ -27,11 +27,12 @@ from dlm_jax.training.flops import throughput
 from dlm_jax.training.goodput import GoodputClock
 from dlm_jax.training.loop import Run, train_loop
 from dlm_jax.training.metrics import NoLog, RunLog
+from dlm_jax.training.profile import Profile
 from dlm_jax.training.progress import ProgressBar
 from dlm_jax.training.recorder import Recorder
 from dlm_jax.training.saver import Saver
 from dlm_jax.training.step import TrainState, check_batch_divides, init_state, make_step, model_params
-from dlm_jax.training.watchdog import Profile, termination, watchdog
+from dlm_jax.training.watchdog import termination, watchdog
 
 SampleTexts = Callable[[Params], list[str]]  # parameters -> texts that the model writes
 

@@ -1,4 +1,4 @@
-"""When a run saves its state, and what that takes."""
+"""When a run saves its state, and what it refuses to save."""
 
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ from dlm_jax.typing import Bool
 
 
 class Saver:
-    """Saves every `checkpoint.every` steps, and when `checkpoint.minutes` have passed since the last save."""
+    """Decides when a checkpoint is due (`checkpoint.every` steps, or `checkpoint.minutes`), and writes it."""
 
     def __init__(self, config: Config, checkpoints: Checkpoints, workdir: Path, clock: GoodputClock) -> None:
         self._config, self._checkpoints, self._workdir, self._clock = config, checkpoints, workdir, clock
@@ -36,7 +36,8 @@ class Saver:
         return broadcast_from_primary(time.monotonic() - self._last_save >= 60 * minutes)
 
     def save(self, step: int, state: TrainState) -> bool:
-        """Begins to write the state, and copies the small files of a remote work directory; returns whether it did.
+        """Starts to write the state in the background, and copies the small files of a remote work directory. Returns
+        whether it did.
 
         While steps are being skipped the run may have diverged, so nothing is written, lest the last good checkpoint be
         deleted for a newer one; the last step is an exception. Raises `UserError` for parameters that are not finite.

@@ -117,7 +117,7 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None, sources: 
 
 
 def make_gradient(config: Config, model: ModelConfig, mask_id: int | None,
-                  sources: int) -> Callable[..., tuple[Params, LossSums]]:
+                  source_count: int) -> Callable[..., tuple[Params, LossSums]]:
     """The function (trained, frozen, step, tokens, segments, *source) -> (gradients, sums), both summed over the
     global batch and not yet divided by its tokens."""
     recipe = config.recipe
@@ -127,7 +127,7 @@ def make_gradient(config: Config, model: ModelConfig, mask_id: int | None,
         key = jax.random.fold_in(jax.random.key(config.train.seed), step)
         batch = add_noise(key, tokens, segments, recipe, step)
         if source:
-            batch = with_sources(batch, source[0], sources)
+            batch = with_sources(batch, source[0], source_count)
         batch = jax.tree.map(shard_rows, batch)
         rule = training_rule(recipe, tokens.shape[1], step, config.train.seed)
 
@@ -167,16 +167,16 @@ def shard_rows(x: jax.Array) -> jax.Array:
 
 
 def accumulate(gradient: Callable[[Params, NoisyBatch], tuple[Params, LossSums]], params: Params, batch: NoisyBatch,
-               steps: int) -> tuple[Params, LossSums]:
-    """Sums `gradient(params, micro_batch) -> (gradients, sums)` over `steps` equal micro-batches, one after the other.
+               parts: int) -> tuple[Params, LossSums]:
+    """Sums `gradient(params, micro_batch) -> (gradients, sums)` over `parts` equal micro-batches, one after the other.
 
-    Micro-batch i has the rows i, i + steps, ..., so every device has its shard of each.
+    Micro-batch i has the rows i, i + parts, ..., so every device has its shard of each.
     """
-    if steps == 1:
+    if parts == 1:
         return gradient(params, batch)
 
-    def split(x: jax.Array) -> jax.Array:  # [b, ...] -> [steps, b / steps, ...]
-        return constrain(x.reshape(x.shape[0] // steps, steps, *x.shape[1:]).swapaxes(0, 1), None, BATCH_AXES)
+    def split(x: jax.Array) -> jax.Array:  # [b, ...] -> [parts, b / parts, ...]
+        return constrain(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), None, BATCH_AXES)
 
     micro_batches = jax.tree.map(split, batch)
     first = jax.tree.map(lambda x: x[0], micro_batches)

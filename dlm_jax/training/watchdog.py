@@ -1,4 +1,4 @@
-"""What watches over a run: requests to stop, steps that hang, and profiles of what the devices do."""
+"""What watches over a run: requests to stop, and steps that hang."""
 
 import contextlib
 import faulthandler
@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 
@@ -54,28 +53,3 @@ def watchdog(seconds: float) -> Iterator[Callable[[], None]]:
         yield alive
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-class Profile:
-    """A profile of some steps of a run, for TensorBoard or Perfetto, in the directory `out`. None: no profile."""
-
-    def __init__(self, out: Path, steps: tuple[int, int] | None) -> None:
-        self._out, self._steps, self._running = out, steps, False
-
-    def before(self, step: int) -> None:
-        """To be called before a step."""
-        if self._steps and self._steps[0] <= step <= self._steps[1] and not self._running:
-            jax.profiler.start_trace(str(self._out))
-            self._running = True
-
-    def after(self, step: int, result: object) -> None:
-        """To be called after a step is dispatched, with what it returns."""
-        if self._running and self._steps and step >= self._steps[1]:
-            jax.block_until_ready(result)
-            self.close()
-
-    def close(self) -> None:
-        """Writes what has been recorded."""
-        if self._running:
-            self._running = False
-            jax.profiler.stop_trace()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import sys
 import numpy as np
 import pytest
 
+from dlm_jax.commands.arguments import UNMASKING_HELP
 from dlm_jax.commands.main import COMMANDS, main
+from dlm_jax.sampling.unmasking import REVISIONS, SELECTORS
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -103,3 +106,8 @@ def test_names_and_errors_are_printed_without_what_a_terminal_would_obey(dlm, mo
     arguments = ["eval", "m", "--task", "nelbo", "--text", "t"]
     shown = dlm(*arguments).out + dlm("sample", f"/nowhere/{name}").err
     assert shown.count(r"a\x1b[2J\u202eb") == 3 and all(char.isprintable() or char == "\n" for char in shown)
+
+
+def test_the_help_of_unmasking_names_every_selector_and_revision():
+    named = set(re.findall(r"[a-z_]+", UNMASKING_HELP))
+    assert SELECTORS.keys() | REVISIONS.keys() <= named

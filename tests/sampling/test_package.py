@@ -18,7 +18,7 @@ def test_every_exported_name_is_an_object_of_a_module_and_never_the_module(name)
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="has no attribute 'sampler'"):
+    with pytest.raises(AttributeError, match="No dlm_jax.sampling attribute sampler"):
         _ = sampling.sampler
 
 
