@@ -9,7 +9,11 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """A run that SIGTERM asked to end, and that has saved its state."""
+    """A run that a signal asked to end, and that has saved its state."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number  # as a shell reports a process that the signal ended
 
 
 def printable(text: str) -> str:

@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(f"{describe(error)}; check that path, your rights to it and the space on its disk")
     except Stopped as stopped:
         print("dlm:", stopped, file=sys.stderr)
-        return 143  # as a shell reports a process that SIGTERM ended
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("dlm: interrupted", file=sys.stderr)
         return 130

@@ -34,8 +34,8 @@ class Checkpoints:
     def __init__(self, workdir: Path, settings: CheckpointConfig, about: dict[str, Any] | None = None) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=settings.keep, keep_period=settings.keep_every or None,
                                                cleanup_tmp_directories=True)
-        self._workdir, self._directory = workdir, checkpoints_of(workdir)
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._workdir, self.directory = workdir, checkpoints_of(workdir)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._about = about or {}
 
     def restore(self, fresh: "TrainState", log: Callable[[str], None]) -> "TrainState":
@@ -52,14 +52,14 @@ class Checkpoints:
                 log(f"{error}; falling back to the previous one")
                 self._set_aside(step)
         if steps:
-            raise UserError(f"all checkpoints of {self._directory.parent} are damaged; start over in a new directory")
+            raise UserError(f"all checkpoints of {self.directory.parent} are damaged; start over in a new directory")
         return fresh
 
     def _read(self, step: int, fresh: "TrainState") -> "TrainState":
         """The state of a step. Raises `UserError` in all processes if one of them finds it damaged."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh)
         with self._damage_anywhere(step):
-            sums = read_about(self._directory / str(step))["checksums"]
+            sums = read_about(self.directory / str(step))["checksums"]
             saved = self._manager.restore(step, args=ocp.args.Composite(**{
                 name: ocp.args.StandardRestore(part) for name, part in _parts(abstract).items()}))
         with self._damage_anywhere(step):
@@ -72,7 +72,7 @@ class Checkpoints:
         """`damage` that is raised in all processes if it is found in one, so that all fall back together."""
         problem = None
         try:
-            with damage(self._directory / str(step)):
+            with damage(self.directory / str(step)):
                 yield
         except UserError as error:
             problem = error
@@ -82,11 +82,11 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         """Moves a damaged checkpoint away, since the run will write a new one for this step."""
         if is_primary():
-            damaged = self._directory.parent / "damaged"
+            damaged = self.directory.parent / "damaged"
             damaged.mkdir(exist_ok=True)
             if (damaged / str(step)).exists():
                 (damaged / str(step)).rmtree()
-            (self._directory / str(step)).rename(damaged / str(step))
+            (self.directory / str(step)).rename(damaged / str(step))
         barrier(f"set aside {step}")
         self._manager.reload()
 
@@ -98,14 +98,14 @@ class Checkpoints:
         check_lock(self._workdir)
         parts = _parts(state)
         sums = {name: checksums(part) for name, part in parts.items()}
-        with _disk_errors(self._directory):
+        with _disk_errors(self.directory):
             self._manager.save(step, args=ocp.args.Composite(
                 about=ocp.args.JsonSave(sealed({"step": step, **self._about, "checksums": sums})),
                 **{name: ocp.args.StandardSave(part) for name, part in parts.items()}))
 
     def close(self) -> None:
         """Waits until everything is on disk. Raises `OSError` if it cannot be written."""
-        with _disk_errors(self._directory):
+        with _disk_errors(self.directory):
             self._manager.wait_until_finished()
             self._manager.close()
 

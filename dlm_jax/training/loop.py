@@ -14,6 +14,7 @@ from dlm_jax.training.profile import Profile
 from dlm_jax.training.recorder import Recorder
 from dlm_jax.training.saver import Saver
 from dlm_jax.training.step import Metrics, TrainState
+from dlm_jax.training.watchdog import StopRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Run:
     recorder: Recorder  # logs and shows metrics
     evaluate: Callable[[int, TrainState], float]  # (step, state) -> validation NELBO, which it logs
     saver: Saver  # writes checkpoints
-    stop_requested: Callable[[int], bool]  # after step n: whether the run should stop there
+    stop_request: StopRequest  # whether the run should stop after a step
     alive: Callable[[], None]  # reports a finished step to the watchdog
     profile: Profile
     clock: GoodputClock
@@ -35,7 +36,7 @@ class Run:
 def train_loop(run: Run, state: TrainState) -> float:
     """Runs all remaining steps and returns the last validation NELBO, in nats per token (NaN without any step).
 
-    Metrics are read one step late, so the device never waits for the host. Validation and checkpoints never run ahead
+    Metrics are read one step late, so the device never waits for the host, which is one step ahead of it. Validation and checkpoints never run ahead
     of the log, so a run that is killed right after them has lost no line. Raises `Stopped` if the run was asked to
     stop, with its state saved, and `UserError` if it has diverged.
     """
@@ -44,7 +45,7 @@ def train_loop(run: Run, state: TrainState) -> float:
     for step in range(int(state.step) + 1, last_step + 1):
         state, metrics = dispatch(run, step, state)
         run.recorder.record(step, metrics)
-        last, stop = step == last_step, run.stop_requested(step)
+        last, stop = step == last_step, run.stop_request.at(step)
         validates = last or step % run.config.evaluate.every == 0
         saves = last or stop or run.saver.due(step)
         if validates or saves:
@@ -58,8 +59,9 @@ def train_loop(run: Run, state: TrainState) -> float:
                                 "directory with a lower optimizer.learning_rate")
             saved = run.saver.save(step, state)
         if stop and not last:
-            where = f"is saved at step {step}" if saved else f"skipped step {step}, so its checkpoint is older"
-            raise Stopped(f"the run was asked to stop and {where}; rerun the same command to resume")
+            where = f"is saved at step {step} in {run.saver.directory}" if saved else f"skipped step {step}, so its checkpoint is older"
+            raise Stopped(f"the run was asked to stop and {where}; rerun the same command to resume",
+                          run.stop_request.signal)
     return nelbo
 
 

@@ -13,8 +13,9 @@ from dlm_jax.training.step import Metrics
 
 
 class Recorder:
-    """Keeps the metrics of the newest step until the next one is dispatched, so that the device never waits for the
-    host. `flush` records them at once."""
+    """Keeps the metrics of the newest step until the next one is dispatched, and waits for them then: the device always
+    has its next step, and the host is never more than one step ahead of it, so that a run stops within two steps.
+    `flush` records them at once."""
 
     def __init__(self, config: Config, log: NoLog, bar: ProgressBar, clock: GoodputClock,
                  throughput: Callable[[float], dict[str, float]]) -> None:
@@ -24,21 +25,23 @@ class Recorder:
         self._pending: tuple[int, Metrics] | None = None
 
     def record(self, step: int, metrics: Metrics) -> None:
-        """Advances the bar, records the previous step, then keeps this one if it is to be logged."""
+        """Advances the bar, waits for the previous step and records it, then keeps this one."""
         self._bar.advance(step)
         self._clock.spend("host")
         self.flush()
-        if step % self._config.log.every == 0 or step == self._config.train.steps:
-            self._pending = (step, metrics)
+        self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Records what is pending, once the device has computed it. Raises `UserError` as `check` does."""
+        """Waits until the device has computed what is pending, and records it if it is to be logged. Raises `UserError`
+        as `check` does."""
         if self._pending is None:
             return
         step, metrics = self._pending
         self._pending = None
         jax.block_until_ready(metrics)
         self._clock.spend("device")
+        if step % self._config.log.every and step != self._config.train.steps:
+            return
         values = self.check(step, metrics)
         seconds = self._clock.per_step(step)
         values |= seconds | self._throughput(seconds["seconds_per_step"])

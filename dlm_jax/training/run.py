@@ -32,7 +32,7 @@ from dlm_jax.training.progress import ProgressBar
 from dlm_jax.training.recorder import Recorder
 from dlm_jax.training.saver import Saver
 from dlm_jax.training.step import TrainState, check_batch_divides, init_state, make_step, model_params
-from dlm_jax.training.watchdog import termination, watchdog
+from dlm_jax.training.watchdog import stop_request, watchdog
 
 SampleTexts = Callable[[Params], list[str]]  # parameters -> texts that the model writes
 
@@ -84,6 +84,8 @@ def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validatio
         state = checkpoints.restore(init_state(params, config, bundle.config), bar.log)
         start = int(state.step)
         bar.advance(start)
+        if start:
+            bar.log(f"resuming {workdir} after step {start} of {config.train.steps}")
         validate = _validator(config, bundle, validation)
         full_params = functools.partial(model_params, lora=config.lora, model=bundle.config)
         if start == config.train.steps:
@@ -95,12 +97,12 @@ def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validatio
         profile = Profile(workdir / "profile", profile_steps)
         stack.callback(profile.close)
         step_at = _compiled_steps(config, bundle, state, training)
-        stop_requested = stack.enter_context(termination())
+        stop = stack.enter_context(stop_request())
         alive = stack.enter_context(watchdog(config.log.stall))
         evaluate = _evaluator(validate, full_params, sample_texts, recorder, clock)
         before = None if start else evaluate(0, state)
         saver = Saver(config, checkpoints, workdir, clock)
-        run = Run(config, batches, step_at, recorder, evaluate, saver, stop_requested, alive, profile, clock)
+        run = Run(config, batches, step_at, recorder, evaluate, saver, stop, alive, profile, clock)
         after = train_loop(run, state)
     return Outcome(config.train.steps, before, after, clock.elapsed(), clock.goodput(), recorder.skipped)
 

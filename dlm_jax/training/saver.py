@@ -23,6 +23,7 @@ class Saver:
     def __init__(self, config: Config, checkpoints: Checkpoints, workdir: Path, clock: GoodputClock) -> None:
         self._config, self._checkpoints, self._workdir, self._clock = config, checkpoints, workdir, clock
         self._last_save = time.monotonic()
+        self.directory = checkpoints.directory
 
     def due(self, step: int) -> bool:
         """Whether the config asks for a checkpoint after this step. To be called by all processes together."""

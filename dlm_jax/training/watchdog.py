@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import os
 import signal
 import sys
 import threading
@@ -9,28 +10,59 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
+from jax.experimental import multihost_utils
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop. SIGTERM asks, which clusters send before they reclaim a machine, and so
+    does the first Ctrl-C; the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal = int(signal.SIGTERM)  # the one that asked
+        self._requested = threading.Event()
+
+    def at(self, step: int) -> bool:
+        """Whether to stop after step `step`. To be called after every step."""
+        return self._requested.is_set()
+
+    def receive(self, number: int, frame: object) -> None:
+        """The handler of both signals."""
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.write(2, b"dlm: stopping after this step; press Ctrl-C again to stop at once, without saving\n")
+        self.signal = number
+        self._requested.set()
+
+
+class SharedStopRequest(StopRequest):
+    """The request to stop of a run of several processes, which stop at the same step: JAX's preemption service chooses
+    it when one of them receives a SIGTERM."""
+
+    def at(self, step: int) -> bool:
+        """Whether to stop after step `step`. To be called after every step, by all processes."""
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def receive(self, number: int, frame: object) -> None:
+        """The handler of SIGINT, which becomes the SIGTERM that the service waits for."""
+        super().receive(number, frame)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def termination() -> Iterator[Callable[[int], bool]]:
-    """Yields a function that returns, after step n, whether the run should stop there.
-
-    It should once it has received a SIGTERM, which clusters send before they reclaim a machine. Several processes all
-    stop at the same step, which JAX's preemption service chooses.
-    """
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-        yield multihost_utils.reached_preemption_sync_point
+def stop_request() -> Iterator[StopRequest]:
+    """Listens for requests to stop. Only a main thread can; in others a run is stopped by whoever started it."""
+    shared = jax.process_count() > 1
+    request = SharedStopRequest() if shared else StopRequest()
+    numbers = (signal.SIGINT,) if shared else (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield request
         return
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a signal handler
-        yield lambda step: False
-        return
-    requested = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: requested.set())
+    before = {number: signal.signal(number, request.receive) for number in numbers}
     try:
-        yield lambda step: requested.is_set()
+        yield request
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

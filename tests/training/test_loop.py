@@ -1,5 +1,6 @@
 """A run is a function of its config: however and however often it is stopped, it leaves the same record."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,7 +14,10 @@ from dlm_jax.adapt import adapt
 from dlm_jax.config import load_config
 from dlm_jax.errors import UserError
 from dlm_jax.training.checkpoint import Checkpoints
-from dlm_jax.training.metrics import RunLog
+from dlm_jax.training.goodput import GoodputClock
+from dlm_jax.training.metrics import NoLog, RunLog
+from dlm_jax.training.progress import ProgressBar
+from dlm_jax.training.recorder import Recorder
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -146,18 +150,49 @@ def test_a_run_that_ends_with_no_finite_nelbo_is_an_error_and_keeps_its_checkpoi
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
 
 
-def test_sigterm_saves_that_step_and_the_same_command_resumes(runs, tiny_config, tiny_run, unbroken, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_saves_that_step_and_the_same_command_resumes(how, runs, tiny_config, tiny_run, unbroken,
+                                                                        tmp_path):
     workdir = tmp_path / "run"
     with subprocess.Popen(runs.command(tiny_config, tiny_run, workdir), stderr=subprocess.PIPE, text=True) as process:
         runs.wait_for_step(process, workdir, 7)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(how)
         said = process.stderr.read()
     step = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
-    assert process.returncode == 143
-    assert said.endswith(f"dlm: the run was asked to stop and is saved at step {step}; "
-                         "rerun the same command to resume\n")
-    assert subprocess.run(runs.command(tiny_config, tiny_run, workdir), capture_output=True).returncode == 0
+    assert process.returncode == 128 + how
+    assert ("press Ctrl-C again" in said) == (how == signal.SIGINT)
+    assert said.endswith(f"dlm: the run was asked to stop and is saved at step {step} in "
+                         f"{workdir / 'checkpoints'}; rerun the same command to resume\n")
+    resumed = subprocess.run(runs.command(tiny_config, tiny_run, workdir), capture_output=True, text=True)
+    assert resumed.returncode == 0 and f"resuming {workdir} after step {step} of 30\n" in resumed.stderr
     assert runs.records(workdir) == runs.records(unbroken) and runs.same_weights(workdir, unbroken)
+
+
+def test_the_second_interrupt_ends_the_process_at_once():
+    program = "import os, signal\nfrom dlm_jax.training.watchdog import stop_request\nwith stop_request() as stop:\n" \
+              "    os.kill(os.getpid(), signal.SIGINT)\n    print(stop.at(1), flush=True)\n" \
+              "    os.kill(os.getpid(), signal.SIGINT)\n    print('unreachable')\n"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout == "True\n" and "KeyboardInterrupt" in result.stderr
+
+
+def test_the_host_is_at_most_one_step_ahead_of_the_device_however_rarely_it_logs(config):
+    finished = []
+
+    class Metric:
+        def __init__(self, step):
+            self.step = step
+
+        def block_until_ready(self):
+            finished.append(self.step)
+            return self
+
+    rare = dataclasses.replace(config, log=dataclasses.replace(config.log, every=1000))
+    with ProgressBar(rare) as bar:
+        recorder = Recorder(rare, NoLog(), bar, GoodputClock(), throughput=lambda seconds: {})
+        for step in range(1, 6):
+            recorder.record(step, {"loss": Metric(step)})
+            assert finished == list(range(1, step))
 
 
 def test_checkpoints_are_also_saved_by_time(tiny_config, tiny_run, tmp_path):
