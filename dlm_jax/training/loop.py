@@ -36,9 +36,9 @@ class Run:
 def train_loop(run: Run, state: TrainState) -> float:
     """Runs all remaining steps and returns the last validation NELBO, in nats per token (NaN without any step).
 
-    Metrics are read one step late, so the device never waits for the host, which is one step ahead of it. Validation and checkpoints never run ahead
-    of the log, so a run that is killed right after them has lost no line. Raises `Stopped` if the run was asked to
-    stop, with its state saved, and `UserError` if it has diverged.
+    Metrics are read one step late, so the device never waits for the host, which is one step ahead of it. Validation
+    and checkpoints never run ahead of the log, so a run that is killed right after them has lost no line. Raises
+    `Stopped` if the run was asked to stop, with its state saved, and `UserError` if it has diverged.
     """
     nelbo, last_step = math.nan, run.config.train.steps
     run.clock.begin(int(state.step))
@@ -59,10 +59,16 @@ def train_loop(run: Run, state: TrainState) -> float:
                                 "directory with a lower optimizer.learning_rate")
             saved = run.saver.save(step, state)
         if stop and not last:
-            where = f"is saved at step {step} in {run.saver.directory}" if saved else f"skipped step {step}, so its checkpoint is older"
-            raise Stopped(f"the run was asked to stop and {where}; rerun the same command to resume",
+            raise Stopped(f"the run was asked to stop and {where(run, step, saved)}; rerun the same command to resume",
                           run.stop_request.signal)
     return nelbo
+
+
+def where(run: Run, step: int, saved: bool) -> str:
+    """What a run that stops after a step has saved."""
+    if saved:
+        return f"is saved at step {step} in {run.saver.directory}"
+    return f"skipped step {step}, so its checkpoint is older"
 
 
 def dispatch(run: Run, step: int, state: TrainState) -> tuple[TrainState, Metrics]:
