@@ -25,13 +25,18 @@ class Parser(argparse.ArgumentParser):
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that `sample` and `infill` share."""
     parser.add_argument("--steps", type=integer_at_least(1), metavar="N",
-                        help="denoising steps per text, or per block (default: one per token, at most 64)")
+                        help="denoising steps for the text, shared by its blocks (default: one per token)")
     parser.add_argument("--unmasking", default="confidence", metavar="STRATEGY", help=UNMASKING_HELP)
     add_draw_flags(parser, temperature=0.0)
     parser.add_argument("--block", type=integer_at_least(1), metavar="N",
-                        help="finish N positions before the next N begin (for models without blocks of their own)")
+                        help="finish N positions, counted from the first hole, before the next N begin (for models "
+                             "without blocks of their own)")
     parser.add_argument("--cache", help="none, block (exact, for block-causal models), prefix or dual (approximate, "
                                         "for bidirectional models, with --block)")
+    parser.add_argument("--cfg-scale", type=float, default=0.0, metavar="X",
+                        help="classifier-free guidance, at twice the forward passes (default 0: none)")
+    parser.add_argument("--suppress-tokens", type=token_ids, default=(), metavar="ID,ID,...",
+                        help="ids that are never written")
     parser.add_argument("--watch", action="store_true", help="show the denoising in the terminal")
     parser.add_argument("--gif", metavar="FILE", help="draw the denoising as a GIF")
     parser.add_argument("--html", metavar="FILE", help="write a page with a slider through the denoising")
@@ -58,6 +63,14 @@ def integer_at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def token_ids(text: str) -> tuple[int, ...]:
+    """An argument type: token ids, separated by commas."""
+    ids = text.split(",")
+    if not all(id.strip().isdecimal() and len(id) < 10 for id in ids):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of token ids such as 0,13")
+    return tuple(int(id) for id in ids)
 
 
 def step_range(text: str) -> tuple[int, int]:

@@ -76,8 +76,7 @@ def host_lines(lm: LanguageModel, lines: list[Line], settings: Settings, batch: 
     """The lines of one of the hosts, short ones first: every n-th batch of all lines, whether answered or not, so that
     hosts that start at different times agree."""
     servable, size = [line for line in lines if line.error is None], settings.block_size_for(lm.spec)
-    lengths = [canvas_length(max(len(request.tokens) for request in line.requests), lm.config.max_length, size)
-               for line in servable]
+    lengths = [canvas_length(line.requests, lm.config.max_length, size, lm.spec) for line in servable]
     number, hosts = host
     return [servable[i] for indices in list(in_batches(lengths, batch))[number::hosts] for i in indices]
 

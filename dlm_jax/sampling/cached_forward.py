@@ -26,7 +26,7 @@ from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.models.transformer import Cache, empty_cache, forward, forward_cached
 from dlm_jax.models.weights import Params
 from dlm_jax.segments import Documents
-from dlm_jax.typing import Float, Int, Shaped, shape_checked
+from dlm_jax.typing import Bool, Float, Int, Shaped, shape_checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +54,14 @@ class CanvasModel:
     params: Params
     segments: Int[Array, "b n"]  # int [b, n], 1 for text and 0 for padding
     documents: Documents  # those of `segments`
+    origin: Int[Array, " b"]  # where the first block starts: see `first_blocks`
     config: ModelConfig = struct.field(pytree_node=False)
     spec: DiffusionSpec = struct.field(pytree_node=False)
-    block_size: int = struct.field(pytree_node=False)  # w, which divides n
+    block_size: int = struct.field(pytree_node=False)  # w
+
+    def block_start(self, index: Int[Array, " b"]) -> Int[Array, " b"]:
+        """The first position of a block of each sequence."""
+        return self.origin + index * self.block_size
 
     def rule(self, finished: Int[Array, " b"]) -> Rule:
         """Who sees whom when the first `finished` positions of each sequence are clean."""
@@ -75,6 +80,18 @@ class CacheState:
 # (model, tokens [b, n], start of the window [b], finished positions [b], cache state)
 # -> (hidden states of the window [b, w, d], prev_hidden [b, d], cache state)
 CachedForward = Callable[[CanvasModel, Array, Array, Array, CacheState], tuple[Array, Array, CacheState]]
+
+
+@shape_checked
+def first_blocks(masked: Bool[Array, "b n"], block_size: int, spec: DiffusionSpec) -> Int[Array, " b"]:
+    """Where the blocks of each sequence are counted from.
+
+    A block-causal model was trained with blocks that start at 0. The blocks of a bidirectional model exist for the
+    sampler alone, and start with the first hole, which is the end of a prompt (LLaDA, Fast-dLLM).
+    """
+    if spec.rule == "bidirectional" and block_size < masked.shape[1]:
+        return jnp.argmax(masked, -1).astype(jnp.int32)
+    return jnp.zeros(len(masked), jnp.int32)
 
 
 def empty_cache_state(model: CanvasModel, caching: CachePolicy) -> CacheState:

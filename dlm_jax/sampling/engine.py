@@ -26,6 +26,7 @@ from dlm_jax.sampling.cached_forward import (
     CacheState,
     CanvasModel,
     empty_cache_state,
+    first_blocks,
     forward_block,
     forward_suffix,
     prefill,
@@ -48,14 +49,14 @@ from dlm_jax.sampling.trace import (
 )
 from dlm_jax.sampling.unmasking import Speculate
 from dlm_jax.segments import find_documents
-from dlm_jax.typing import Bool, Float, Int, Key, shape_checked
+from dlm_jax.typing import Bool, Float, Float32, Int, Key, shape_checked
 
 
 @functools.partial(jax.jit, static_argnames=("config", "spec", "mesh"))
 @shape_checked
 def run(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: Sampler, *, config: ModelConfig,
         spec: DiffusionSpec, mesh: Mesh | None = None) -> Trace:
-    """Fills the canvas, whose length n is a multiple of the block size. keys: one per sequence.
+    """Fills the canvas, which has room for every block with a masked position. keys: one per sequence.
 
     mesh: has one axis, whose size divides b. Each device runs its own loop over its sequences; they do not communicate.
     """
@@ -73,7 +74,9 @@ def fill_shard(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: 
     """`run` for the sequences of one device."""
     n = canvas.tokens.shape[1]
     documents = find_documents(n, canvas.segments)
-    model = CanvasModel(params, canvas.segments, documents, config, spec, sampler.block_size or n)
+    block_size = sampler.block_size or n
+    origin = first_blocks(canvas.masked, block_size, spec)
+    model = CanvasModel(params, canvas.segments, documents, origin, config, spec, block_size)
     if isinstance(sampler.unmasking.selector, Speculate):
         return write_left_to_right(model, new_trace(canvas), keys, sampler)
     return denoise(model, new_trace(canvas), keys, sampler)
@@ -112,7 +115,7 @@ def denoise(model: CanvasModel, trace: Trace, keys: Key[Array, " b"], sampler: S
         return state
 
     zeros = jnp.zeros(b, jnp.int32)
-    start = EngineState(trace, empty_cache_state(model, sampler.caching), next_block(trace.masked, model.block_size),
+    start = EngineState(trace, empty_cache_state(model, sampler.caching), next_block(trace.masked, model),
                         step=zeros, steps_taken=zeros, stale=jnp.ones(b, bool))
     return jax.lax.while_loop(lambda s: jnp.any(unfinished(s.trace)), outer_step, start).trace
 
@@ -121,7 +124,7 @@ def suffix_forwards(state: EngineState, model: CanvasModel) -> tuple[Int[Array, 
     """Forward passes over the last quarter, the last half and all of the canvas, and the index of the shortest one that
     holds the window of every sequence that can continue."""
     n = state.trace.tokens.shape[1]
-    first = jnp.min(jnp.where(can_continue(state), state.block_index * model.block_size, n))
+    first = jnp.min(jnp.where(can_continue(state), model.block_start(state.block_index), n))
     widths = [width for width in (n // 4, n // 2, n) if width >= model.block_size]
     index = sum(((n - first > width).astype(jnp.int32) for width in widths[:-1]), jnp.int32(0))
     return index, [functools.partial(forward_suffix, width=width) for width in widths]
@@ -134,9 +137,9 @@ def can_continue(state: EngineState) -> Bool[Array, " b"]:
 
 
 @shape_checked
-def next_block(masked: Bool[Array, "b n"], block_size: int) -> Int[Array, " b"]:
+def next_block(masked: Bool[Array, "b n"], model: CanvasModel) -> Int[Array, " b"]:
     """The first block of each sequence that has a masked position; 0 if there is none."""
-    return jnp.argmax(masked, -1).astype(jnp.int32) // block_size
+    return jnp.maximum(jnp.argmax(masked, -1).astype(jnp.int32) - model.origin, 0) // model.block_size
 
 
 @shape_checked
@@ -147,22 +150,37 @@ def take_step(state: EngineState, active: Bool[Array, " b"], forward: CachedForw
     active: the sequences that take part; the others write nothing and stay where they are.
     fillable: [b, n], the positions that were masked at the start.
     """
-    start = state.block_index * model.block_size
+    start = model.block_start(state.block_index)
     window = state.trace.window(start, model.block_size)
     # Nothing was left to commit: this forward pass only caches the finished block (`CachePolicy.recompute_clean`).
     already_full = ~jnp.any(window.masked, -1)
 
     hidden, cache_state = forward_window(state, start, already_full, forward, model)
+    logits = unembed(model.params, hidden, model.config)
+    if sampler.cfg_scale:
+        without_prompt = mask_prompt(state, fillable, model)
+        hidden, _ = forward_window(without_prompt, start, already_full, forward, model)
+        logits = guide(logits, unembed(model.params, hidden, model.config), sampler.cfg_scale)
     step_keys = fold_keys(keys, state.trace.nfe)
-    view = predict(hidden, window, slice_window(fillable, start, model.block_size), step_keys, state.step, model,
-                   sampler)
+    window_fillable = slice_window(fillable, start, model.block_size)
+    steps = block_steps(sampler.steps, window_fillable, fillable)
+    view = predict(logits, window, window_fillable, step_keys, steps, state.step, model, sampler)
 
     window = commit(window, view, active, state.steps_taken + 1, sampler)
-    trace = count_forward(state.trace.with_window(window, start), active)
+    trace = count_forward(state.trace.with_window(window, start), active, passes=2 if sampler.cfg_scale else 1)
     notify(sampler.callback, trace)
 
     state = dataclasses.replace(state, trace=trace, cache_state=cache_state)
-    return advance(state, active, already_full, ~jnp.any(window.masked, -1), model.block_size, sampler)
+    return advance(state, active, already_full, ~jnp.any(window.masked, -1), model, sampler)
+
+
+@shape_checked
+def block_steps(steps: Int[Array, " b"], window_fillable: Bool[Array, "b w"], fillable: Bool[Array, "b n"]
+                ) -> Int[Array, " b"]:
+    """The denoising steps of the current block, rounded up: its share of the positions to fill of those of the text."""
+    in_block, in_all = jnp.sum(window_fillable, -1), jnp.maximum(jnp.sum(fillable, -1), 1)
+    # ceil(steps * in_block / in_all), whose product may exceed int32 in a long text.
+    return steps // in_all * in_block - (-(steps % in_all * in_block) // in_all)
 
 
 def forward_window(state: EngineState, start: Int[Array, " b"], already_full: Bool[Array, " b"],
@@ -176,15 +194,31 @@ def forward_window(state: EngineState, start: Int[Array, " b"], already_full: Bo
     return (shift(hidden, prev_hidden) if model.spec.alignment == "shifted" else hidden), cache_state
 
 
+def mask_prompt(state: EngineState, fillable: Bool[Array, "b n"], model: CanvasModel) -> EngineState:
+    """The state with its prompt masked as well: `fillable` are the positions outside the prompt and padding."""
+    prompt = (model.segments > 0) & ~fillable
+    return dataclasses.replace(state, trace=dataclasses.replace(state.trace, masked=state.trace.masked | prompt))
+
+
 @shape_checked
-def predict(hidden: Float[Array, "b w d"], window: Trace, fillable: Bool[Array, "b w"], keys: Key[Array, " b"],
-            step: Int[Array, " b"], model: CanvasModel, sampler: Sampler) -> View:
-    """What the model proposes for the window, as the unmasking strategy sees it."""
-    logits = without(unembed(model.params, hidden, model.config), model.spec.mask_token_id)
+def guide(conditional: Float32[Array, "b w v"], unconditional: Float32[Array, "b w v"], scale: float
+          ) -> Float32[Array, "b w v"]:
+    """Classifier-free guidance: moves the logits away from those without a prompt (LLaDA, arXiv 2502.09992)."""
+    return unconditional + (scale + 1) * (conditional - unconditional)
+
+
+@shape_checked
+def predict(logits: Float32[Array, "b w v"], window: Trace, fillable: Bool[Array, "b w"], keys: Key[Array, " b"],
+            steps: Int[Array, " b"], step: Int[Array, " b"], model: CanvasModel, sampler: Sampler) -> View:
+    """What the model proposes for the window, as the unmasking strategy sees it.
+
+    step, steps: denoising steps taken in the block, and in all.
+    """
+    logits = without(logits, model.spec.mask_token_id, *sampler.suppress_tokens)
     offsets = jnp.broadcast_to(jnp.arange(logits.shape[1]), logits.shape[:2])
     tokens, confidence = sampler.proposal(fold_position_keys(fold_keys(keys, 0), offsets), logits)
-    steps_left = jnp.maximum(sampler.steps - step, 1)
-    return View(fold_keys(keys, 1), logits, tokens, confidence, window.masked, fillable, sampler.steps[:, None],
+    steps_left = jnp.maximum(steps - step, 1)
+    return View(fold_keys(keys, 1), logits, tokens, confidence, window.masked, fillable, jnp.maximum(steps, 1)[:, None],
                 steps_left[:, None])
 
 
@@ -215,7 +249,7 @@ def commit(window: Trace, view: View, active: Bool[Array, " b"], step: Int[Array
 
 @shape_checked
 def advance(state: EngineState, active: Bool[Array, " b"], already_full: Bool[Array, " b"],
-            now_full: Bool[Array, " b"], block_size: int, sampler: Sampler) -> EngineState:
+            now_full: Bool[Array, " b"], model: CanvasModel, sampler: Sampler) -> EngineState:
     """Counts the step, moves sequences whose block is done to their next block, and stops those that have ended.
 
     already_full, now_full: whether the block had no masked position before this step, and has none after it.
@@ -223,11 +257,11 @@ def advance(state: EngineState, active: Bool[Array, " b"], already_full: Bool[Ar
     recompute_clean = sampler.caching.recompute_clean
     # Once a block is full, an end token in it leaves everything after the block unfilled.
     canvas_end = state.trace.tokens.shape[1]
-    stop_from = jnp.where(now_full, (state.block_index + 1) * block_size, canvas_end)
+    stop_from = jnp.where(now_full, model.block_start(state.block_index + 1), canvas_end)
     trace = stop_at_end(state.trace, stop_from, sampler.eos_id)
     # A block is done when it is full, or, where full blocks are cached by one more forward pass, after that pass.
     block_done = active & (already_full if recompute_clean else now_full)
-    following = state.block_index + 1 if recompute_clean else next_block(trace.masked, block_size)
+    following = state.block_index + 1 if recompute_clean else next_block(trace.masked, model)
     # A forward pass that only caches a finished block is no denoising step.
     denoised = active & ~already_full
     # Without that pass, the cache does not know the finished block: the next block starts with a prefill, for which a

@@ -17,7 +17,7 @@ from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.models.padding import next_power_of_two
 from dlm_jax.models.weights import Params
 from dlm_jax.sampling.engine import run
-from dlm_jax.sampling.requests import Request, check, check_left_to_right
+from dlm_jax.sampling.requests import Request, check, check_left_to_right, check_suppressed
 from dlm_jax.sampling.sample import BatchCost, Sample, peak_bytes
 from dlm_jax.sampling.settings import Settings
 from dlm_jax.sampling.trace import Callback, Canvas, Sampler, Trace
@@ -43,14 +43,18 @@ def generate(params: Params, config: ModelConfig, spec: DiffusionSpec, requests:
         check(request, config, spec)
         if isinstance(unmasking.selector, Speculate):
             check_left_to_right(request)
+            if settings.cfg_scale:
+                raise UserError("guidance is for denoising and this text is written left to right; leave out cfg_scale")
+    check_suppressed(settings.suppress_tokens, config)
     if not requests:
         return []
-    steps, end = steps_and_end(requests, settings, spec)
-    sampler = Sampler(steps, end, settings.proposal(), unmasking, caching, block_size, callback)
+    steps, end = steps_and_end(requests, settings.steps, spec)
+    sampler = Sampler(steps, end, settings.proposal(), unmasking, caching, block_size, settings.cfg_scale,
+                      tuple(settings.suppress_tokens), callback)
     mesh = None if callback else local_mesh(len(end))
     padded_numbers = np.resize(range(len(requests)) if numbers is None else numbers, len(end))
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(settings.seed), padded_numbers)
-    canvas = make_canvas(requests, config, block_size, len(keys))
+    canvas = make_canvas(requests, canvas_length(requests, config.max_length, block_size, spec), len(keys))
     trace, seconds = run_timed(params, canvas, keys, sampler, config, anonymous(spec), mesh)
     samples = [sample_at(trace, i, request, int(end[i])) for i, request in enumerate(requests)]
     cost = BatchCost(int(max(trace.batch_nfe)), sum(sample.new_tokens for sample in samples), seconds, peak_bytes())
@@ -92,25 +96,29 @@ def local_mesh(batch: int) -> Mesh | None:
     return Mesh(np.asarray(jax.local_devices()[:count]), ("batch",)) if count > 1 else None
 
 
-def steps_and_end(requests: Sequence[Request], settings: Settings, spec: DiffusionSpec
+def steps_and_end(requests: Sequence[Request], steps: int | None, spec: DiffusionSpec
                   ) -> tuple[Int[Array, " b"], Int[Array, " b"]]:
     """Denoising steps and end token (-1 for none) of each sequence, with b padded to the next power of two."""
-    steps = [settings.steps_for(sum(request.masked), spec) for request in requests]
+    counts = [steps or sum(request.masked) for request in requests]
     ends = [spec.eos_token_id if request.stop and spec.eos_token_id is not None else -1 for request in requests]
     padding = next_power_of_two(len(requests)) - len(requests)
-    return jnp.asarray(steps + [1] * padding, jnp.int32), jnp.asarray(ends + [-1] * padding, jnp.int32)
+    return jnp.asarray(counts + [1] * padding, jnp.int32), jnp.asarray(ends + [-1] * padding, jnp.int32)
 
 
-def canvas_length(tokens: int, context: int, block_size: int) -> int:
-    """Positions of the canvas for this many tokens: a power of two, or the context, rounded up to whole blocks."""
-    unit = block_size or 1
-    positions = min(max(MIN_CANVAS, next_power_of_two(tokens)), max(context, tokens))
-    return -(-positions // unit) * unit
+def canvas_length(requests: Sequence[Request], context: int, block_size: int, spec: DiffusionSpec) -> int:
+    """Positions of a canvas that has room for the last block of every request: a power of two, or the context."""
+    needed = max(last_block_end(request, block_size or 1, spec) for request in requests)
+    return min(max(MIN_CANVAS, next_power_of_two(needed)), max(context, needed))
 
 
-def make_canvas(requests: Sequence[Request], config: ModelConfig, block_size: int, batch: int) -> Canvas:
-    """The canvas of `batch` sequences: the requests, then empty ones."""
-    n = canvas_length(max(len(request.tokens) for request in requests), config.max_length, block_size)
+def last_block_end(request: Request, block_size: int, spec: DiffusionSpec) -> int:
+    """One past the last position of the block that holds a request's last token: see `first_blocks`."""
+    origin = request.masked.index(True) if spec.rule == "bidirectional" else 0
+    return origin + -(-(len(request.tokens) - origin) // block_size) * block_size
+
+
+def make_canvas(requests: Sequence[Request], n: int, batch: int) -> Canvas:
+    """The canvas of `batch` sequences of n positions: the requests, then empty ones."""
     tokens, segments = np.zeros((2, batch, n), np.int32)
     masked = np.zeros(tokens.shape, bool)
     for i, request in enumerate(requests):

@@ -110,6 +110,8 @@ def keep_min_p(logits: Float32[Array, "*n v"], p: float) -> Float32[Array, "*n v
 
 
 @shape_checked
-def without(logits: Float32[Array, "*n v"], token: int | None) -> Float32[Array, "*n v"]:
-    """The logits with `token` banned: the mask token is never proposed."""
-    return logits if token is None else jnp.where(jnp.arange(logits.shape[-1]) == token, -jnp.inf, logits)
+def without(logits: Float32[Array, "*n v"], *tokens: int | None) -> Float32[Array, "*n v"]:
+    """The logits with some tokens banned, such as the mask token, which is never proposed."""
+    for token in tokens:
+        logits = logits if token is None else jnp.where(jnp.arange(logits.shape[-1]) == token, -jnp.inf, logits)
+    return logits

@@ -88,6 +88,14 @@ def check(request: Request, config: ModelConfig, spec: DiffusionSpec) -> None:
                         f"{config.vocab_size - 1}")
 
 
+def check_suppressed(tokens: Sequence[int], config: ModelConfig) -> None:
+    """Raises `UserError` unless some token of the vocabulary can still be written."""
+    if any(not 0 <= token < config.vocab_size for token in tokens):
+        raise UserError(f"suppress_tokens must be ids from 0 to {config.vocab_size - 1}, not {list(tokens)}")
+    if len(set(tokens)) >= config.vocab_size - 1:
+        raise UserError("suppress_tokens leaves no token to write; suppress fewer")
+
+
 def check_left_to_right(request: Request) -> None:
     """Raises `UserError` unless the only hole is at the end, after at least one token."""
     first = request.masked.index(True)

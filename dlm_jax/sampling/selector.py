@@ -31,7 +31,7 @@ class View:
     confidence: Float32[Array, "b n"]  # the model's probability of each proposal
     masked: Mask  # bool [b, n], the positions still to be filled
     fillable: Mask  # bool [b, n], the positions that were masked at the start: all but prompt and padding
-    steps: Int[jax.Array, "b 1"]  # denoising steps in all, T
+    steps: Int[jax.Array, "b 1"]  # denoising steps of the window, T
     steps_left: Int[jax.Array, "b 1"]  # those left, this one included; stays at 1 once they are used up
 
 

@@ -8,7 +8,7 @@ from dlm_jax.sampling.cached_forward import CACHES, CachePolicy
 from dlm_jax.sampling.proposal import Proposal
 from dlm_jax.sampling.unmasking import parse_unmasking
 
-MAX_DEFAULT_STEPS = 64
+MAX_CFG_SCALE = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,17 +16,19 @@ class Settings:
     """How to fill a canvas. Raises `UserError` for values outside their range."""
 
     unmasking: str = "confidence"  # which tokens each step commits, such as 'threshold:0.9': see `unmasking.py`
-    # Denoising steps for the canvas, or per block if there are blocks. Default: one per token of the block, or of the
-    # canvas with at most 64.
+    # Denoising steps for the whole text; blocks share them by the tokens that each has to fill. Default: one per token.
     steps: int | None = None
     temperature: float = 0.0  # this and the next three: see `Proposal`
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    block: int | None = None  # positions that a bidirectional model fills before it moves on. Default: the whole canvas
+    # Positions that a bidirectional model fills before it moves on, counted from the first hole. Default: all of them.
+    block: int | None = None
     # 'none', 'block', 'prefix' or 'dual': see `cached_forward.py`. Default: 'block' for block-causal models, where it
     # changes only the time, and 'none' for others.
     cache: str | None = None
+    cfg_scale: float = 0.0  # classifier-free guidance: how far to move away from what the model says without a prompt
+    suppress_tokens: tuple[int, ...] = ()  # ids that are never written
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -36,6 +38,11 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
+        if not 0 <= self.cfg_scale <= MAX_CFG_SCALE:
+            raise UserError(f"cfg_scale must lie in [0, {MAX_CFG_SCALE}], not {self.cfg_scale}")
+        if self.cfg_scale and self.cache not in (None, "none"):
+            raise UserError("guidance runs every step on the whole text, with and without its prompt; leave out cache "
+                            "or cfg_scale")
         if self.cache is not None and self.cache not in CACHES:
             raise UserError(f"'{self.cache}' is not a cache; choose one of {', '.join(CACHES)}")
 
@@ -51,13 +58,9 @@ class Settings:
             raise UserError(f"this model decodes blocks of {spec.block_size or 1}, not of {self.block}; omit block")
         return spec.block_size or 1
 
-    def steps_for(self, masked: int, spec: DiffusionSpec) -> int:
-        """Denoising steps, per block if there are blocks, for a request with this many masked positions."""
-        return self.steps or spec.block_size or self.block or min(masked, MAX_DEFAULT_STEPS)
-
     def caching(self, spec: DiffusionSpec) -> CachePolicy:
         """The cache policy for a model. Raises `UserError` if the cache is for other models."""
-        name = self.cache or ("none" if spec.rule == "bidirectional" else "block")
+        name = self.cache or ("none" if spec.rule == "bidirectional" or self.cfg_scale else "block")
         rule = CACHES[name].rule
         if spec.is_diffusion and rule not in (None, spec.rule):
             raise UserError(f"the cache '{name}' is for {rule} models and this one is {spec.rule}; choose another "

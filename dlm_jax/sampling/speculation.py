@@ -117,7 +117,8 @@ def agreed_prefix(open_positions: Bool[Array, "b n"], agrees: Bool[Array, "b n"]
 def propose(model: CanvasModel, hidden: Float[Array, "b m d"], positions: Int[Array, "b m"], keys: Key[Array, " b"],
             sampler: Sampler) -> tuple[Int[Array, "b m"], Float32[Array, "b m"]]:
     """Tokens for `positions`, and the model's probability of each. hidden: the outputs that predict them."""
-    logits = without(unembed(model.params, hidden, model.config), model.spec.mask_token_id)
+    logits = without(unembed(model.params, hidden, model.config), model.spec.mask_token_id,
+                     *sampler.suppress_tokens)
     return sampler.proposal(fold_position_keys(keys, positions), logits)
 
 

@@ -31,12 +31,14 @@ class Canvas:
 class Sampler:
     """How to sample. `steps` and `eos_id` are traced, so other values of them recompile nothing; the rest is static."""
 
-    steps: Int[Array, " b"]  # denoising steps per block, or for the whole canvas where there are no blocks
+    steps: Int[Array, " b"]  # denoising steps, which the blocks share by the positions they have to fill
     eos_id: Int[Array, " b"]  # the token that ends a sequence, -1 for none
     proposal: Proposal = struct.field(pytree_node=False)  # which token each position would take
     unmasking: Unmasking = struct.field(pytree_node=False)  # which positions commit their proposal
     caching: CachePolicy = struct.field(pytree_node=False)  # what is recomputed at each step
     block_size: int = struct.field(pytree_node=False)  # positions per block, 0 for the whole canvas
+    cfg_scale: float = struct.field(pytree_node=False, default=0.0)  # strength of classifier-free guidance
+    suppress_tokens: tuple[int, ...] = struct.field(pytree_node=False, default=())  # ids that are never proposed
     callback: "Callback | None" = struct.field(pytree_node=False, default=None)  # called after every step
 
 
@@ -82,9 +84,9 @@ def unfinished(trace: Trace) -> Bool[Array, " b"]:
 
 
 @shape_checked
-def count_forward(trace: Trace, active: Bool[Array, " b"]) -> Trace:
-    """`trace` after one more forward pass of the batch, in which the `active` sequences took part."""
-    return dataclasses.replace(trace, nfe=trace.nfe + active.astype(jnp.int32), batch_nfe=trace.batch_nfe + 1)
+def count_forward(trace: Trace, active: Bool[Array, " b"], passes: int = 1) -> Trace:
+    """`trace` after more forward passes of the batch, in which the `active` sequences took part."""
+    return dataclasses.replace(trace, nfe=trace.nfe + passes * active, batch_nfe=trace.batch_nfe + passes)
 
 
 @shape_checked

@@ -5,12 +5,14 @@ Most tests sample three prompts on a canvas of one length, so that they share co
 
 import dataclasses
 import functools
+import math
 
 import jax
 import numpy as np
 import pytest
 
 from dlm_jax.attention.rules import Bidirectional, BlockCausal, Causal, CausalThenLastBlock
+from dlm_jax.errors import UserError
 from dlm_jax.models.transformer import forward, unembed
 from dlm_jax.sampling.requests import Request
 
@@ -63,15 +65,16 @@ def fill(model, tokens, masked, rule, positions, steps=64, tau=None):
     return steps_taken
 
 
-def uncached(model, prompt, new, size, **how):
-    """Fills blocks of `size` in order; every step is a full forward pass over the text up to the end of the block.
-    Returns (tokens, steps of each block)."""
+def uncached(model, prompt, new, size, steps=64, tau=None):
+    """Fills blocks of `size` in order, each with its share of the steps; every step is a full forward pass over the
+    text up to the end of the block. Returns (tokens, steps of each block)."""
     tokens = np.array([*prompt, *[0] * new])
     masked = np.arange(len(tokens)) >= len(prompt)
     rule = {"block_causal": BlockCausal, "token_causal": CausalThenLastBlock}[model.spec.clean_half](size)
     ends = [min(start + size, len(tokens)) for start in range(0, len(tokens), size)]
-    steps = [fill(model, tokens[:end], masked[:end], rule, slice(number * size, end), **how)
-             for number, end in enumerate(ends)]
+    shares = [math.ceil(steps * int(masked[number * size:end].sum()) / new) for number, end in enumerate(ends)]
+    steps = [fill(model, tokens[:end], masked[:end], rule, slice(number * size, end), share, tau)
+             for number, (end, share) in enumerate(zip(ends, shares))]
     return tokens.tolist(), steps + [0] * (8 - len(steps))
 
 
@@ -95,7 +98,7 @@ def test_autoregressive_decoding_takes_one_forward_pass_per_token(toy, prompts):
 @pytest.mark.parametrize("half", ("block_causal", "token_causal"))
 def test_cached_blocks_equal_uncached_ones_token_for_token(toy, prompts, alignment, unmasking, half):
     model = toy("block_causal", alignment, 4, half=half)
-    for steps in (4, 2):
+    for steps in (11, 6):
         how = {"tau": 0.3} if unmasking == "threshold:0.3" else {"steps": steps}
         expected = [uncached(model, prompt, 11, 4, **how) for prompt in prompts]
         samples = model.continued(prompts, 11, unmasking=unmasking, steps=steps)
@@ -182,3 +185,67 @@ def test_a_model_with_nan_weights_still_terminates(toy, prompts, unmasking):
     model = toy("bidirectional", "same_position")
     broken = {**model.params, "final_norm": {"scale": np.full(16, np.nan, np.float32)}}
     assert dataclasses.replace(model, params=broken).continued(prompts, 4, unmasking=unmasking)[0].new_tokens == 4
+
+
+def llada(model, prompt, new, block, steps, cfg_scale=0.0):
+    """Low-confidence remasking block by block, counted from the end of the prompt, as LLaDA's sampler does it: each
+    block gets steps / blocks of the steps, and the first of these the remainder of its tokens."""
+    tokens, length = np.array([*prompt, *[MASK] * new]), len(prompt)
+    for start in range(length, length + new, block):
+        per_step, more = divmod(block, steps * block // new)
+        for step in range(steps * block // new):
+            found = predictions(model, tokens, tokens == MASK, Bidirectional())
+            if cfg_scale:
+                no_prompt = (tokens == MASK) | (np.arange(len(tokens)) < length)
+                blank = np.nan_to_num(predictions(model, tokens, no_prompt, Bidirectional()))
+                found = blank + (cfg_scale + 1) * (np.nan_to_num(found) - blank)
+            found[:, MASK] = -np.inf
+            is_open = (tokens == MASK) & (np.arange(len(tokens)) < start + block)
+            ranked = np.argsort(-np.where(is_open, probability(found), -np.inf), kind="stable")
+            chosen = ranked[:per_step + (step < more)]
+            tokens[chosen] = found[chosen].argmax(-1)
+    return tokens.tolist()
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("cfg_scale", (0.0, 1.5))
+def test_blocks_of_a_bidirectional_model_give_the_tokens_and_the_passes_of_lladas_sampler(toy, prompts, alignment,
+                                                                                         cfg_scale):
+    model = toy("bidirectional", alignment)
+    samples = model.continued(prompts, 24, block=8, steps=9, cfg_scale=cfg_scale)
+    assert [s.tokens for s in samples] == [llada(model, prompt, 24, 8, 9, cfg_scale) for prompt in prompts]
+    assert {sample.nfe for sample in samples} == {18 if cfg_scale else 9}
+
+
+def test_a_partial_block_takes_its_share_of_the_steps(toy, prompts):
+    for sample in toy("bidirectional").continued(prompts, 20, block=8, steps=10):
+        first = sum(step == 0 for step in sample.commit_step)
+        assert [max(sample.commit_step[start:start + 8]) for start in range(first, first + 20, 8)] == [4, 8, 10]
+
+
+def test_no_strategy_takes_more_steps_than_there_are_holes(toy):
+    holes = Request([1, 2, 0, 4, 0, 6, 7], [False, False, True, False, True, False, False], stop=False)
+    for unmasking in ("random", "confidence", "entropy"):
+        for rule, block in (("bidirectional", None), ("block_causal", 4)):
+            assert toy(rule, "shifted", block).filled([holes], unmasking=unmasking)[0].new_tokens == 2
+            assert max(toy(rule, "shifted", block).filled([holes], unmasking=unmasking)[0].commit_step) <= 2
+
+
+def test_suppressed_tokens_are_never_written(toy, prompts):
+    model = toy("bidirectional")
+    written = {t for s, p in zip(model.continued(prompts, 12), prompts) for t in s.tokens[len(p):]}
+    for rule, block in (("bidirectional", None), ("block_causal", 4), ("causal", None)):
+        samples = toy(rule, "shifted", block).continued(prompts, 12, suppress_tokens=tuple(written))
+        assert not written & {t for s, p in zip(samples, prompts) for t in s.tokens[len(p):]}
+
+
+@pytest.mark.parametrize("rule,block,settings,words", (
+    ("bidirectional", None, {"cfg_scale": -1.0}, "cfg_scale must lie in"),
+    ("block_causal", 4, {"cfg_scale": 1.0, "cache": "block"}, "leave out cache"),
+    ("causal", None, {"cfg_scale": 1.0}, "left to right; leave out cfg_scale"),
+    ("bidirectional", None, {"suppress_tokens": (31,)}, "ids from 0 to 30"),
+    ("bidirectional", None, {"suppress_tokens": tuple(range(30))}, "no token to write"),
+))
+def test_guidance_and_suppression_that_do_not_fit_are_refused(toy, rule, block, settings, words):
+    with pytest.raises(UserError, match=words):
+        toy(rule, "shifted", block).continued([[1, 2]], 4, **settings)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -87,17 +86,6 @@ def test_a_run_killed_by_the_system_and_rerun_equals_an_uninterrupted_one(
     assert runs.records(workdir) == runs.records(unbroken)
     assert runs.records(workdir, "validation.jsonl") == runs.records(unbroken, "validation.jsonl")
     assert runs.same_weights(workdir, unbroken)
-
-
-def test_ctrl_c_ends_a_run_with_one_line_and_code_130(runs, tiny_config, tiny_run, tmp_path):
-    workdir = tmp_path / "run"
-    with subprocess.Popen(runs.command(tiny_config, tiny_run, workdir), stderr=subprocess.PIPE, text=True,
-                          env=os.environ | {"TERM": "dumb"}) as process:
-        runs.wait_for_step(process, workdir, 6)
-        process.send_signal(signal.SIGINT)
-        said = process.stderr.read()
-    assert process.returncode == 130
-    assert said.endswith("dlm: interrupted\n") and "Traceback" not in said
 
 
 def test_a_finished_run_that_is_rerun_does_nothing_and_reports_that(runs, config, finished, unbroken, capsys):

@@ -1,5 +1,7 @@
 """A checkpoint is written only if it can be trained on."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from dlm_jax.training.step import TrainState
 
 class Memory:
     """Checkpoints that are only remembered."""
+
+    directory = Path("nowhere")
 
     def __init__(self) -> None:
         self.steps: list[int] = []
