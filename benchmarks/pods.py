@@ -52,7 +52,7 @@ def report(config: str, topology: str, overrides: list[str], results: Path) -> d
     """The report of `dlm aot --json`, from its file in `results` or else from a run that writes the file."""
     file = results / "_".join([config, topology.replace(":", "_"), *overrides]).replace("=", "-")
     if not file.exists():
-        command = [sys.executable, "-m", "dlm_jax", "aot", "--json", "--config", f"configs/{config}.py",
+        command = [sys.executable, "-m", "dlm_jax", "aot", "--json", "--config", config,
                    "--topology", topology, *(f"--config.{override}" for override in overrides)]
         print(" ".join(command[1:]), file=sys.stderr, flush=True)
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -3,7 +3,7 @@
 210B tokens of FineWeb in records of 1,024 tokens; one stream, shifted; the causal mask opens over 10,000 steps.
 
     dlm prepare --text 'fineweb/*.parquet' --model gpt2 --length 1024 --out data/fineweb
-    dlm train --config configs/diffugpt_m.py --workdir runs/diffugpt_m --config.model.base=MODEL
+    dlm train --config diffugpt_m --workdir runs/diffugpt_m --config.model.base=MODEL
 
 Compiled but not run yet (`dlm aot --topology v5e:4x4`, 2026-11-21; docs/pods.md): fits, with 9.40 GiB of a chip's 16,
 and a step takes at least 1.05 s on 16 chips, bound by compute; on 8 H200, 16.34 GiB of 131 and 0.418 s.

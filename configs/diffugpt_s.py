@@ -3,7 +3,7 @@
 131B tokens of FineWeb in records of 512 tokens; one stream, shifted; the causal mask opens over 10,000 steps.
 
     dlm prepare --text 'fineweb/*.parquet' --model gpt2 --length 512 --out data/fineweb
-    dlm train --config configs/diffugpt_s.py --workdir runs/diffugpt_s --config.model.base=MODEL
+    dlm train --config diffugpt_s --workdir runs/diffugpt_s --config.model.base=MODEL
 
 Compiled but not run yet (`dlm aot --topology v5e:2x4`, 2026-11-21; docs/pods.md): fits, with 7.27 GiB of a chip's 16,
 and a step takes at least 0.066 s on 8 chips, bound by compute; on one H200, 46.09 GiB of 131 and 0.106 s.

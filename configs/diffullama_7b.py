@@ -6,7 +6,7 @@ used about 31M tokens per step, and no annealing at this size, because their ker
 
     dlm prepare --text 'slimpajama/*.jsonl.zst' --model MODEL --length 2048 --out data/slimpajama
     dlm prepare --text 'starcoder/*.parquet' --model MODEL --length 2048 --out data/starcoder
-    dlm train --config configs/diffullama_7b.py --workdir runs/diffullama_7b --config.model.base=MODEL
+    dlm train --config diffullama_7b --workdir runs/diffullama_7b --config.model.base=MODEL
 
 Compiled but not run yet (`dlm aot --topology v5e:4x8`, 2026-11-21; docs/pods.md). It fits everywhere, bound by compute;
 peak memory of a device and the least time of a step:

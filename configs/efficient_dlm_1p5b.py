@@ -3,7 +3,7 @@
 `dlm_jax.config.shared.efficient_dlm_config` lists what the paper does not state, and what is used instead.
 
     dlm prepare --text 'fineweb/*.parquet' --model MODEL --length 4096 --out data/fineweb
-    dlm train --config configs/efficient_dlm_1p5b.py --workdir runs/efficient_dlm_1p5b --config.model.base=MODEL
+    dlm train --config efficient_dlm_1p5b --workdir runs/efficient_dlm_1p5b --config.model.base=MODEL
 
 For one GPU, or a smaller Qwen2.5 as MODEL, add --config.train.global_batch_size=32 --config.train.grad_accum_steps=32
 --config.data.seq_length=1024.

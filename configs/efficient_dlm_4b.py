@@ -3,7 +3,7 @@
 `dlm_jax.config.shared.efficient_dlm_config` lists what the paper does not state, and what is used instead.
 
     dlm prepare --text 'fineweb/*.parquet' --model MODEL --length 4096 --out data/fineweb
-    dlm train --config configs/efficient_dlm_4b.py --workdir runs/efficient_dlm_4b --config.model.base=MODEL
+    dlm train --config efficient_dlm_4b --workdir runs/efficient_dlm_4b --config.model.base=MODEL
 
 Compiled but not run yet (`dlm aot --topology v5p:4x4x4`, 2026-11-21; docs/pods.md): fits, with 13.00 GiB of a chip's
 95, and a step takes at least 5.02 s on 64 chips, bound by compute; on 8 H200, 52.18 GiB of 131 and 18.6 s.

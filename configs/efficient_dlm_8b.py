@@ -3,7 +3,7 @@
 `dlm_jax.config.shared.efficient_dlm_config` lists what the paper does not state, and what is used instead.
 
     dlm prepare --text 'fineweb/*.parquet' --model MODEL --length 4096 --out data/fineweb
-    dlm train --config configs/efficient_dlm_8b.py --workdir runs/efficient_dlm_8b --config.model.base=MODEL
+    dlm train --config efficient_dlm_8b --workdir runs/efficient_dlm_8b --config.model.base=MODEL
 
 Compiled but not run yet (`dlm aot --topology v5p:4x4x8`, or v6e:8x8; 2026-11-21; docs/pods.md): fits, with 17.76 GiB
 of a v5p chip's 95, or 25.19 GiB of a v6e chip's 32, and a step takes at least 4.45 s on 128 or 64 chips, bound by

@@ -1,6 +1,6 @@
 """The bundled base, adapted to a diffusion language model on a CPU: what `dlm demo` runs.
 
-    dlm train --config configs/tiny.py --workdir runs/tiny
+    dlm train --config tiny --workdir runs/tiny
 
 Validation NELBO on held-out standard-library code, in nats per token: 6.718 before adaptation, 4.158 after the 500
 steps; 5.991 after 500 steps from random weights. `dlm demo`, which trains both, takes about 5 minutes on two CPU cores

@@ -1,6 +1,6 @@
 """Any base and text, adapted on a CPU within minutes: one stream, shifted, annealed (DiffuLLaMA).
 
-    dlm train --config configs/tiny_stories.py --workdir runs/stories \
+    dlm train --config tiny_stories --workdir runs/stories \
         --config.model.base=MODEL --config.data.train=TRAIN.jsonl --config.data.validation=VALIDATION.jsonl
 
 With the 260k-parameter stories LLaMA on 2,316 TinyStories the validation NELBO falls from 6.029 to 3.620 nats per token

@@ -1,6 +1,6 @@
 """Any base and text, adapted on a CPU within minutes: two streams, block 16 (BD3-LM, Efficient-DLM).
 
-    dlm train --config configs/tiny_stories_blocks.py --workdir runs/stories_blocks \
+    dlm train --config tiny_stories_blocks --workdir runs/stories_blocks \
         --config.model.base=MODEL --config.data.train=TRAIN.jsonl --config.data.validation=VALIDATION.jsonl
 
 With the 260k-parameter stories LLaMA on 2,316 TinyStories the validation NELBO falls from 7.662 to 3.191 nats per token

@@ -13,8 +13,8 @@
 #   --dry-run   print every command, as for a VM that does not exist yet, without running any
 #
 # Exits with the exit code of the run. The run does not depend on this terminal: rerun an interrupted command to follow
-# the run again, or to resume it if it has stopped. FILE must be committed, or be an absolute path on the workers. When
-# the run ends the VM is kept, and billed, until you delete it.
+# the run again, or to resume it if it has stopped. FILE is the name of a config, a committed file, or an absolute path
+# on the workers. When the run ends the VM is kept, and billed, until you delete it.
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -36,7 +36,7 @@ esac
 version=${version:-$default}
 [[ $workdir == gs://* || $workdir == /* ]] ||
     refuse "'$workdir' would be a different directory on each worker; use gs://... or an absolute path that all share"
-[[ $config == /* ]] || git -C "$here/.." cat-file -e "HEAD:${config#./}" 2>/dev/null ||
+[[ $config == /* || $config != *[/.]* ]] || git -C "$here/.." cat-file -e "HEAD:${config#./}" 2>/dev/null ||
     refuse "$config is not in the commit to be shipped; commit it, or use an absolute path on the workers"
 
 # shellcheck source=launch/tpu_machines.sh

@@ -1,8 +1,12 @@
 """What the package declares is what it imports."""
 
 import ast
+import json
+import os
 import re
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,5 +66,66 @@ def test_the_version_is_stated_in_one_place(declared):
     assert declared["version"] == dlm_jax.__version__
 
 
-def test_types_configs_and_the_base_travel_with_the_package(declared):
-    assert {"py.typed", "assets/*.py", "assets/base/*"} <= set(declared["package_data"]["dlm_jax"])
+def test_types_the_page_and_the_base_travel_with_the_package(declared):
+    assert {"py.typed", "assets/*.html", "assets/base/*"} <= set(declared["package_data"]["dlm_jax"])
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of what git holds."""
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+                            capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("needs a git clone, which says what belongs to the source")
+    directory = tmp_path_factory.mktemp("clone")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, directory / name)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def sdist(clone, tmp_path_factory):
+    """The unpacked source distribution of the clone."""
+    directory = tmp_path_factory.mktemp("sdist")
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist", "--dist-dir", directory], cwd=clone, check=True,
+                   capture_output=True)
+    shutil.unpack_archive(next(directory.glob("*.tar.gz")), directory, filter="data")
+    return next(path for path in directory.iterdir() if path.is_dir())
+
+
+@pytest.fixture(scope="module")
+def installed(sdist, tmp_path_factory):
+    """Runs Python with the wheel of the sdist, installed where no repository is in sight."""
+    wheels, target = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("target")
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-build-isolation", "--no-deps", "-w", wheels, sdist], check=True)
+    subprocess.run([*pip, "install", "--no-deps", "--target", target, *wheels.glob("*.whl")], check=True)
+
+    def python(*arguments):
+        done = subprocess.run([sys.executable, *arguments], cwd=target.parent, capture_output=True, text=True,
+                              env=os.environ | {"PYTHONPATH": str(target)})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert python("-c", "import dlm_jax; print(dlm_jax.__file__)").strip() == str(target / "dlm_jax" / "__init__.py")
+    return python
+
+
+def test_the_source_distribution_is_whole(clone, sdist):
+    held = {path.relative_to(clone) for path in clone.rglob("*") if path.is_file() and ".egg-info" not in str(path)}
+    assert held <= {path.relative_to(sdist) for path in sdist.rglob("*")}
+
+
+def test_an_installed_package_lists_its_configs_and_loads_each_by_name(installed):
+    listed = json.loads(installed("-m", "dlm_jax", "configs", "--json"))
+    assert listed.keys() == {file.stem for file in (ROOT / "configs").glob("*.py")}
+    installed("-c", f"from dlm_jax.config import load_config\nfor name in {list(listed)}: load_config(name)")
+    assert installed("-m", "dlm_jax", "configs", "tiny") == (ROOT / "configs" / "tiny.py").read_text()
+
+
+def test_an_installed_package_holds_what_it_needs_to_sample_and_to_draw(installed, tmp_path):
+    page = tmp_path / "page.html"
+    text = installed("-m", "dlm_jax", "sample", "bundled", "--prompt", "import", "--max-tokens", "2", "--html", page)
+    assert text.startswith("import") and page.exists()

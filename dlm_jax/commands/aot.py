@@ -4,14 +4,14 @@ import argparse
 import dataclasses
 from typing import Any
 
-from dlm_jax.commands.arguments import Arguments, integer_at_least
+from dlm_jax.commands.arguments import CONFIG_HELP, Arguments, integer_at_least
 from dlm_jax.commands.progress import show_log
 from dlm_jax.models.shapes import SHAPES
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `dlm aot`."""
-    parser.add_argument("--config", required=True, help="a config file such as configs/diffullama_7b.py")
+    parser.add_argument("--config", required=True, help=CONFIG_HELP)
     parser.add_argument("--topology", required=True,
                         help="v5e:4x4, v5p:4x4x4, v6e:4x8, tpu7x:2x2x1, h200:8 ...")
     parser.add_argument("--slices", type=integer_at_least(1), default=1, metavar="N",

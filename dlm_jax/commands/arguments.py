@@ -8,6 +8,7 @@ from typing import NoReturn
 from dlm_jax.errors import UserError
 
 Arguments = argparse.Namespace
+CONFIG_HELP = "a config file, or a name that `dlm configs` lists, such as tiny"
 MODEL_HELP = "a native, work or Hugging Face directory, a hub id, or 'bundled'"
 UNMASKING_HELP = ("which tokens to commit at each step: confidence (default), margin, entropy, random (each also as "
                   "confidence:cosine), left_to_right, threshold:0.9 (every token above this confidence), factor:1, "

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dlm_jax.language_model import LanguageModel
     from dlm_jax.training.run import Outcome
 
-CONFIG = Path(__file__).parents[1] / "assets" / "tiny.py"
+CONFIG = "tiny"
 
 # What fills the hole must fit the condition before it and the lines after it.
 CODE = '''    def write(self, data):

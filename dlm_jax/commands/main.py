@@ -26,6 +26,7 @@ COMMANDS = {
     "export": ("export_model", "write a model as a Hugging Face directory for PyTorch"),
     "prepare": ("prepare", "pack text into training records"),
     "train": ("train", "adapt a model as a config file describes, or resume a run"),
+    "configs": ("configs", "list the named configs, or print one to edit"),
     "aot": ("aot", "compile the training step of a config for TPUs or GPUs you do not have"),
     "sample": ("sample", "continue a prompt, or serve a file of requests"),
     "self-generate": ("self_generate", "write samples of an autoregressive base as training text"),

@@ -5,13 +5,13 @@ import dataclasses
 import os
 from typing import Any
 
-from dlm_jax.commands.arguments import Arguments, step_range
+from dlm_jax.commands.arguments import CONFIG_HELP, Arguments, step_range
 from dlm_jax.commands.progress import show_log
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `dlm train`."""
-    parser.add_argument("--config", required=True, help="a config file such as configs/tiny.py")
+    parser.add_argument("--config", required=True, help=CONFIG_HELP)
     parser.add_argument("--workdir", required=True, help="directory of the run")
     parser.add_argument("--profile-steps", "--profile_steps", type=step_range, metavar="FIRST:LAST",
                         help="trace these steps into the work directory's profile/, for TensorBoard or Perfetto")

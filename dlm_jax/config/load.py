@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from ml_collections import ConfigDict
 
 from dlm_jax.config.fields import Config
+from dlm_jax.config.named import config_file
 from dlm_jax.diffusion.recipes import recipe
 from dlm_jax.errors import UserError
 
@@ -27,9 +28,10 @@ Group = TypeVar("Group")  # a dataclass: the Config or one of its groups
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The config of a file, with overrides such as 'train.steps=10' applied.
 
-    Raises `UserError` for a file that is no config, and for any key or value that does not fit.
+    path: the file, or the name of a config that comes with the package, such as 'tiny'. Raises `UserError` for a file that
+    is no config, and for any key or value that does not fit.
     """
-    fields = _run(Path(path))
+    fields = _run(config_file(path))
     for override in overrides:
         _override(fields, override)
     return build(Config, fields)
@@ -37,8 +39,6 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 def _run(path: Path) -> dict[str, Any]:
     """What `get_config()` of a file returns, as nested dicts."""
-    if not path.is_file():
-        raise UserError(f"there is no config file {path}; name one such as configs/tiny.py")
     try:
         tree = runpy.run_path(str(path))["get_config"]()
     except UserError:
@@ -47,7 +47,7 @@ def _run(path: Path) -> dict[str, Any]:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         location = f"line {lines[-1]}, " if lines else ""
         raise UserError(f"{path} is not a config file with a working get_config() ({location}{type(error).__name__}: "
-                        f"{error}); fix it, following configs/tiny.py") from error
+                        f"{error}); fix it, following `dlm configs tiny`") from error
     if not isinstance(tree, ConfigDict):
         raise UserError(f"get_config() of {path} must return an ml_collections.ConfigDict, not {type(tree).__name__}")
     try:

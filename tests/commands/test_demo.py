@@ -3,6 +3,7 @@
 import pytest
 
 from dlm_jax.commands import demo
+from dlm_jax.config.named import config_file
 from dlm_jax.errors import UserError
 from dlm_jax.language_model import load
 
@@ -12,7 +13,7 @@ SHORT = f"""
 import runpy
 
 def get_config():
-    c = runpy.run_path({str(demo.CONFIG)!r})["get_config"]()
+    c = runpy.run_path({str(config_file(demo.CONFIG))!r})["get_config"]()
     c.train.steps, c.train.global_batch_size, c.train.grad_accum_steps = 40, 8, 1
     c.recipe.anneal_steps = c.optimizer.warmup_steps = 5
     c.data.validation_records = 16
