@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dlm_jax.convert.hub import tokenizer_directory
-from dlm_jax.convert.published import check_token_ids
+from dlm_jax.convert.published import checked_spec
 from dlm_jax.convert.tensors import Outgoing, check_names, check_tensor, memory_dtype, read, scan, write_sharded
 from dlm_jax.errors import UserError
 from dlm_jax.files import check_sums, read_json, write_sums
@@ -45,13 +45,10 @@ def read_native(directory: str | Path) -> Bundle:
     files = shards(directory)
     check_sums(directory, [DESCRIPTION, *(file.name for file in files)], required=True)
     fields = read_json(directory / DESCRIPTION)
-    if fields.pop("format", None) != FORMAT:
+    if type(found := fields.pop("format", None)) is not int or found != FORMAT:
         raise UserError(f"{directory / DESCRIPTION} is not of format {FORMAT}; read it with the version that wrote it")
-    model = fields.pop("model", None)
-    if not isinstance(model, dict):
-        raise UserError(f"{directory / DESCRIPTION} does not describe its model; copy it again")
-    config = ModelConfig.from_dict(model)
-    spec = check_token_ids(fields, config.vocab_size)
+    config = ModelConfig.from_dict(fields.pop("model", None))
+    spec = checked_spec(fields, config)
     weights, stored = weight_table(config), scan(files)
     check_names(stored, weights, directory)
     for path, w in weights.items():

@@ -69,7 +69,8 @@ def read_trained(workdir: Path) -> tuple[Bundle, Lora]:
     with damage(directory, fix="remove it to use the previous one"), ocp.StandardCheckpointer() as checkpointer:
         about = read_about(directory)
         fields = about["model"]
-        config, lora = ModelConfig.from_dict(fields.pop("model")), Lora(**fields.pop("lora", {}))
+        config = ModelConfig.from_dict(fields.pop("model"))
+        lora = from_json(Lora, fields.pop("lora", {}), "the description of the adapters")
         spec, table = DiffusionSpec.from_dict(fields), trained_table(config, lora)
         abstract = unflatten({path: jax.ShapeDtypeStruct(w.shape, "float32") for path, w in table.items()})
         params = checkpointer.restore(directory / "params", abstract)

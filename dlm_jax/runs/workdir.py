@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from dlm_jax.config import Config, build, to_json
+from dlm_jax.config import Config, to_json
 from dlm_jax.errors import UserError
 from dlm_jax.files import describe, read_json, write_text
 from dlm_jax.runs.lock import check_lock, locked
 from dlm_jax.runs.places import LOCK
 from dlm_jax.runs.remote import checkpoints_of, is_mirror
+from dlm_jax.schema.record import from_json
 
 # A resumed run may change these groups, and train.steps: they decide how long it runs and what it reports, not what it
 # computes.
@@ -42,7 +43,7 @@ def _begun(workdir: Path, config: Config) -> Iterator[None]:
     file = workdir / "config.json"
     new = not file.exists()
     if not new:
-        _check_same(build(Config, read_json(file)), config, workdir)
+        _check_same(from_json(Config, read_json(file), str(file)), config, workdir)
     try:
         write_text(file, to_json(config) + "\n")
         yield

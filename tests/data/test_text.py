@@ -47,7 +47,7 @@ def test_empty_documents_are_left_out(tmp_path):
     ("a.jsonl", b'{"text": "good"}\n{"content": "a"}\n', "a.jsonl, line 2 has no field 'text'"),
     ("a.jsonl", b'{"text": 3}\n', "a.jsonl, line 1 has no field 'text'"),
     ("a.jsonl", b'["text"]\n', "a.jsonl, line 1 has no field 'text'"),
-    ("a.jsonl", b'{"text": "\\ud800"}\n', "a.jsonl, line 1 holds half a surrogate pair"),
+    ("a.jsonl", b'{"text": "\\ud800"}\n', "a.jsonl, line 1 is not JSON .it holds half a surrogate pair"),
     ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1 is not JSON"),
     ("a.jsonl.gz", b"{}", "cannot read .*a.jsonl.gz"),
     ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99, mtime=0)[:-9], "cannot read .*a.jsonl.gz"),

@@ -1,13 +1,16 @@
-"""Config fields that know their range: `steps: int = positive()`, `warmup_steps: int = non_negative(0)`."""
+"""Dataclass fields that know their range: `steps: int = positive()`, `warmup_steps: int = non_negative(0)`."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from dlm_jax.errors import UserError
+from dlm_jax.schema.json_text import shown
+from dlm_jax.schema.kinds import FP32_MAX, INT32_MAX
 
 REQUIRED: Any = dataclasses.MISSING
-FP32_MAX = (2 - 2**-23) * 2.0**127
+MAX_LENGTH = 2**24  # tokens of a record
+MAX_BLOCK = 2**20  # tokens that are denoised together
 RANGE = "range"  # the key in a field's metadata
 
 
@@ -20,8 +23,8 @@ class Range:
 
 
 def positive(default: Any = REQUIRED) -> Any:
-    """A field greater than 0."""
-    return _field(default, Range(lambda x: x > 0, "must be positive"))
+    """A field greater than 0 that int32 can hold, since steps and sizes become int32."""
+    return _field(default, Range(lambda x: 0 < x <= INT32_MAX, f"must be positive and at most {INT32_MAX}"))
 
 
 def positive_fp32(default: Any = REQUIRED) -> Any:
@@ -30,8 +33,8 @@ def positive_fp32(default: Any = REQUIRED) -> Any:
 
 
 def non_negative(default: Any = REQUIRED) -> Any:
-    """A field of at least 0."""
-    return _field(default, Range(lambda x: x >= 0, "must not be negative"))
+    """A field of at least 0 that int32 can hold."""
+    return _field(default, Range(lambda x: 0 <= x <= INT32_MAX, f"must not be negative, nor above {INT32_MAX}"))
 
 
 def fraction(default: Any = REQUIRED) -> Any:
@@ -39,23 +42,26 @@ def fraction(default: Any = REQUIRED) -> Any:
     return _field(default, Range(lambda x: 0 <= x < 1, "must lie in [0, 1)"))
 
 
-def at_least(minimum: int, default: Any = REQUIRED) -> Any:
-    """A field of at least `minimum`."""
-    return _field(default, Range(lambda x: x >= minimum, f"must be at least {minimum}"))
-
-
 def uint32(default: Any = REQUIRED) -> Any:
     """An unsigned field of 32 bits, such as a seed."""
     return _field(default, Range(lambda x: 0 <= x < 2**32, "must lie between 0 and 2**32 - 1"))
+
+
+def within(low: float, high: float, default: Any = REQUIRED) -> Any:
+    """A field from `low` to `high`."""
+    return _field(default, Range(lambda x: low <= x <= high, f"must lie between {low} and {high}"))
 
 
 def _field(default: Any, allowed: Range) -> Any:
     return dataclasses.field(default=default, metadata={RANGE: allowed})
 
 
-def check_ranges(group: str, values: Any) -> None:
-    """Raises `UserError` for the first field of the dataclass `values` that lies outside its range."""
+def check_ranges(where: str, values: Any) -> None:
+    """Raises `UserError` for the first field of the dataclass `values` that lies outside its range; None has none.
+
+    where: what the sentence says before the field's name.
+    """
     for field in dataclasses.fields(values):
         allowed, value = field.metadata.get(RANGE), getattr(values, field.name)
-        if allowed is not None and not allowed.contains(value):
-            raise UserError(f"config: {group}.{field.name} {allowed.sentence}, not {value}")
+        if allowed is not None and value is not None and not allowed.contains(value):
+            raise UserError(f"{where}{field.name} {allowed.sentence}, not {shown(value)}; correct it")
