@@ -194,7 +194,8 @@ def _read_sums(path: Path) -> dict[str, str]:
     lines = read_regular(path, MAX_SUMS).decode(errors="replace").splitlines()
     for line in lines:
         if not SUM.fullmatch(line):
-            raise UserError(f"{path} is damaged: it has the line {shown(line)}; copy it again, or write it with sha256sum")
+            raise UserError(f"{path} is damaged: it has the line {shown(line)}; copy it again, or write it with "
+                            "sha256sum")
     return {match[2]: match[1] for line in lines if (match := SUM.fullmatch(line))}
 
 

@@ -45,7 +45,8 @@ class DataConfig:
 
     train: str  # a source, or a mixture of sources: PATH:WEIGHT,PATH:WEIGHT
     validation: str  # a source; text is cut into records as long as those of `train`
-    seq_length: int = within(2, MAX_LENGTH)  # tokens per record if `train` is text; a prepared directory has its own length
+    # Tokens per record if `train` is text; a prepared directory has its own length.
+    seq_length: int = within(2, MAX_LENGTH)
     validation_records: int = non_negative(0)  # how many records the validation loss reads; 0: all
 
 

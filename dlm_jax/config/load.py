@@ -110,7 +110,7 @@ def _converts(kind: type, value: Any) -> bool:
     if kind is str:
         return isinstance(value, str | int | Path)  # an int: the id of a mask token
     if kind is int:
-        return isinstance(value, int) or (isinstance(value, str) and bool(re.fullmatch(r"\s*[+-]?\d+\s*", value)))
+        return isinstance(value, int) or (isinstance(value, str) and bool(re.fullmatch(r"\s*[+-]?\d{1,20}\s*", value)))
     try:
         return math.isfinite(float(value))
     except (TypeError, ValueError):

@@ -32,8 +32,8 @@ def model_config(fields: Fields) -> ModelConfig:
     check_fields(fields, CONFIG, "the configuration")
     family = fields.get("model_type")
     if family not in FAMILIES:
-        raise UserError(f"model_type {shown(family)} is not supported; the supported ones are {', '.join(FAMILIES)}, and "
-                        "the diffusion models Dream, llada, EfficientDLM and dlm")
+        raise UserError(f"model_type {shown(family)} is not supported; the supported ones are {', '.join(FAMILIES)}, "
+                        "and the diffusion models Dream, llada, EfficientDLM and dlm")
     return gpt2_config(fields) if family == "gpt2" else llama_config(fields)
 
 
@@ -42,8 +42,8 @@ def gpt2_config(fields: Fields) -> ModelConfig:
     reject_unsupported(fields, HARMLESS_GPT2)
     width, heads = require(fields, "n_embd"), require(fields, "n_head")
     return ModelConfig(
-        family="gpt2", vocab_size=require(fields, "vocab_size"), width=width, depth=require(fields, "n_layer"), heads=heads,
-        kv_heads=heads, head_dim=exact_quotient("n_embd", width, "n_head", heads),
+        family="gpt2", vocab_size=require(fields, "vocab_size"), width=width, depth=require(fields, "n_layer"),
+        heads=heads, kv_heads=heads, head_dim=exact_quotient("n_embd", width, "n_head", heads),
         mlp_width=optional(fields, "n_inner", 4 * width), max_length=require(fields, "n_positions"), rope=None,
         norm="layer", norm_eps=float(optional(fields, "layer_norm_epsilon", 1e-5)), mlp="gelu", qkv_bias=True,
         output_bias=True, mlp_bias=True, tied_head=optional(fields, "tie_word_embeddings", True))
@@ -63,8 +63,8 @@ def llama_config(fields: Fields) -> ModelConfig:
         head_dim = optional(fields, "head_dim", 128)
     bias = family != "qwen2" and optional(fields, "attention_bias", False)  # Qwen2 has no such field
     return ModelConfig(
-        family=family, vocab_size=require(fields, "vocab_size"), width=width, depth=require(fields, "num_hidden_layers"),
-        heads=heads, kv_heads=optional(fields, "num_key_value_heads", heads), head_dim=head_dim,
+        family=family, vocab_size=require(fields, "vocab_size"), width=width,
+        depth=require(fields, "num_hidden_layers"), heads=heads, kv_heads=optional(fields, "num_key_value_heads", heads), head_dim=head_dim,
         mlp_width=require(fields, "intermediate_size"), max_length=require(fields, "max_position_embeddings"),
         rope=read_rope(fields), norm="rms", norm_eps=float(optional(fields, "rms_norm_eps", 1e-6)), mlp="swiglu",
         qkv_bias=bias or family == "qwen2", output_bias=bias,
@@ -80,8 +80,8 @@ def read_rope(fields: Fields) -> Rope:
     rope = new or old or {}
     unknown = sorted(set(rope) - set(ROPE))
     if unknown:
-        raise UserError(f"the rope setting {shown(unknown[0])}: {shown(rope[unknown[0]])} is not supported; choose another "
-                        "checkpoint")
+        raise UserError(f"the rope setting {shown(unknown[0])}: {shown(rope[unknown[0]])} is not supported; choose "
+                        "another checkpoint")
     reject_unsupported(rope, {"partial_rotary_factor": HARMLESS["partial_rotary_factor"]})
     theta = float(optional(rope, "rope_theta", optional(fields, "rope_theta", 10_000.0)))
     kind = optional(rope, "rope_type", optional(rope, "type", "default"))

@@ -116,8 +116,8 @@ def read_peft(directory: str | Path, config: ModelConfig) -> tuple[Params, Param
     check_fields(fields, hf_schema.ADAPTER, str(Path(directory) / DESCRIPTION))
     for key, plain in PLAIN.items():
         if fields.get(key, plain[0]) not in plain:
-            raise UserError(f"{directory} has {key} = {shown(fields[key])}, which is not supported; merge it into its base "
-                            "with PEFT first")
+            raise UserError(f"{directory} has {key} = {shown(fields[key])}, which is not supported; merge it into its "
+                            "base with PEFT first")
     stored = scan([Path(directory) / WEIGHTS])
     adapters: dict[str, np.ndarray] = {}
     replaced: dict[str, np.ndarray] = {}

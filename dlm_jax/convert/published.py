@@ -137,8 +137,8 @@ def llada(fields: Fields) -> Source:
 
 
 def checked_spec(spec: Mapping[str, object], config: ModelConfig) -> DiffusionSpec:
-    """The spec of a model, checked. Raises `UserError` for a missing mask token that is needed, for a mask, start or end
-    token that is not in the vocabulary, and for blocks longer than the context."""
+    """The spec of a model, checked. Raises `UserError` for a missing mask token that is needed, for a mask, start or
+    end token that is not in the vocabulary, and for blocks longer than the context."""
     checked = DiffusionSpec.from_dict(dict(spec))
     if checked.block_size is not None and checked.block_size > config.max_length:
         raise UserError(f"block_size {checked.block_size} is longer than the context of {config.max_length} "

@@ -13,8 +13,8 @@ from dlm_jax.files import is_remote, reachable
 
 TFDS = "tfds:"
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # how such files begin
-# A compressed file may hold this many bytes in any case, and this many times its own size.
-FREE, MAX_RATIO = 2**24, 200
+# What is read of a compressed file may swell to so many bytes in any case, and so many times its own size.
+FREE, MAX_RATIO = 2**22, 200
 
 
 def expand(names: Sequence[str | Path]) -> list[str]:
@@ -55,15 +55,14 @@ def open_bytes(name: str) -> Iterator[BinaryIO]:
     """
     with open_stored(name) as stored:
         magic = stored.read(4)
-        size = stored.seek(0, io.SEEK_END)
         stored.seek(0)
         if name.lower().endswith(".gz"):
             with gzip.open(stored) as file:
-                yield io.BufferedReader(_Inflated(file, name, size))
+                yield io.BufferedReader(_Inflated(file, name, stored))
         elif name.lower().endswith(".zst"):
             import pyarrow  # unlike the zstandard package, it reports a truncated file
             stream: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(stored, "r"), "zstd")
-            yield io.BufferedReader(_Inflated(stream, name, size))
+            yield io.BufferedReader(_Inflated(stream, name, stored))
         elif magic.startswith(GZIP) or magic == ZSTD:
             raise UserError(f"{name} is compressed and its name does not say so; add "
                             f"{'.gz' if magic.startswith(GZIP) else '.zst'} to it")
@@ -74,8 +73,8 @@ def open_bytes(name: str) -> Iterator[BinaryIO]:
 class _Inflated(io.RawIOBase):
     """What a compressed stream holds. Reading raises `UserError` for a bomb: a small file that swells without end."""
 
-    def __init__(self, stream: Any, name: str, stored: int) -> None:
-        self._stream, self._name, self._left = stream, name, max(FREE, MAX_RATIO * stored)
+    def __init__(self, stream: Any, name: str, stored: BinaryIO) -> None:
+        self._stream, self._name, self._stored, self._size = stream, name, stored, 0
 
     def readable(self) -> bool:
         """It is."""
@@ -84,10 +83,10 @@ class _Inflated(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """See `io.RawIOBase`."""
         data = self._stream.read(len(buffer))
-        self._left -= len(data)
-        if self._left < 0:
-            raise UserError(f"{self._name} holds more than {MAX_RATIO} times its size, as no text does; check where it "
-                            "comes from")
+        self._size += len(data)
+        if self._size > max(FREE, MAX_RATIO * self._stored.tell()):
+            raise UserError(f"{self._name} swells to more than {MAX_RATIO} times its size, as no text does; check where "
+                            "it comes from")
         buffer[:len(data)] = data
         return len(data)
 

@@ -16,7 +16,8 @@ VISIBILITIES = (*RULES, "token_causal")
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionSpec:
-    """The part of `dlm.json` that is not the architecture. Raises `UserError` for settings out of range and contradictory ones."""
+    """The part of `dlm.json` that is not the architecture. Raises `UserError` for settings that are out of range or
+    contradict each other."""
 
     # 'shifted': the output at n-1 predicts token n. 'same_position': the output at n predicts token n.
     alignment: Literal["shifted", "same_position"] = "shifted"

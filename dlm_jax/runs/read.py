@@ -91,7 +91,7 @@ class OtherShape(UserError):
 
 
 def check_shapes(directory: epath.Path, wanted: Params) -> None:
-    """Raises `OtherShape` for the first array in the checkpoint item `directory` with another shape than `wanted` has."""
+    """Raises `OtherShape` for the first array in the checkpoint item `directory` whose shape is not as `wanted`."""
     with ocp.StandardCheckpointer() as checkpointer:
         tree: Any = checkpointer.metadata(directory).item_metadata
     found = {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree.tree)}
