@@ -64,7 +64,8 @@ def llama_config(fields: Fields) -> ModelConfig:
     bias = family != "qwen2" and optional(fields, "attention_bias", False)  # Qwen2 has no such field
     return ModelConfig(
         family=family, vocab_size=require(fields, "vocab_size"), width=width,
-        depth=require(fields, "num_hidden_layers"), heads=heads, kv_heads=optional(fields, "num_key_value_heads", heads), head_dim=head_dim,
+        depth=require(fields, "num_hidden_layers"), heads=heads,
+        kv_heads=optional(fields, "num_key_value_heads", heads), head_dim=head_dim,
         mlp_width=require(fields, "intermediate_size"), max_length=require(fields, "max_position_embeddings"),
         rope=read_rope(fields), norm="rms", norm_eps=float(optional(fields, "rms_norm_eps", 1e-6)), mlp="swiglu",
         qkv_bias=bias or family == "qwen2", output_bias=bias,

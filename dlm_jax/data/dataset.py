@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Generator, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
 from dlm_jax.files import read_json
 from dlm_jax.schema.json_text import shown
-from dlm_jax.schema.ranges import MAX_LENGTH, positive, within
+from dlm_jax.schema.ranges import MAX_LENGTH, between, positive
 from dlm_jax.schema.record import from_json
 from dlm_jax.typing import Int32, shape_checked
 
@@ -45,11 +46,11 @@ class Dataset:
     """What `prepare` wrote: packed records of one length, and the counts in their description."""
 
     directory: Path
-    length: int = within(2, MAX_LENGTH)  # tokens per record
-    records: int = within(1, 2**53)
-    tokens: int = within(0, 2**53)  # excluding padding
-    documents: int = within(0, 2**53)
-    bytes: int = within(0, 2**63)  # of the source text, in UTF-8
+    length: int = field(metadata=between(2, MAX_LENGTH))  # tokens per record
+    records: int = field(metadata=between(1, 2**53))
+    tokens: int = field(metadata=between(0, 2**53))  # excluding padding
+    documents: int = field(metadata=between(0, 2**53))
+    bytes: int = field(metadata=between(0, 2**63))  # of the source text, in UTF-8
     tokenizer: str  # the fingerprint of the tokenizer that the text was prepared with
     bos_id: int | None
     eos_id: int | None

@@ -85,8 +85,8 @@ class _Inflated(io.RawIOBase):
         data = self._stream.read(len(buffer))
         self._size += len(data)
         if self._size > max(FREE, MAX_RATIO * self._stored.tell()):
-            raise UserError(f"{self._name} swells to more than {MAX_RATIO} times its size, as no text does; check where "
-                            "it comes from")
+            raise UserError(f"{self._name} swells to more than {MAX_RATIO} times its size, as no text does; check "
+                            "where it comes from")
         buffer[:len(data)] = data
         return len(data)
 

@@ -1,10 +1,11 @@
 """One frozen architecture config that spans GPT-2, LLaMA, Qwen2 and Qwen3."""
 
 import dataclasses
+from dataclasses import field
 from typing import Literal
 
 from dlm_jax.errors import UserError
-from dlm_jax.schema.ranges import check_ranges, positive_fp32, within
+from dlm_jax.schema.ranges import between, check_ranges, positive_fp32, within
 from dlm_jax.schema.record import from_json
 
 MAX_DEPTH, MAX_WIDTH, MAX_ROWS = 2**12, 2**20, 2**26  # of layers, of an axis of a weight, of an embedding
@@ -41,17 +42,18 @@ class ModelConfig:
     # The Hugging Face layout that the weights are imported from and exported to. The forward pass reads only the fields
     # below.
     family: Literal["gpt2", "llama", "qwen2", "qwen3"]
-    vocab_size: int = within(1, MAX_ROWS)
-    width: int = within(1, MAX_WIDTH)  # of the residual stream
-    depth: int = within(1, MAX_DEPTH)  # number of layers
-    heads: int = within(1, MAX_WIDTH)  # query heads
-    kv_heads: int = within(1, MAX_WIDTH)  # key-value heads; `heads` is a multiple of it (grouped-query attention)
-    head_dim: int = within(1, MAX_WIDTH)
-    mlp_width: int = within(1, MAX_WIDTH)
-    max_length: int = within(1, MAX_ROWS)  # context, in tokens
+    vocab_size: int = field(metadata=between(1, MAX_ROWS))
+    width: int = field(metadata=between(1, MAX_WIDTH))  # of the residual stream
+    depth: int = field(metadata=between(1, MAX_DEPTH))  # number of layers
+    heads: int = field(metadata=between(1, MAX_WIDTH))  # query heads
+    # Key-value heads; `heads` is a multiple of it (grouped-query attention).
+    kv_heads: int = field(metadata=between(1, MAX_WIDTH))
+    head_dim: int = field(metadata=between(1, MAX_WIDTH))
+    mlp_width: int = field(metadata=between(1, MAX_WIDTH))
+    max_length: int = field(metadata=between(1, MAX_ROWS))  # context, in tokens
     rope: Rope | None  # None: learned absolute positions
     norm: Literal["layer", "rms"]
-    norm_eps: float = within(0, 1)
+    norm_eps: float = field(metadata=between(0, 1))
     mlp: Literal["gelu", "swiglu"]
     qkv_bias: bool = False  # of the query, key and value projections
     output_bias: bool = False  # of the attention output projection

@@ -24,7 +24,8 @@ GOOD = [{"id": "a", "prompt": "the cat"}, {"id": 2, "infill": "the[MASK:2] dog"}
         {"id": "e", "prompt": "and it was all quiet"}]
 BAD = {"not JSON": "{", "no id": '{"prompt": "x"}', "has the id of line": '{"id": "a", "prompt": "x"}',
        "either a prompt or an infill": '{"id": 7}', "is not known": '{"id": 8, "prompt": "x", "length": 3}',
-       "max_tokens: 'many', which": '{"id": 9, "prompt": "x", "max_tokens": "many"}', "no hole": '{"id": 10, "infill": "x"}',
+       "max_tokens: 'many', which": '{"id": 9, "prompt": "x", "max_tokens": "many"}',
+       "no hole": '{"id": 10, "infill": "x"}',
        "max_tokens: 0, which": '{"id": 11, "prompt": "x", "max_tokens": 0}',
        "context": '{"id": 12, "infill": "[MASK:9999]"}',
        "mask token itself": '{"id": 13, "prompt": "<|mask|>"}',
@@ -87,7 +88,8 @@ def test_a_bad_line_gives_its_id_and_error_and_the_others_are_served(lm, tmp_pat
     assert serve(lm, file, tmp_path / "out.jsonl") == {"served": 2, "refused": len(BAD), "before": 0}
     results = read(tmp_path / "out.jsonl")
     errors = [line for line in results if "error" in line]
-    assert len(results) == len(BAD) + 2 and [line["id"] for line in errors] == [None, None, "a", *range(7, 20), *[None] * 8]
+    assert len(results) == len(BAD) + 2
+    assert [line["id"] for line in errors] == [None, None, "a", *range(7, 20), *[None] * 8]
     for words, line in zip(BAD, errors, strict=True):
         assert words in line["error"] and "\n" not in line["error"]
     assert serve(lm, file, tmp_path / "out.jsonl") == {"served": 0, "refused": len(BAD), "before": 2}
