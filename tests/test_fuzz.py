@@ -262,7 +262,7 @@ def check_origin(shop: Workshop, file: Path) -> None:
 
 
 def check_checkpoint(shop: Workshop, file: Path) -> None:
-    with contextlib.suppress(ValueError, TypeError, RecursionError):  # seal what can be sealed, as an attacker would
+    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):  # seal what can be sealed, as an attacker would
         fields = json.loads(file.read_bytes())
         fields.pop(SEAL, None)
         file.write_text(json.dumps(sealed(fields)))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dlm_jax.convert.hf_config import Fields
 from dlm_jax.convert.hub import tokenizer_directory
 from dlm_jax.convert.published import checked_spec
 from dlm_jax.convert.tensors import Outgoing, check_names, check_tensor, memory_dtype, read, scan, write_sharded
@@ -16,6 +17,7 @@ from dlm_jax.errors import UserError
 from dlm_jax.files import check_sums, read_json, write_sums
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.models.weights import flatten, unflatten, weight_table
 
 FORMAT = 1
@@ -31,9 +33,13 @@ def write_native(directory: Path, bundle: Bundle) -> None:
     tensors = [Outgoing(path, w.shape, np.dtype(leaves[path].dtype), functools.partial(np.asarray, leaves[path]))
                for path, w in weight_table(bundle.config).items()]
     write_sharded(directory, tensors, "params", SHARD_BYTES)
-    fields = {"format": FORMAT, "model": dataclasses.asdict(bundle.config), **dataclasses.asdict(bundle.spec)}
-    (directory / DESCRIPTION).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    (directory / DESCRIPTION).write_text(json.dumps(description(bundle.config, bundle.spec), indent=2) + "\n", encoding="utf-8")
     write_sums(directory)
+
+
+def description(config: ModelConfig, spec: DiffusionSpec) -> Fields:
+    """What `dlm.json` says of a model."""
+    return {"format": FORMAT, "model": dataclasses.asdict(config), **dataclasses.asdict(spec)}
 
 
 def read_native(directory: str | Path) -> Bundle:
@@ -44,11 +50,13 @@ def read_native(directory: str | Path) -> Bundle:
     directory = Path(directory)
     files = shards(directory)
     check_sums(directory, [DESCRIPTION, *(file.name for file in files)], required=True)
-    fields = read_json(directory / DESCRIPTION)
-    if type(found := fields.pop("format", None)) is not int or found != FORMAT:
+    stated = read_json(directory / DESCRIPTION)
+    if type(stated.get("format")) is not int or stated["format"] != FORMAT:
         raise UserError(f"{directory / DESCRIPTION} is not of format {FORMAT}; read it with the version that wrote it")
-    config = ModelConfig.from_dict(fields.pop("model", None))
-    spec = checked_spec(fields, config)
+    config = ModelConfig.from_dict(stated.get("model"))
+    spec = checked_spec({name: value for name, value in stated.items() if name not in ("format", "model")}, config)
+    if stated != description(config, spec):
+        raise UserError(f"{directory / DESCRIPTION} lacks some of the fields that it was written with; copy it again")
     weights, stored = weight_table(config), scan(files)
     check_names(stored, weights, directory)
     for path, w in weights.items():

@@ -1,7 +1,6 @@
 """Kinds of JSON values, and schemas: tables of the fields of a format and what each may hold."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,8 +33,13 @@ def whole(low: int, high: int = INT32_MAX) -> Kind:
 
 def real(low: float, high: float = FP32_MAX) -> Kind:
     """Numbers above `low` and up to `high`, written with or without a point."""
-    return Kind(lambda x: type(x) in (int, float) and math.isfinite(x) and low < x <= high,
+    return Kind(lambda x: type(x) in (int, float) and low < x <= high,
                 f"a number above {low:g}" + (f" and at most {high:g}" if high < FP32_MAX else " that fp32 can hold"))
+
+
+def choice(*texts: str) -> Kind:
+    """Some texts."""
+    return Kind(lambda x: isinstance(x, str) and x in texts, f"one of {', '.join(texts)}")
 
 
 def list_of(kind: Kind) -> Kind:
