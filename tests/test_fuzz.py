@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import os
-import random
 import resource
 import shutil
 import signal
@@ -19,29 +18,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-hypothesis = pytest.importorskip("hypothesis")
-from hypothesis import HealthCheck, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from dlm_jax.commands.main import main  # noqa: E402
-from dlm_jax.commands.sample_file import read_lines  # noqa: E402
-from dlm_jax.config import load_config  # noqa: E402
-from dlm_jax.convert.origin import Origin, read_origin, write_origin  # noqa: E402
-from dlm_jax.data.dataset import Dataset  # noqa: E402
-from dlm_jax.data.text import read_documents  # noqa: E402
-from dlm_jax.errors import UserError  # noqa: E402
-from dlm_jax.files import write_sums  # noqa: E402
-from dlm_jax.language_model import load  # noqa: E402
-from dlm_jax.loading import load_bundle  # noqa: E402
-from dlm_jax.models.lora import Lora, adapter_table  # noqa: E402
-from dlm_jax.models.weights import flatten, unflatten  # noqa: E402
-from dlm_jax.runs.checksum import SEAL, sealed  # noqa: E402
-from dlm_jax.runs.lock import parse  # noqa: E402
-from dlm_jax.runs.read import read_work_directory  # noqa: E402
-from dlm_jax.runs.workdir import claimed  # noqa: E402
-from dlm_jax.training.metrics import JsonLines  # noqa: E402
+from dlm_jax.adapt import adapt
+from dlm_jax.commands.main import main
+from dlm_jax.commands.sample_file import read_lines
+from dlm_jax.config import Config, load_config
+from dlm_jax.convert.origin import Origin, origin_of, read_origin, write_origin
+from dlm_jax.convert.peft import write_peft
+from dlm_jax.data.dataset import Dataset
+from dlm_jax.data.text import read_documents
+from dlm_jax.errors import UserError
+from dlm_jax.files import write_sums
+from dlm_jax.language_model import load
+from dlm_jax.loading import load_bundle
+from dlm_jax.models.bundle import Bundle
+from dlm_jax.models.lora import Lora, adapter_table
+from dlm_jax.models.weights import flatten, unflatten
+from dlm_jax.runs.checksum import SEAL, sealed
+from dlm_jax.runs.lock import parse
+from dlm_jax.runs.read import read_work_directory
+from dlm_jax.runs.workdir import claimed
+from dlm_jax.training.metrics import JsonLines
 
 EXAMPLES = int(os.environ.get("DLM_FUZZ", 6))  # of each format
 SECONDS, MEMORY = 10.0, 2**30  # an example may take so long, and all together so many more bytes than before
@@ -51,8 +52,8 @@ class Raw(str):
     """Text that stands in a JSON file as it is."""
 
 
-VALUES = (None, True, False, 0, 1, -1, 7, 1.5, 2**31, 10**9, -10**9, 10**400, 1e308, 1e-320, "", "x", "false", "1", "../x",
-          [], {}, [1], [[0]], {"a": 1}, [None, "x"], "x" * 10_000, "\x1b[31m\n",
+VALUES = (None, True, False, 0, 1, -1, 7, 1.5, 2**31, 10**9, -10**9, 10**400, 1e308, 1e-320, "", "x", "false", "1",
+          "../x", [], {}, [1], [[0]], {"a": 1}, [None, "x"], "x" * 10_000, "\x1b[31m\n",
           *map(Raw, ("NaN", "-Infinity", "1e999", "9" * 5000, r'"\ud800"', "[" * 99 + "]" * 99, "[" * 9999 + "]" * 9999,
                      '{"a": 1, "a": 2}', "01", "'x'", "", '{"__class__": "x"}', "true false")))
 
@@ -164,7 +165,7 @@ def valid_model(fields: dict) -> None:
 class Workshop:
     """Intact directories of every kind, and a place for changed ones."""
 
-    def __init__(self, root: Path, base: Path, prepared: Path, config: Any) -> None:
+    def __init__(self, root: Path, base: Path, prepared: Path, config: Config) -> None:
         self.root, self.config, self.out = root, config, root / "out"
         self.counts: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
         self.slowest: dict[str, float] = collections.defaultdict(float)
@@ -178,7 +179,8 @@ class Workshop:
         self.make_adapter(bundle)
         (root / "lines").mkdir()
         (root / "lines" / "requests.jsonl").write_text('{"id": "a", "prompt": "the cat"}\n{"id": 2, "infill": '
-                                                       '"the [MASK:2-3] dog", "max_tokens": 3}\n{"id": 3, "prompt": ""}\n')
+                                                       '"the [MASK:2-3] dog", "max_tokens": 3}\n'
+                                                       '{"id": 3, "prompt": ""}\n')
         (root / "lines" / "text.jsonl").write_text('{"text": "the cat"}\n{"text": "the dog", "score": 1.5}\n')
         (root / "lines" / "metrics.jsonl").write_text("".join(json.dumps({"step": step, "loss": 1.5, "x": None}) + "\n"
                                                               for step in (1, 2, 3, 4)))
@@ -186,11 +188,11 @@ class Workshop:
                                                          "kernel": True, "beats": 3}))
 
     def make_hugging_face(self, base: Path) -> None:
-        """One with a single file, whose weights the index of the other names, in two rope styles."""
+        """One with its weights in a single file, and one with an index."""
         shutil.copytree(base, self.root / "hf")
         config = json.loads((base / "config.json").read_text())
-        config |= {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
-                                       "high_freq_factor": 4.0, "original_max_position_embeddings": 16}}
+        config["rope_parameters"] = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+                                     "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
         (self.root / "hf" / "config.json").write_text(json.dumps(config))
         (self.root / "hf" / "generation_config.json").write_text('{"bos_token_id": 0, "eos_token_id": [1, 0]}')
         indexed = shutil.copytree(self.root / "hf", self.root / "indexed")
@@ -200,11 +202,8 @@ class Workshop:
         (indexed / "model.safetensors.index.json").write_text(json.dumps(
             {"metadata": {"total_size": 9}, "weight_map": {name: "a.safetensors" for name in sorted(names)}}))
 
-    def make_adapter(self, bundle: Any) -> None:
+    def make_adapter(self, bundle: Bundle) -> None:
         """A PEFT directory of random adapters."""
-        from dlm_jax.convert.origin import origin_of
-        from dlm_jax.convert.peft import write_peft
-        import numpy as np
         lora = Lora(rank=2, modules_to_save="")
         trained = {path: np.ones(w.shape, np.float32) for path, w in adapter_table(bundle.config, lora).items()}
         (self.root / "adapter").mkdir()
@@ -233,7 +232,8 @@ class Workshop:
 
 
 def check_import(shop: Workshop, file: Path, *flags: object) -> None:
-    shop.command("import", file.parent if file.parent.name != "adapter" else shop.root / "hf", "--out", shop.out, *flags)
+    source = shop.root / "hf" if file.parent.name == "adapter" else file.parent
+    shop.command("import", source, "--out", shop.out, *flags)
     valid_model(json.loads((shop.out / "dlm.json").read_text()))
     if file.suffix == ".json":
         strict(file.read_bytes())
@@ -253,7 +253,8 @@ def check_dataset(shop: Workshop, file: Path) -> None:
     dataset = Dataset.open(file.parent)
     tokens, _ = dataset.rows(slice(0, 2))
     fields = strict(file.read_bytes())
-    assert tokens.shape[1] == fields["length"] and sum(each["records"] for each in fields["shards"]) == fields["records"]
+    assert tokens.shape[1] == fields["length"]
+    assert sum(each["records"] for each in fields["shards"]) == fields["records"]
 
 
 def check_origin(shop: Workshop, file: Path) -> None:
@@ -262,7 +263,8 @@ def check_origin(shop: Workshop, file: Path) -> None:
 
 
 def check_checkpoint(shop: Workshop, file: Path) -> None:
-    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):  # seal what can be sealed, as an attacker would
+    # Seal what can be sealed, as an attacker would.
+    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
         fields = json.loads(file.read_bytes())
         fields.pop(SEAL, None)
         file.write_text(json.dumps(sealed(fields)))
@@ -335,7 +337,6 @@ FORMATS: dict[str, tuple[Callable, Callable]] = {  # file: (how it is changed, h
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory, base, prepared, tiny_config, tiny_run) -> Iterator[Workshop]:
     """The workshop, whose counts are printed at the end."""
-    from dlm_jax.adapt import adapt
     root = tmp_path_factory.mktemp("fuzz")
     config = load_config(tiny_config, [*tiny_run, "train.steps=2", "recipe.anneal_steps=0", "optimizer.warmup_steps=0"])
     adapt(config, root / "run")
@@ -343,7 +344,7 @@ def shop(tmp_path_factory, base, prepared, tiny_config, tiny_run) -> Iterator[Wo
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield shop
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 2**10
-    print(f"\n| file | accepted | refused | slowest |\n|---|---:|---:|---:|")
+    print("\n| file | accepted | refused | slowest |\n|---|---:|---:|---:|")
     for name, count in shop.counts.items():
         print(f"| {name} | {count['accepted']:,} | {count['refused']:,} | {shop.slowest[name]:.2f} s |")
     print(f"\npeak memory grew by {grown / 2**20:.0f} MiB")
@@ -361,7 +362,7 @@ def test_a_changed_file_is_read_rightly_or_refused_in_one_sentence(shop, name):
     with shop.changed(name, intact) as file:
         check(shop, file)  # unchanged it is accepted
         shutil.rmtree(shop.out, ignore_errors=True)
-    present = {path for path in shop.root.rglob("*")}
+    present = set(shop.root.rglob("*"))
 
     @settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None,
               suppress_health_check=list(HealthCheck))
@@ -380,9 +381,8 @@ def test_a_changed_file_is_read_rightly_or_refused_in_one_sentence(shop, name):
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             shutil.rmtree(shop.out, ignore_errors=True)
-        assert {path for path in shop.root.rglob("*")} == present  # nothing is left
+        assert set(shop.root.rglob("*")) == present  # nothing is left
         shop.counts[name][outcome] += 1
         shop.slowest[name] = max(shop.slowest[name], time.monotonic() - began)
 
-    random.seed(0)
     example()

@@ -33,7 +33,8 @@ def write_native(directory: Path, bundle: Bundle) -> None:
     tensors = [Outgoing(path, w.shape, np.dtype(leaves[path].dtype), functools.partial(np.asarray, leaves[path]))
                for path, w in weight_table(bundle.config).items()]
     write_sharded(directory, tensors, "params", SHARD_BYTES)
-    (directory / DESCRIPTION).write_text(json.dumps(description(bundle.config, bundle.spec), indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(description(bundle.config, bundle.spec), indent=2) + "\n"
+    (directory / DESCRIPTION).write_text(text, encoding="utf-8")
     write_sums(directory)
 
 

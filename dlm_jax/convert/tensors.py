@@ -21,8 +21,8 @@ FLOAT32, BFLOAT16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
 # float16, and bfloat16 would round it.
 HELD_AS = {"F32": FLOAT32, "BF16": BFLOAT16, "F16": FLOAT32}
 MAX_HEADER = 100_000_000  # bytes, as in the format
-DTYPES = ("BOOL", "U8", "I8", "F4", "F6_E2M3", "F6_E3M2", "F8_E5M2", "F8_E4M3", "F8_E8M0", "I16", "U16", "F16", "BF16",
-          "I32", "U32", "F32", "C64", "F64", "I64", "U64")  # all that safetensors knows; most are refused later, by name
+DTYPES = ("BOOL", "U8", "I8", "F4", "F6_E2M3", "F6_E3M2", "F8_E5M2", "F8_E4M3", "F8_E8M0", "I16", "U16", "F16",
+          "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64")  # most are refused later, by the tensor's name
 # What a header says of each tensor.
 TENSOR: Schema = {"dtype": choice(*DTYPES), "shape": list_of(whole(0, 2**40)),
                   "data_offsets": list_of(whole(0, 2**63 - 1))}
