@@ -12,6 +12,11 @@ class Stopped(Exception):
     """A run that SIGTERM asked to end, and that has saved its state."""
 
 
+def shortened(text: str, most: int = 1000) -> str:
+    """The text without its middle where it is longer than `most` characters, since a sentence may quote a file."""
+    return text if len(text) <= most else f"{text[:most // 2]} ... {text[-most // 2:]}"
+
+
 def printable(text: str) -> str:
     r"""The text with unprintable characters spelled out, such as `\n` or `\x1b`, which begins a terminal's commands.
 

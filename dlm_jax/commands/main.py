@@ -18,7 +18,7 @@ from typing import Any
 
 from dlm_jax import __version__
 from dlm_jax.commands.arguments import Arguments, Parser, take_overrides
-from dlm_jax.errors import Stopped, UserError, printable
+from dlm_jax.errors import Stopped, UserError, printable, shortened
 
 # name: (module, what it does)
 COMMANDS = {
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def fail(sentence: str) -> int:
     """Prints the sentence on one line of stderr."""
-    print("dlm:", printable(" ".join(sentence.split())), file=sys.stderr)
+    print("dlm:", printable(shortened(" ".join(sentence.split()))), file=sys.stderr)
     return 2
 
 

@@ -16,6 +16,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_REVISION = re.compile(r"[0-9a-f]{40}")
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model"]
 INDEX = "model.safetensors.index.json"
+NAME_BYTES = 255  # the longest name that a file can have
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -76,9 +77,9 @@ def indexed_files(index: Path) -> list[Path]:
     if not names:
         raise UserError(f"{index} has no weight_map from tensors to files; copy or download it again")
     files = sorted(set(names.values()))
-    outside = [name for name in files if Path(name).name != name]
+    outside = [name for name in files if Path(name).name != name or len(name.encode()) > NAME_BYTES]
     if outside:
-        raise UserError(f"{index} names the file {shown(outside[0])}, which is not in its directory; download it "
+        raise UserError(f"{index} names the file {shown(outside[0])}, which cannot be in its directory; download it "
                         "again from a source you trust")
     return [index.parent / name for name in files]
 
