@@ -72,6 +72,6 @@ class ModelConfig:
             raise UserError(f"rotary positions need an even head_dim, not {self.head_dim}")
 
     @classmethod
-    def from_dict(cls, fields: dict) -> "ModelConfig":
+    def from_dict(cls, fields: object) -> "ModelConfig":
         """The inverse of `dataclasses.asdict`. Raises `UserError` for fields of another version or type."""
         return from_json(cls, fields, "the model description")
