@@ -13,6 +13,7 @@ from dlm_jax.files import describe, read_json, write_text
 from dlm_jax.runs.lock import check_lock, locked
 from dlm_jax.runs.places import LOCK
 from dlm_jax.runs.remote import checkpoints_of, is_mirror
+from dlm_jax.schema.json_text import shown
 from dlm_jax.schema.record import from_json
 
 # A resumed run may change these groups, and train.steps: they decide how long it runs and what it reports, not what it
@@ -96,8 +97,8 @@ def _check_same(old: Config, new: Config, workdir: Path) -> None:
         changed = [key for key in before if before[key] != after[key] and (group.name, key) != ("train", "steps")]
         if changed and group.name not in FREE_GROUPS:
             key = changed[0]
-            raise UserError(f"{workdir} holds a run with {group.name}.{key} = {before[key]!r}, not {after[key]!r}; "
-                            "choose another work directory or the same config")
+            raise UserError(f"{workdir} holds a run with {group.name}.{key} = {shown(before[key])}, not "
+                            f"{shown(after[key])}; choose another work directory or the same config")
     reached = max(checkpoint_steps(workdir), default=0)
     if new.train.steps < reached:
         raise UserError(f"{workdir} holds a run that is at step {reached}, beyond train.steps = {new.train.steps}; "
