@@ -21,9 +21,9 @@ def from_json(cls: type[T], fields: Any, where: str, **given: Any) -> T:
     """The dataclass `cls` from a JSON object, the inverse of `dataclasses.asdict`, nested dataclasses included.
 
     Nothing is converted, except that a float may be written without a point, and a tuple is an array. A field with a
-    default may be absent, as in files of earlier versions. given: fields
-    that do not come from the object. Raises `UserError`, naming the field of `where`, for a field that is unknown,
-    missing, of another type or out of its range.
+    default may be absent, as in files of earlier versions. given: fields that do not come from the object.
+    Raises `UserError`, naming the field of `where`, for a field that is unknown, missing, of another type or out of its
+    range.
     """
     if not isinstance(fields, dict):
         raise UserError(f"{where} is {shown(fields)} and not an object; copy or write it again")
