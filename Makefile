@@ -8,7 +8,7 @@ export JAX_PLATFORMS ?= cpu
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
 
-.PHONY: help setup demo lint test test-slow kernels pods gpu compat api clean
+.PHONY: help setup demo lint test test-slow fuzz kernels pods gpu compat api clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -36,6 +36,9 @@ test: lint ## lint, and every test that is not slow
 
 test-slow: setup ## the tests that take long: the notebook, the demo, the benchmarks
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m slow
+
+fuzz: setup ## 2,000 changes of each file that comes from outside (DLM_FUZZ=N: N of each), and what came of them, 7 minutes
+	DLM_FUZZ=$${DLM_FUZZ:-2000} .venv/bin/python -m pytest -q -s tests/test_fuzz.py
 
 kernels: setup ## every shape of the attention kernels through the TPU compiler, and their cost in its schedule
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m kernels

@@ -16,6 +16,11 @@ class Stopped(Exception):
         self.exit_code = 128 + signal_number  # as a shell reports a process that the signal ended
 
 
+def shortened(text: str, most: int = 1000) -> str:
+    """The text without its middle where it is longer than `most` characters, since a sentence may quote a file."""
+    return text if len(text) <= most else f"{text[:most // 2]} ... {text[-most // 2:]}"
+
+
 def printable(text: str) -> str:
     r"""The text with unprintable characters spelled out, such as `\n` or `\x1b`, which begins a terminal's commands.
 

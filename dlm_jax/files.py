@@ -5,7 +5,6 @@ import errno
 import fcntl
 import glob
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -16,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dlm_jax.errors import UserError
+from dlm_jax.schema.json_text import parse_json, read_regular, shown
 
 SUMS = "SHA256SUMS"  # in a model directory: the digests of its files, as the command sha256sum writes them
+MAX_SUMS = 2**24  # bytes of that file
 SUM = re.compile(r"([0-9a-f]{64}) [ *](?:\./)?(.+)")
 
 
@@ -148,12 +149,13 @@ def describe(error: OSError) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `UserError` if it is missing, unreadable, or not an object."""
+    """The object in a JSON file. Raises `UserError` if it is missing, unreadable, not strictly JSON (`parse_json`), or
+    not an object."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(read_regular(path))
     except FileNotFoundError:
         raise UserError(f"{path.parent} has no {path.name}; name a checkpoint directory") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}); copy or download it again") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path} does not hold a JSON object; copy or download it again")
@@ -189,10 +191,11 @@ def _read_sums(path: Path) -> dict[str, str]:
     """The digests by file name; none if there is no such file. Raises `UserError` for a line that cannot be read."""
     if not path.exists():
         return {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_regular(path, MAX_SUMS).decode(errors="replace").splitlines()
     for line in lines:
         if not SUM.fullmatch(line):
-            raise UserError(f"{path} is damaged: it has the line {line!r}; copy it again, or write it with sha256sum")
+            raise UserError(f"{path} is damaged: it has the line {shown(line)}; copy it again, or write it with "
+                            "sha256sum")
     return {match[2]: match[1] for line in lines if (match := SUM.fullmatch(line))}
 
 

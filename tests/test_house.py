@@ -14,18 +14,19 @@ ROOT = Path(dlm_jax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 # The rooms from the ground up. A room is a folder, or a file at the root; it may import rooms listed before it.
-ORDER = ["errors", "typing", "segments", "hashing", "files", "diffusion", "parallel", "attention", "models",
+ORDER = ["errors", "schema", "typing", "segments", "hashing", "files", "diffusion", "parallel", "attention", "models",
          "objective", "config", "convert", "data", "evaluation", "sampling", "runs", "training", "loading",
          "language_model", "adapt", "aot", "commands"]
-BASE = {"errors", "segments", "typing"}
+BASE = {"errors", "schema", "segments", "typing"}
 MODEL = BASE | {"attention", "diffusion", "models", "parallel"}
 # What each room may import of those below it.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "schema": {"errors"},
     "typing": set(),
     "segments": {"typing"},
     "hashing": {"typing"},
-    "files": {"errors"},
+    "files": {"errors", "schema"},
     "diffusion": BASE,
     "parallel": BASE,
     "attention": BASE | {"diffusion", "hashing", "parallel"},

@@ -15,6 +15,7 @@ from dlm_jax.parallel.device_specs import DEVICE_SPECS
 # What libtpu would otherwise ask the machine's metadata server for; several processes may load it at once.
 TPU_SETTINGS = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
                 "TPU_ACCELERATOR_TYPE": "v5e-4"}
+MAX_SLICES = 1024
 GPUS = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
 # What the compiler would ask the GPU for: a Hopper (sm_90a) with 132 multiprocessors. H100 and H200 differ only in name
 # and memory.
@@ -40,6 +41,8 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
 
     Raises `UserError` for an unknown topology, or where its compiler is not installed.
     """
+    if not 1 <= slices <= MAX_SLICES:
+        raise UserError(f"{slices} slices are not between 1 and {MAX_SLICES}; the compiler would end with a crash")
     kind = topology.partition(":")[0]
     return gpu_devices(topology, slices) if kind in GPUS else tpu_devices(topology, slices)
 

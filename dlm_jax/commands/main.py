@@ -1,7 +1,8 @@
 """The `dlm` command: parse the arguments, run one subcommand, print its result.
 
 Results go to stdout and progress to stderr; with --json the last line of stdout is one JSON object. Exit codes: 0;
-2 for a mistake the user can fix, reported in one sentence; 130 after Ctrl-C; 143 after SIGTERM.
+2 for a mistake the user can fix, reported in one sentence; 3 if some lines of a file of requests were refused and the
+others served; 130 after Ctrl-C; 143 after SIGTERM.
 
 A subcommand is a module with `add_flags(parser)` and `run(arguments)`, which returns the result as a dict. To add one,
 write the module and list it in COMMANDS.
@@ -17,7 +18,7 @@ from typing import Any
 
 from dlm_jax import __version__
 from dlm_jax.commands.arguments import Arguments, Parser, take_overrides
-from dlm_jax.errors import Stopped, UserError, printable
+from dlm_jax.errors import Stopped, UserError, printable, shortened
 
 # name: (module, what it does)
 COMMANDS = {
@@ -58,8 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"--config.{overrides[0]} belongs to `dlm train` and `dlm aot`; leave it out")
         parsed.overrides = overrides
         silence_libraries()
-        show(parsed.run(parsed), parsed)
+        result = parsed.run(parsed)
+        show(result, parsed)
         sys.stdout.flush()
+        return 3 if result.get("refused") else 0
     except UserError as error:
         return fail(str(error))
     except BrokenPipeError:  # the reader of stdout has left, as `head` does
@@ -78,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def fail(sentence: str) -> int:
     """Prints the sentence on one line of stderr."""
-    print("dlm:", printable(" ".join(sentence.split())), file=sys.stderr)
+    print("dlm:", printable(shortened(" ".join(sentence.split()))), file=sys.stderr)
     return 2
 
 

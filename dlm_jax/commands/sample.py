@@ -1,6 +1,7 @@
 """`dlm sample`: continue a prompt, or serve a file of requests."""
 
 import argparse
+import sys
 from typing import Any
 
 from dlm_jax.commands.arguments import MODEL_HELP, Arguments, add_sampling_flags, integer_at_least, unicode_text
@@ -56,4 +57,6 @@ def run_file(a: Arguments) -> dict[str, Any]:
     host = jax.process_index(), jax.process_count()
     with count_progress("served") as progress:
         counts = sample_file(lm, a.prompts, a.out, Settings(**settings_of(a)), a.max_tokens, a.batch, progress, host)
+    if counts["refused"] and host[0] == 0:
+        print(f"dlm: {counts['refused']} of the lines in {a.prompts} were refused; {a.out} says why", file=sys.stderr)
     return {"out": str(a.out), **counts} if host[0] == 0 else {}

@@ -4,7 +4,8 @@ A line in: `id`, either `prompt` or `infill`, and optionally `max_tokens`. A lin
 that were written), `nfe` (forward passes). A line that cannot be served gives `id` and `error`; the others are served.
 
 A result depends on its line's number and text and on the seed, and on no other line. Results are written one whole line
-at a time, as they finish; run the same command again and it serves the lines that are missing.
+at a time, as they finish; run the same command again and it serves the lines that are missing. The command ends with
+exit code 3 if it refused any line.
 """
 
 import json
@@ -20,8 +21,12 @@ from dlm_jax.parallel.distributed import barrier, is_primary
 from dlm_jax.sampling.generation import canvas_length
 from dlm_jax.sampling.requests import Request, in_batches
 from dlm_jax.sampling.settings import Settings
+from dlm_jax.schema.json_text import MAX_LINE, parse_json, read_regular
+from dlm_jax.schema.kinds import TEXT, Schema, check_fields, whole
 
-FIELDS = {"id", "prompt", "infill", "max_tokens"}
+MAX_REQUESTS = 2**32  # bytes of a file of requests or results
+LINE: Schema = {"prompt": TEXT, "infill": TEXT, "max_tokens": whole(1)}  # and an `id`, which is any value but null
+FIELDS = {"id", *LINE}
 
 
 class Line(NamedTuple):
@@ -39,7 +44,7 @@ def sample_file(lm: LanguageModel, prompts: str | Path, out: str | Path, setting
 
     host: (i, n), this is host i of n. Each host serves every n-th batch into a file of its own; the first merges them
     at the end. progress: called with how many lines this host has served, and is to serve. Returns how many lines, over
-    all hosts, were `served`, `refused` and there `before`.
+    all hosts, are `served` now, were served `before`, and are `refused`, now or before.
     """
     lm.fill([], settings)  # raises for settings that no line can be served with
     lines = list(read_lines(lm, Path(prompts), max_tokens))
@@ -55,8 +60,9 @@ def sample_file(lm: LanguageModel, prompts: str | Path, out: str | Path, setting
     barrier("all lines are served")
     if is_primary() and host_files(Path(out)):
         merge_host_files(Path(out))
-    refused = sum(line.error is not None for line in waiting)
-    return {"served": len(waiting) - refused, "refused": refused, "before": len(lines) - len(waiting)}
+    refused = sum(line.error is not None for line in lines)
+    served = sum(line.error is None for line in waiting)
+    return {"served": served, "refused": refused, "before": len(lines) - refused - served}
 
 
 def serve(lm: LanguageModel, waiting: list[Line], lines: list[Line], settings: Settings, batch: int,
@@ -98,7 +104,7 @@ def results(lm: LanguageModel, group: list[Line], settings: Settings, batch: int
 def read_lines(lm: LanguageModel, file: Path, max_tokens: int) -> Iterator[Line]:
     """The lines of a file, each with its requests or its error. Raises `UserError` where the file cannot be read."""
     try:
-        texts = file.read_bytes().splitlines()
+        texts = read_regular(file, MAX_REQUESTS).splitlines()
     except OSError as error:
         raise UserError(f"cannot read {file} ({error.strerror}); name a file of JSON lines") from error
     seen: dict[str, int] = {}
@@ -120,7 +126,7 @@ def read_lines(lm: LanguageModel, file: Path, max_tokens: int) -> Iterator[Line]
 def parse(text: bytes, number: int) -> dict[str, Any]:
     """The object in a line, which has an id."""
     try:
-        fields = json.loads(text)
+        fields = parse_json(text, MAX_LINE)
     except ValueError as error:
         raise UserError(f"line {number + 1} is not JSON ({error}); correct it") from None
     if not isinstance(fields, dict) or fields.get("id") is None:
@@ -134,11 +140,13 @@ def requests_of(lm: LanguageModel, fields: dict[str, Any], max_tokens: int) -> l
         raise UserError(f"the field {sorted(unknown)[0]!r} is not known; the fields are {', '.join(sorted(FIELDS))}")
     if ("prompt" in fields) == ("infill" in fields):
         raise UserError("a line has either a prompt or an infill; write one of them")
-    text = fields.get("prompt", fields.get("infill"))
-    at_most = fields.get("max_tokens", max_tokens)
-    if not isinstance(text, str) or type(at_most) is not int:
-        raise UserError("prompt and infill are texts and max_tokens is a whole number; correct the one that is not")
-    requests = [lm.continuation(text, at_most)] if "prompt" in fields else lm.with_holes(text)
+    check_fields(fields, LINE, "the line")
+    if None in fields.values():
+        raise UserError("null stands for no text and no number; leave the field out")
+    if "prompt" in fields:
+        requests = [lm.continuation(fields["prompt"], fields.get("max_tokens", max_tokens))]
+    else:
+        requests = lm.with_holes(fields["infill"])
     for request in requests:
         lm.check(request)
     return requests
@@ -153,13 +161,13 @@ def missing(lines: list[Line], files: list[Path]) -> list[Line]:
 
 def whole_lines(file: Path) -> list[bytes]:
     """The lines of a file without a last one that a kill cut short; none where there is no file."""
-    return file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    return read_regular(file, MAX_REQUESTS).split(b"\n")[:-1] if file.exists() else []
 
 
 def read_result(text: bytes, file: Path) -> dict[str, Any]:
     """A result written by an earlier command. Raises `UserError` for anything else."""
     try:
-        result = json.loads(text)
+        result = parse_json(text, MAX_LINE)
     except ValueError:
         result = None
     if not isinstance(result, dict) or not {"text", "error"} & result.keys():
@@ -169,7 +177,7 @@ def read_result(text: bytes, file: Path) -> dict[str, Any]:
 
 def truncate_partial_line(file: Path) -> None:
     """Removes the beginning of a line that a kill left at the end."""
-    if file.exists() and not (content := file.read_bytes()).endswith(b"\n"):
+    if file.exists() and not (content := read_regular(file, MAX_REQUESTS)).endswith(b"\n"):
         os.truncate(file, content.rfind(b"\n") + 1)
 
 

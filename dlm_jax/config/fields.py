@@ -6,10 +6,19 @@ Those of `recipe` are in `diffusion/recipe.py`, those of `lora` in `models/lora.
 import dataclasses
 from typing import Literal
 
-from dlm_jax.config.ranges import at_least, check_ranges, fraction, non_negative, positive, positive_fp32, uint32
 from dlm_jax.diffusion.recipes import RECIPES, Recipe
 from dlm_jax.errors import UserError
 from dlm_jax.models.lora import Lora
+from dlm_jax.schema.ranges import (
+    MAX_LENGTH,
+    check_ranges,
+    fraction,
+    non_negative,
+    positive,
+    positive_fp32,
+    uint32,
+    within,
+)
 
 Remat = Literal["none", "dots", "full"]
 
@@ -36,7 +45,8 @@ class DataConfig:
 
     train: str  # a source, or a mixture of sources: PATH:WEIGHT,PATH:WEIGHT
     validation: str  # a source; text is cut into records as long as those of `train`
-    seq_length: int = at_least(2)  # tokens per record if `train` is text; a prepared directory has its own length
+    # Tokens per record if `train` is text; a prepared directory has its own length.
+    seq_length: int = within(2, MAX_LENGTH)
     validation_records: int = non_negative(0)  # how many records the validation loss reads; 0: all
 
 
@@ -55,7 +65,7 @@ class OptimizerConfig:
     beta2: float = fraction(0.95)
     epsilon: float = non_negative(1e-8)
     weight_decay: float = non_negative(0.1)  # decoupled; spares biases and norm scales
-    grad_clip_norm: float = positive(1.0)  # the largest global norm of a gradient
+    grad_clip_norm: float = positive_fp32(1.0)  # the largest global norm of a gradient
     # A step with a non-finite loss or gradient is skipped. More than this many in a row end the run.
     max_skipped_steps: int = non_negative(5)
 
@@ -128,7 +138,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for group in dataclasses.fields(self):
-            check_ranges(group.name, getattr(self, group.name))
+            check_ranges(f"config: {group.name}.", getattr(self, group.name))
         self._check_recipe_name()
         self._check_optimizer()
         if self.lora.rank and self.model.init == "scratch":

@@ -28,8 +28,8 @@ Group = TypeVar("Group")  # a dataclass: the Config or one of its groups
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The config of a file, with overrides such as 'train.steps=10' applied.
 
-    path: the file, or the name of a config that comes with the package, such as 'tiny'. Raises `UserError` for a file that
-    is no config, and for any key or value that does not fit.
+    path: the file, or the name of a config that comes with the package, such as 'tiny'. Raises `UserError` for a
+    file that is no config, and for any key or value that does not fit.
     """
     fields = _run(config_file(path))
     for override in overrides:
@@ -110,7 +110,7 @@ def _converts(kind: type, value: Any) -> bool:
     if kind is str:
         return isinstance(value, str | int | Path)  # an int: the id of a mask token
     if kind is int:
-        return isinstance(value, int) or (isinstance(value, str) and bool(re.fullmatch(r"\s*[+-]?\d+\s*", value)))
+        return isinstance(value, int) or (isinstance(value, str) and bool(re.fullmatch(r"\s*[+-]?\d{1,20}\s*", value)))
     try:
         return math.isfinite(float(value))
     except (TypeError, ValueError):

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from dlm_jax.convert.hf_schema import CONFIG, ROPE
 from dlm_jax.errors import UserError
 from dlm_jax.models.config import FAMILIES, ModelConfig, Rope
+from dlm_jax.schema.json_text import shown
+from dlm_jax.schema.kinds import check_fields
 
 Fields = dict[str, Any]
 
@@ -23,28 +26,26 @@ HARMLESS_GPT2 = HARMLESS | {
 }
 HARMLESS_LLAMA = HARMLESS | {"hidden_act": (None, "silu")}
 
-ROPE_KEYS = {"rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor",
-             "original_max_position_embeddings", "partial_rotary_factor"}
-
 
 def model_config(fields: Fields) -> ModelConfig:
     """The architecture in a `config.json`. Raises `UserError` naming what is missing or not supported."""
+    check_fields(fields, CONFIG, "the configuration")
     family = fields.get("model_type")
     if family not in FAMILIES:
-        raise UserError(f"model_type {family!r} is not supported; the supported ones are {', '.join(FAMILIES)}, and "
-                        "the diffusion models Dream, llada, EfficientDLM and dlm")
+        raise UserError(f"model_type {shown(family)} is not supported; the supported ones are {', '.join(FAMILIES)}, "
+                        "and the diffusion models Dream, llada, EfficientDLM and dlm")
     return gpt2_config(fields) if family == "gpt2" else llama_config(fields)
 
 
 def gpt2_config(fields: Fields) -> ModelConfig:
     """GPT-2. An absent field has the default of `GPT2Config`."""
     reject_unsupported(fields, HARMLESS_GPT2)
-    width, heads = size(fields, "n_embd"), size(fields, "n_head")
+    width, heads = require(fields, "n_embd"), require(fields, "n_head")
     return ModelConfig(
-        family="gpt2", vocab_size=size(fields, "vocab_size"), width=width, depth=size(fields, "n_layer"), heads=heads,
-        kv_heads=heads, head_dim=exact_quotient("n_embd", width, "n_head", heads),
-        mlp_width=size(fields, "n_inner", 4 * width), max_length=size(fields, "n_positions"), rope=None,
-        norm="layer", norm_eps=number(fields, "layer_norm_epsilon", 1e-5), mlp="gelu", qkv_bias=True,
+        family="gpt2", vocab_size=require(fields, "vocab_size"), width=width, depth=require(fields, "n_layer"),
+        heads=heads, kv_heads=heads, head_dim=exact_quotient("n_embd", width, "n_head", heads),
+        mlp_width=optional(fields, "n_inner", 4 * width), max_length=require(fields, "n_positions"), rope=None,
+        norm="layer", norm_eps=float(optional(fields, "layer_norm_epsilon", 1e-5)), mlp="gelu", qkv_bias=True,
         output_bias=True, mlp_bias=True, tied_head=optional(fields, "tie_word_embeddings", True))
 
 
@@ -53,19 +54,20 @@ def llama_config(fields: Fields) -> ModelConfig:
     reject_unsupported(fields, HARMLESS_LLAMA)
     unsupported = [kind for kind in fields.get("layer_types") or [] if kind != "full_attention"]
     if unsupported:
-        raise UserError(f"layer_types names {unsupported[0]!r}, which is not supported; only full_attention is")
+        raise UserError(f"layer_types names {shown(unsupported[0])}, which is not supported; only full_attention is")
     family = fields["model_type"]
-    width, heads = size(fields, "hidden_size"), size(fields, "num_attention_heads")
+    width, heads = require(fields, "hidden_size"), require(fields, "num_attention_heads")
     if fields.get("head_dim") is None and family != "qwen3":
         head_dim = exact_quotient("hidden_size", width, "num_attention_heads", heads)
     else:
-        head_dim = size(fields, "head_dim", 128)
+        head_dim = optional(fields, "head_dim", 128)
     bias = family != "qwen2" and optional(fields, "attention_bias", False)  # Qwen2 has no such field
     return ModelConfig(
-        family=family, vocab_size=size(fields, "vocab_size"), width=width, depth=size(fields, "num_hidden_layers"),
-        heads=heads, kv_heads=size(fields, "num_key_value_heads", heads), head_dim=head_dim,
-        mlp_width=size(fields, "intermediate_size"), max_length=size(fields, "max_position_embeddings"),
-        rope=read_rope(fields), norm="rms", norm_eps=number(fields, "rms_norm_eps", 1e-6), mlp="swiglu",
+        family=family, vocab_size=require(fields, "vocab_size"), width=width,
+        depth=require(fields, "num_hidden_layers"), heads=heads,
+        kv_heads=optional(fields, "num_key_value_heads", heads), head_dim=head_dim,
+        mlp_width=require(fields, "intermediate_size"), max_length=require(fields, "max_position_embeddings"),
+        rope=read_rope(fields), norm="rms", norm_eps=float(optional(fields, "rms_norm_eps", 1e-6)), mlp="swiglu",
         qkv_bias=bias or family == "qwen2", output_bias=bias,
         mlp_bias=optional(fields, "mlp_bias", False) if family == "llama" else False, qk_norm=family == "qwen3",
         tied_head=optional(fields, "tie_word_embeddings", False))
@@ -75,24 +77,24 @@ def read_rope(fields: Fields) -> Rope:
     """From `rope_parameters` (transformers 5), or from `rope_theta` and `rope_scaling` (earlier versions)."""
     new, old = fields.get("rope_parameters"), fields.get("rope_scaling")
     if new and old and new != old:
-        raise UserError(f"rope_parameters {new} and rope_scaling {old} contradict each other; keep one")
+        raise UserError(f"rope_parameters {shown(new)} and rope_scaling {shown(old)} contradict each other; keep one")
     rope = new or old or {}
-    unknown = sorted(set(rope) - ROPE_KEYS)
+    unknown = sorted(set(rope) - set(ROPE))
     if unknown:
-        raise UserError(f"the rope setting {unknown[0]}: {rope[unknown[0]]!r} is not supported; choose another "
-                        "checkpoint")
+        raise UserError(f"the rope setting {shown(unknown[0])}: {shown(rope[unknown[0]])} is not supported; choose "
+                        "another checkpoint")
     reject_unsupported(rope, {"partial_rotary_factor": HARMLESS["partial_rotary_factor"]})
-    theta = number(rope, "rope_theta", number(fields, "rope_theta", 10_000.0))
+    theta = float(optional(rope, "rope_theta", optional(fields, "rope_theta", 10_000.0)))
     kind = optional(rope, "rope_type", optional(rope, "type", "default"))
     if kind == "default":
         return Rope(theta)
     if kind == "linear":
-        return Rope(theta, "linear", number(rope, "factor"))
+        return Rope(theta, "linear", float(require(rope, "factor")))
     if kind == "llama3":
-        original = size(rope, "original_max_position_embeddings", fields["max_position_embeddings"])
-        return Rope(theta, "llama3", number(rope, "factor"), number(rope, "low_freq_factor"),
-                    number(rope, "high_freq_factor"), original)
-    raise UserError(f"rope type {kind!r} is not supported; the types are default, linear and llama3")
+        original = optional(rope, "original_max_position_embeddings", fields["max_position_embeddings"])
+        return Rope(theta, "llama3", float(require(rope, "factor")), float(require(rope, "low_freq_factor")),
+                    float(require(rope, "high_freq_factor")), original)
+    raise UserError(f"rope type {shown(kind)} is not supported; the types are default, linear and llama3")
 
 
 def hf_fields(config: ModelConfig) -> Fields:
@@ -137,11 +139,12 @@ def rope_fields(rope: Rope | None) -> Fields:
     return fields
 
 
-def reject_unsupported(fields: Fields, harmless: dict[str, tuple[object, ...]]) -> None:
+def reject_unsupported(fields: Fields, allowed: dict[str, tuple[object, ...]]) -> None:
     """Raises `UserError` for a field whose value changes the computation in a way that is not supported."""
-    for name, values in harmless.items():
-        if fields.get(name) not in values:
-            raise UserError(f"the configuration has {name}: {fields[name]!r}, which is not supported; choose another "
+    for name, values in allowed.items():
+        value = fields.get(name)
+        if not any(type(value) is type(harmless) and value == harmless for harmless in values):
+            raise UserError(f"the configuration has {name}: {shown(value)}, which is not supported; choose another "
                             "checkpoint")
 
 
@@ -150,22 +153,6 @@ def require(fields: Fields, name: str) -> Any:
     if fields.get(name) is None:
         raise UserError(f"the configuration does not state {name}; add it")
     return fields[name]
-
-
-def size(fields: Fields, name: str, default: int | None = None) -> int:
-    """The field as a positive integer; if it is absent, `default`, or `UserError` if there is no default."""
-    value = require(fields, name) if default is None else optional(fields, name, default)
-    if not isinstance(value, int) or value < 1:
-        raise UserError(f"the configuration has {name}: {value!r}, which is not a positive integer; correct it")
-    return value
-
-
-def number(fields: Fields, name: str, default: float | None = None) -> float:
-    """The field as a positive number; if it is absent, `default`, or `UserError` if there is no default."""
-    value = require(fields, name) if default is None else optional(fields, name, default)
-    if not isinstance(value, int | float) or not value > 0:
-        raise UserError(f"the configuration has {name}: {value!r}, which is not a positive number; correct it")
-    return float(value)
 
 
 def optional(fields: Fields, name: str, default: Any) -> Any:

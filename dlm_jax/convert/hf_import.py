@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dlm_jax.convert import hf_schema
 from dlm_jax.convert.hf_config import Fields, model_config, optional
 from dlm_jax.convert.hub import INDEX, tokenizer_directory, weight_files
-from dlm_jax.convert.published import Source, check_token_ids, recognize
+from dlm_jax.convert.published import Source, checked_spec, recognize
 from dlm_jax.convert.tensor_map import HEAD, Entry, from_hf, hf_shape, layer_slice, tensor_map
 from dlm_jax.convert.tensors import Stored, check_names, check_tensor, memory_dtype, read, scan
 from dlm_jax.errors import UserError
@@ -15,6 +16,7 @@ from dlm_jax.files import check_sums, read_json
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import Params, Weight, unflatten, weight_table
+from dlm_jax.schema.kinds import check_fields
 from dlm_jax.typing import Float, shape_checked
 
 GENERATION = "generation_config.json"
@@ -39,7 +41,7 @@ def read_hf(directory: str | Path, dtype: str | np.dtype | None = None,
     source = recognize(fields, stored)
     config = model_config(source.fields)
     spec_fields = {**token_ids(source.fields, directory), **source.spec, **(spec_changes or {})}
-    spec = check_token_ids(spec_fields, config.vocab_size)
+    spec = checked_spec(spec_fields, config)
     params = read_params(config, source, stored, dtype, directory)
     return Bundle(config, params, spec, tokenizer_directory(directory))
 
@@ -48,6 +50,7 @@ def token_ids(fields: Fields, directory: Path) -> dict[str, int | None]:
     """bos and eos, from `config.json` or else `generation_config.json`; the first one if there are several."""
     generation = directory / GENERATION
     fallback = read_json(generation) if generation.exists() else {}
+    check_fields(fallback, hf_schema.GENERATION, str(generation))
     ids: dict[str, int | None] = {}
     for name in ("bos_token_id", "eos_token_id"):
         value = optional(fields, name, fallback.get(name))

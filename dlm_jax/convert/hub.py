@@ -6,13 +6,17 @@ from typing import NamedTuple
 
 import huggingface_hub
 
+from dlm_jax.convert import hf_schema
 from dlm_jax.errors import UserError
 from dlm_jax.files import read_json
+from dlm_jax.schema.json_text import shown
+from dlm_jax.schema.kinds import check_fields
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_REVISION = re.compile(r"[0-9a-f]{40}")
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model"]
 INDEX = "model.safetensors.index.json"
+NAME_BYTES = 255  # the longest name that a file can have
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -67,13 +71,15 @@ def weight_files(directory: Path) -> list[Path]:
 
 def indexed_files(index: Path) -> list[Path]:
     """The files that an index names, without repetition. Raises `UserError` for a name that leaves the directory."""
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+    fields = read_json(index)
+    check_fields(fields, hf_schema.INDEX, str(index))
+    names = fields.get("weight_map")
+    if not names:
         raise UserError(f"{index} has no weight_map from tensors to files; copy or download it again")
     files = sorted(set(names.values()))
-    outside = [name for name in files if Path(name).name != name]
+    outside = [name for name in files if Path(name).name != name or len(name.encode()) > NAME_BYTES]
     if outside:
-        raise UserError(f"{index} names the file {outside[0]}, which is not in its directory; download it "
+        raise UserError(f"{index} names the file {shown(outside[0])}, which cannot be in its directory; download it "
                         "again from a source you trust")
     return [index.parent / name for name in files]
 

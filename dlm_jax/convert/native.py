@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from dlm_jax.convert.hf_config import Fields
 from dlm_jax.convert.hub import tokenizer_directory
-from dlm_jax.convert.published import check_token_ids
+from dlm_jax.convert.published import checked_spec
 from dlm_jax.convert.tensors import Outgoing, check_names, check_tensor, memory_dtype, read, scan, write_sharded
 from dlm_jax.errors import UserError
 from dlm_jax.files import check_sums, read_json, write_sums
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.models.weights import flatten, unflatten, weight_table
 
 FORMAT = 1
@@ -31,9 +33,14 @@ def write_native(directory: Path, bundle: Bundle) -> None:
     tensors = [Outgoing(path, w.shape, np.dtype(leaves[path].dtype), functools.partial(np.asarray, leaves[path]))
                for path, w in weight_table(bundle.config).items()]
     write_sharded(directory, tensors, "params", SHARD_BYTES)
-    fields = {"format": FORMAT, "model": dataclasses.asdict(bundle.config), **dataclasses.asdict(bundle.spec)}
-    (directory / DESCRIPTION).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(description(bundle.config, bundle.spec), indent=2) + "\n"
+    (directory / DESCRIPTION).write_text(text, encoding="utf-8")
     write_sums(directory)
+
+
+def description(config: ModelConfig, spec: DiffusionSpec) -> Fields:
+    """What `dlm.json` says of a model."""
+    return {"format": FORMAT, "model": dataclasses.asdict(config), **dataclasses.asdict(spec)}
 
 
 def read_native(directory: str | Path) -> Bundle:
@@ -44,14 +51,13 @@ def read_native(directory: str | Path) -> Bundle:
     directory = Path(directory)
     files = shards(directory)
     check_sums(directory, [DESCRIPTION, *(file.name for file in files)], required=True)
-    fields = read_json(directory / DESCRIPTION)
-    if fields.pop("format", None) != FORMAT:
+    stated = read_json(directory / DESCRIPTION)
+    if type(stated.get("format")) is not int or stated["format"] != FORMAT:
         raise UserError(f"{directory / DESCRIPTION} is not of format {FORMAT}; read it with the version that wrote it")
-    model = fields.pop("model", None)
-    if not isinstance(model, dict):
-        raise UserError(f"{directory / DESCRIPTION} does not describe its model; copy it again")
-    config = ModelConfig.from_dict(model)
-    spec = check_token_ids(fields, config.vocab_size)
+    config = ModelConfig.from_dict(stated.get("model"))
+    spec = checked_spec({name: value for name, value in stated.items() if name not in ("format", "model")}, config)
+    if stated != description(config, spec):
+        raise UserError(f"{directory / DESCRIPTION} lacks some of the fields that it was written with; copy it again")
     weights, stored = weight_table(config), scan(files)
     check_names(stored, weights, directory)
     for path, w in weights.items():

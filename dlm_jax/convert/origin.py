@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from dlm_jax.convert.hf_config import Fields
-from dlm_jax.errors import UserError
 from dlm_jax.files import read_json
 from dlm_jax.models.bundle import Bundle
+from dlm_jax.models.config import MAX_ROWS
 from dlm_jax.models.weights import flatten, weight_table
+from dlm_jax.schema.ranges import between
+from dlm_jax.schema.record import from_json
 
 FILE = "origin.json"
 
@@ -26,16 +28,13 @@ class Origin:
     name: str  # its directory or hub id, as the config of the run spells it
     revision: str | None  # its commit, if `name` is a hub id whose commit is known
     sha256: str  # of its weights: see `weights_sha256`
-    vocab_size: int  # rows of its embedding
+    vocab_size: int = dataclasses.field(metadata=between(1, MAX_ROWS))  # rows of its embedding
     mask: str | None  # what gave it its mask token, as `dlm import --mask` takes it; None for autoregressive training
 
     @classmethod
     def from_dict(cls, fields: Fields) -> "Origin":
         """The inverse of `dataclasses.asdict`. Raises `UserError` for fields of another version."""
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise UserError(f"the description of the base does not fit this version of dlm-jax: {error}") from None
+        return from_json(cls, fields, "the description of the base")
 
 
 def origin_of(bundle: Bundle, name: str, mask: str | None) -> Origin:

@@ -13,15 +13,18 @@ from pathlib import Path
 import numpy as np
 from scipy.linalg import block_diag
 
+from dlm_jax.convert import hf_schema
 from dlm_jax.convert.hf_config import Fields
 from dlm_jax.convert.origin import Origin
 from dlm_jax.convert.tensor_map import PREFIX, Entry, from_hf, hf_shape, layer_slice, tensor_map, to_hf
-from dlm_jax.convert.tensors import Outgoing, Stored, read, scan, some, write_file
+from dlm_jax.convert.tensors import Outgoing, Stored, check_tensor, read, scan, some, write_file
 from dlm_jax.errors import UserError
 from dlm_jax.files import check_sums, read_json
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.lora import Lora, input_axis_count
 from dlm_jax.models.weights import Params, flatten, unflatten, weight_table
+from dlm_jax.schema.json_text import shown
+from dlm_jax.schema.kinds import check_fields
 from dlm_jax.typing import Array, Float, Float32, shape_checked
 
 WEIGHTS, DESCRIPTION = "adapter_model.safetensors", "adapter_config.json"
@@ -110,10 +113,11 @@ def read_peft(directory: str | Path, config: ModelConfig) -> tuple[Params, Param
     """
     check_sums(Path(directory), [DESCRIPTION, WEIGHTS])
     fields = read_json(Path(directory) / DESCRIPTION)
+    check_fields(fields, hf_schema.ADAPTER, str(Path(directory) / DESCRIPTION))
     for key, plain in PLAIN.items():
         if fields.get(key, plain[0]) not in plain:
-            raise UserError(f"{directory} has {key} = {fields[key]!r}, which is not supported; merge it into its base "
-                            "with PEFT first")
+            raise UserError(f"{directory} has {key} = {shown(fields[key])}, which is not supported; merge it into its "
+                            "base with PEFT first")
     stored = scan([Path(directory) / WEIGHTS])
     adapters: dict[str, np.ndarray] = {}
     replaced: dict[str, np.ndarray] = {}
@@ -123,6 +127,7 @@ def read_peft(directory: str | Path, config: ModelConfig) -> tuple[Params, Param
                                         for suffix in (".lora_A.weight", ".lora_B.weight", ".weight"))
         used.update(a_names, b_names, full_names)
         if a_names:
+            check_pairs(a_names, b_names, stored)
             pairs = [(read(a, stored[a]), read(b, stored[b])) for a, b in zip(a_names, b_names)]
             adapters |= from_pairs(entry, pairs, scale(fields, entry), config)
         if full_names:
@@ -157,14 +162,28 @@ def stored_names(entry: Entry, suffix: str, stored: dict[str, Stored], config: M
     return names
 
 
+def check_pairs(a_names: list[str], b_names: list[str], stored: dict[str, Stored]) -> None:
+    """Raises `UserError` unless the tensors are matrices [rank, inputs] and [outputs, rank], alike in all layers."""
+    if len(a_names) != len(b_names):
+        raise UserError(f"tensor {a_names[0]} has no lora_B beside it; copy the complete adapter")
+    for names in (a_names, b_names):
+        for name in names:
+            check_tensor(name, stored[name], stored[names[0]].shape)
+    a, b = stored[a_names[0]].shape, stored[b_names[0]].shape
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+        raise UserError(f"tensors {a_names[0]} and {b_names[0]} have the shapes {list(a)} and {list(b)}, which are not "
+                        "[rank, inputs] and [outputs, rank]; copy the complete adapter")
+
+
 def from_saved(entry: Entry, names: list[str], stored: dict[str, Stored],
                config: ModelConfig) -> dict[str, np.ndarray]:
     """Our weights, by path, from tensors that were trained in full. Raises `UserError` for another shape."""
     weights = weight_table(config)
     for name in names:
-        if stored[name].shape != hf_shape(entry, weights):
+        if stored[name].shape != hf_shape(entry, weights):  # mostly the embedding, by the row of the mask
             raise UserError(f"tensor {name} has the shape {list(stored[name].shape)} and this model's has "
                             f"{list(hf_shape(entry, weights))}; give the base its mask token first, with --mask")
+        check_tensor(name, stored[name], hf_shape(entry, weights))
     layers = [from_hf(entry, read(name, stored[name]), weights) for name in names]
     if not entry.stacked:
         return layers[0]

@@ -3,11 +3,14 @@
 import dataclasses
 from collections.abc import Mapping
 
-from dlm_jax.convert.hf_config import Fields, optional, reject_unsupported, require, size
+from dlm_jax.convert.hf_config import Fields, optional, reject_unsupported, require
+from dlm_jax.convert.hf_schema import CONFIG
 from dlm_jax.convert.tensor_map import EMBEDDING, PREFIX
 from dlm_jax.convert.tensors import Stored
 from dlm_jax.errors import UserError
+from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.diffusion_spec import DiffusionSpec
+from dlm_jax.schema.kinds import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,11 @@ class Source:
 
 
 def recognize(fields: Fields, stored: Mapping[str, Stored]) -> Source:
-    """What the checkpoint is. An unknown `model_type` is passed through, for `model_config` to reject."""
+    """What the checkpoint is. An unknown `model_type` is passed through, for `model_config` to reject.
+
+    Raises `UserError` for a field that is not of its kind in `CONFIG`.
+    """
+    check_fields(fields, CONFIG, "the configuration")
     if fields.get("model_type") == "dlm":
         return dlm_export(fields)
     if "EfficientDLM" in (fields.get("architectures") or []):
@@ -114,7 +121,7 @@ LLADA_NAMES = (
 def llada(fields: Fields) -> Source:
     """LLaDA 8B (arXiv 2502.09992): LLaMA with OLMo's names. Raises `UserError` for another type of block."""
     reject_unsupported(fields, LLADA_HARMLESS)
-    width, heads = size(fields, "d_model"), size(fields, "n_heads")
+    width, heads = require(fields, "d_model"), require(fields, "n_heads")
     llama = {
         "model_type": "llama", "vocab_size": optional(fields, "embedding_size", fields.get("vocab_size")),
         "hidden_size": width, "num_hidden_layers": require(fields, "n_layers"), "num_attention_heads": heads,
@@ -129,14 +136,17 @@ def llada(fields: Fields) -> Source:
     return Source(llama, spec, LLADA_NAMES)
 
 
-def check_token_ids(spec: Mapping[str, object], vocab_size: int) -> DiffusionSpec:
-    """The spec, checked. Raises `UserError` for a missing mask token that is needed, and for a mask, start or end token
-    that is not in the vocabulary."""
+def checked_spec(spec: Mapping[str, object], config: ModelConfig) -> DiffusionSpec:
+    """The spec of a model, checked. Raises `UserError` for a missing mask token that is needed, for a mask, start or
+    end token that is not in the vocabulary, and for blocks longer than the context."""
     checked = DiffusionSpec.from_dict(dict(spec))
+    if checked.block_size is not None and checked.block_size > config.max_length:
+        raise UserError(f"block_size {checked.block_size} is longer than the context of {config.max_length} "
+                        "tokens; correct it")
     if checked.is_diffusion and checked.mask_token_id is None:
         raise UserError("the checkpoint does not state its mask token; set mask_token_id")
     for name in TOKEN_IDS:
         value = getattr(checked, name)
-        if value is not None and not 0 <= value < vocab_size:
-            raise UserError(f"{name} {value} is not in the vocabulary of {vocab_size} tokens; set another")
+        if value is not None and not 0 <= value < config.vocab_size:
+            raise UserError(f"{name} {value} is not in the vocabulary of {config.vocab_size} tokens; set another")
     return checked

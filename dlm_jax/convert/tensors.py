@@ -12,12 +12,20 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from dlm_jax.errors import UserError
+from dlm_jax.schema.json_text import check_regular, parse_json, shown
+from dlm_jax.schema.kinds import Schema, check_fields, choice, list_of, whole
 from dlm_jax.typing import Float, shape_checked
 
 FLOAT32, BFLOAT16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
 # The dtype in memory for each stored type. float16 becomes float32, because no accelerator that we train on prefers
 # float16, and bfloat16 would round it.
 HELD_AS = {"F32": FLOAT32, "BF16": BFLOAT16, "F16": FLOAT32}
+MAX_HEADER = 100_000_000  # bytes, as in the format
+DTYPES = ("BOOL", "U8", "I8", "F4", "F6_E2M3", "F6_E3M2", "F8_E5M2", "F8_E4M3", "F8_E8M0", "I16", "U16", "F16",
+          "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64")  # most are refused later, by the tensor's name
+# What a header says of each tensor.
+TENSOR: Schema = {"dtype": choice(*DTYPES), "shape": list_of(whole(0, 2**40)),
+                  "data_offsets": list_of(whole(0, 2**63 - 1))}
 STORED_AS = {FLOAT32: "F32", BFLOAT16: "BF16"}
 
 
@@ -52,13 +60,34 @@ def scan(files: Iterable[Path]) -> dict[str, Stored]:
     """
     found: dict[str, Stored] = {}
     for file in files:
-        with opened(file) as tensors:
-            for name in tensors.keys():  # noqa: SIM118, it is not a dict
-                if name in found:
-                    raise UserError(f"tensor {name} is in both {found[name].file.name} and {file.name}; keep one")
-                header = tensors.get_slice(name)
-                found[name] = Stored(file, tuple(header.get_shape()), header.get_dtype())
+        header = read_header(file)
+        with opened(file):  # compares the header with the size of the file
+            pass
+        for name, fields in header.items():
+            if name in found:
+                raise UserError(f"tensor {name} is in both {found[name].file.name} and {file.name}; keep one")
+            found[name] = Stored(file, tuple(fields["shape"]), fields["dtype"])
     return found
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """The fields of `TENSOR` for each tensor in a file, by name. Raises `UserError` for anything else."""
+    try:
+        check_regular(file)
+        with file.open("rb") as opened_file:
+            size = int.from_bytes(opened_file.read(8), "little")
+            header = parse_json(opened_file.read(min(size, MAX_HEADER + 1)), MAX_HEADER)
+        if not isinstance(header, dict):
+            raise ValueError("its header is not an object")
+    except (OSError, ValueError) as error:
+        raise incomplete(file, error) from error
+    header.pop("__metadata__", None)
+    for name, fields in header.items():
+        if not isinstance(fields, dict) or any(fields.get(key) is None for key in TENSOR):
+            raise UserError(f"{file} does not state the {', '.join(TENSOR)} of its tensor {shown(name)}; copy or "
+                            "download it again")
+        check_fields(fields, TENSOR, f"{file}: tensor {shown(name)}")
+    return header
 
 
 def opened(file: Path) -> Any:
@@ -66,7 +95,12 @@ def opened(file: Path) -> Any:
     try:
         return safe_open(file, framework="numpy")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a complete safetensors file ({error}); copy or download it again") from error
+        raise incomplete(file, error) from error
+
+
+def incomplete(file: Path, error: Exception) -> UserError:
+    """What to tell a user whose file cannot be read."""
+    return UserError(f"{file} is not a complete safetensors file ({error}); copy or download it again")
 
 
 def check_names(stored: Iterable[str], expected: Iterable[str], where: Path) -> None:

@@ -18,7 +18,7 @@ from dlm_jax.data.prepare import check_length, write_description, write_part
 from dlm_jax.data.text import documents_of
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
-from dlm_jax.files import new_directory
+from dlm_jax.files import new_directory, read_json
 
 TEMPORARY = ".part."
 
@@ -81,7 +81,7 @@ def _result_name(number: int) -> str:
 def _take_result(directory: Path, number: int) -> dict:
     """Reads and deletes the result file of part `number`. Raises `UserError` if the input was at fault."""
     file = directory / _result_name(number)
-    result = json.loads(file.read_text(encoding="utf-8"))
+    result = read_json(file)
     if "error" in result:
         raise UserError(result["error"])
     file.unlink()

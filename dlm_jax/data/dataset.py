@@ -4,8 +4,8 @@ import bisect
 import contextlib
 import dataclasses
 import itertools
-import json
 from collections.abc import Generator, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,10 @@ import numpy as np
 from dlm_jax.data.records import DESCRIPTION, FORMAT, Record, decode_record
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
+from dlm_jax.files import read_json
+from dlm_jax.schema.json_text import shown
+from dlm_jax.schema.ranges import MAX_LENGTH, between, positive
+from dlm_jax.schema.record import from_json
 from dlm_jax.typing import Int32, shape_checked
 
 if TYPE_CHECKING:
@@ -34,7 +38,7 @@ class Shard:
     """One file of a dataset."""
 
     name: str
-    records: int  # how many it must hold
+    records: int = positive()  # how many it must hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +46,11 @@ class Dataset:
     """What `prepare` wrote: packed records of one length, and the counts in their description."""
 
     directory: Path
-    length: int  # tokens per record
-    records: int
-    tokens: int  # excluding padding
-    documents: int
-    bytes: int  # of the source text, in UTF-8
+    length: int = field(metadata=between(2, MAX_LENGTH))  # tokens per record
+    records: int = field(metadata=between(1, 2**53))
+    tokens: int = field(metadata=between(0, 2**53))  # excluding padding
+    documents: int = field(metadata=between(0, 2**53))
+    bytes: int = field(metadata=between(0, 2**63))  # of the source text, in UTF-8
     tokenizer: str  # the fingerprint of the tokenizer that the text was prepared with
     bos_id: int | None
     eos_id: int | None
@@ -60,17 +64,17 @@ class Dataset:
         """
         directory = Path(directory)
         try:
-            fields = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
-            if fields.pop("format") != FORMAT:
-                raise UserError(f"{directory} has a format that this version of dlm-jax does not know; "
-                                "prepare the text again")
-            shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
-            dataset = cls(directory=directory, shards=shards, **fields)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{directory} is not a prepared dataset ({DESCRIPTION}: {error}); "
-                            "prepare the text into it first") from error
-        for shard in shards:
-            _check_shard(directory / shard.name, shard.records)
+            fields = read_json(directory / DESCRIPTION)
+            if fields.pop("format", None) != FORMAT:
+                raise UserError(f"{DESCRIPTION} is of a format that this version of dlm-jax does not know")
+            dataset = from_json(cls, fields, DESCRIPTION, directory=directory)
+        except UserError as error:
+            raise UserError(f"{directory} is not a prepared dataset ({error}); prepare the text into it") from error
+        if sum(shard.records for shard in dataset.shards) != dataset.records:
+            raise UserError(f"the shards in {directory / DESCRIPTION} do not add up to {dataset.records} records; "
+                            "prepare the text again")
+        for shard in dataset.shards:
+            _check_shard(directory, shard)
         return dataset
 
     @property
@@ -164,8 +168,12 @@ class _Records:
                             "prepare the text again") from error
 
 
-def _check_shard(path: Path, records: int) -> None:
-    """Raises `UserError` if the file is missing or does not hold that many records."""
+def _check_shard(directory: Path, shard: Shard) -> None:
+    """Raises `UserError` if the file is missing, elsewhere, or does not hold that many records."""
+    path, records = directory / shard.name, shard.records
+    if Path(shard.name).name != shard.name:
+        raise UserError(f"{directory / DESCRIPTION} names the file {shown(shard.name)}, which is not in its directory; "
+                        "prepare the text again")
     from array_record.python.array_record_module import ArrayRecordReader
     if not path.is_file():
         raise UserError(f"the dataset lacks its file {path}; restore it or prepare the text again")

@@ -14,6 +14,7 @@ from dlm_jax.data.records import DESCRIPTION, FORMAT, Record, encode_record
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
 from dlm_jax.files import new_directory
+from dlm_jax.schema.ranges import MAX_LENGTH
 
 BATCH_DOCUMENTS, BATCH_BYTES = 256, 2**20  # tokenized together: enough work for a process, little memory
 SHARD_BYTES = 2**28  # before compression
@@ -37,9 +38,11 @@ def prepare(documents: Iterable[str], tokenizer: Tokenizer, length: int, out: st
 
 
 def check_length(length: int) -> None:
-    """Raises `UserError` if records would be too short to learn from."""
+    """Raises `UserError` if records would be too short to learn from, or too long to hold."""
     if length < 2:
         raise UserError(f"a record of {length} tokens is too short to learn from; choose a length of at least 2")
+    if length > MAX_LENGTH:
+        raise UserError(f"a record of {length} tokens is longer than any context; choose at most {MAX_LENGTH}")
 
 
 def write_part(documents: Iterable[str], tokenizer: Tokenizer, length: int, directory: Path, name: str,

@@ -1,7 +1,7 @@
 """Documents from files: plain text, JSON lines, Parquet, TensorFlow datasets."""
 
 import hashlib
-import json
+import io
 import sysconfig
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,8 +10,10 @@ from pathlib import Path
 from dlm_jax.data.inputs import TFDS, expand, open_bytes, open_stored
 from dlm_jax.data.tfds_text import tfds_texts
 from dlm_jax.errors import UserError
+from dlm_jax.schema.json_text import parse_json
 
 SEPARATOR = "<|endoftext|>"  # on a line of its own in a .txt file, ends a document
+MAX_DOCUMENT = 2**27  # characters
 PARQUET_ROWS = 256  # rows held in memory at once
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "__pycache__"}
 
@@ -65,7 +67,8 @@ def numbered_lines(name: str) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with open_bytes(name) as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(MAX_DOCUMENT + 1), b""), start=1):
+                check_size(len(line), f"{name}, line {number}")
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{name}, line {number} is not UTF-8 (byte {error.object[error.start]:#04x}); "
@@ -74,20 +77,32 @@ def numbered_lines(name: str) -> Iterator[tuple[int, str]]:
         raise UserError(f"cannot read {name} after line {number} ({error}); restore the file") from error
 
 
+def check_size(size: int, where: str) -> None:
+    """Raises `UserError` for a text that is too long to be held in memory and tokenized."""
+    if size > MAX_DOCUMENT:
+        raise UserError(f"{where} makes a document of more than {MAX_DOCUMENT} characters; split it, in a .txt file by "
+                        f"lines of {SEPARATOR}")
+
+
 def _entire_file(name: str) -> Iterator[str]:
-    yield "".join(line for _, line in numbered_lines(name))
+    yield from _documents(name, separator=None)
 
 
 def _separated_documents(name: str) -> Iterator[str]:
+    yield from _documents(name, SEPARATOR)
+
+
+def _documents(name: str, separator: str | None) -> Iterator[str]:
     """The line break before a separator belongs to the separator, so a document is exactly the text between two."""
-    lines: list[str] = []
-    for _, line in numbered_lines(name):
-        if line.rstrip("\r\n") == SEPARATOR:
-            yield "".join(lines).removesuffix("\n").removesuffix("\r")
-            lines = []
+    lines, size = io.StringIO(newline=""), 0
+    for number, line in numbered_lines(name):
+        if line.rstrip("\r\n") == separator:
+            yield lines.getvalue().removesuffix("\n").removesuffix("\r")
+            lines, size = io.StringIO(newline=""), 0
         else:
-            lines.append(line)
-    yield "".join(lines)
+            size += lines.write(line)
+            check_size(size, f"{name}, line {number}")
+    yield lines.getvalue()
 
 
 def _json_documents(name: str) -> Iterator[str]:
@@ -105,8 +120,8 @@ def json_lines(name: str) -> Iterator[tuple[str, dict]]:
             continue
         where = f"{name}, line {number}"
         try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            record = parse_json(line.encode(), 4 * MAX_DOCUMENT)
+        except ValueError as error:
             raise UserError(f"{where} is not JSON ({error}); write one JSON object per line") from error
         yield where, record if isinstance(record, dict) else {}
 

@@ -12,18 +12,44 @@ from typing import TYPE_CHECKING, Any
 
 from dlm_jax.errors import UserError
 from dlm_jax.files import check_sums, read_json
+from dlm_jax.models.config import MAX_ROWS
+from dlm_jax.schema.json_text import check_regular
+from dlm_jax.schema.kinds import (
+    ANY,
+    FLAG,
+    TEXT,
+    Schema,
+    check_fields,
+    either,
+    list_of,
+    map_of,
+    nested,
+    real,
+    whole,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-# The fields of `tokenizer_config.json` that are written: what a text needs. A stranger's directory may have others, and
-# some of those name code that `transformers` would run (`auto_map`).
-WRITTEN = frozenset((
-    "tokenizer_class", "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
-    "additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "add_prefix_space", "add_bos_token",
-    "add_eos_token", "legacy", "split_special_tokens", "clean_up_tokenization_spaces", "spaces_between_special_tokens",
-    "errors", "trim_offsets", "model_max_length", "model_input_names", "padding_side", "truncation_side",
-    "chat_template"))
+TOKEN = either(TEXT, map_of(either(TEXT, FLAG)))  # a token, or one with its flags
+LIST = either(list_of(TOKEN), map_of(TOKEN))
+# The fields of `tokenizer_config.json` that are read and written: what a text needs. A stranger's directory may have
+# others, and some of those name code that `transformers` would run (`auto_map`).
+CONFIG: Schema = {
+    "tokenizer_class": TEXT, "bos_token": TOKEN, "eos_token": TOKEN, "unk_token": TOKEN, "sep_token": TOKEN,
+    "pad_token": TOKEN, "cls_token": TOKEN, "mask_token": TOKEN, "additional_special_tokens": LIST,
+    "extra_special_tokens": LIST, "added_tokens_decoder": map_of(TOKEN), "add_prefix_space": FLAG,
+    "add_bos_token": FLAG, "add_eos_token": FLAG, "legacy": FLAG, "split_special_tokens": FLAG,
+    "clean_up_tokenization_spaces": FLAG, "spaces_between_special_tokens": FLAG, "errors": TEXT, "trim_offsets": FLAG,
+    "model_max_length": real(0), "model_input_names": list_of(TEXT), "padding_side": TEXT, "truncation_side": TEXT,
+    "chat_template": either(TEXT, list_of(map_of(TEXT)))}
+# `tokenizer.json`. Its parts are read by the package `tokenizers`.
+PIPELINE: Schema = {
+    "version": TEXT, "model": map_of(ANY), "normalizer": map_of(ANY), "pre_tokenizer": map_of(ANY),
+    "post_processor": map_of(ANY), "decoder": map_of(ANY),
+    "added_tokens": list_of(nested({"id": whole(0, MAX_ROWS), "content": TEXT, "special": FLAG}))}
+SCHEMAS: dict[str, Schema] = {"tokenizer.json": PIPELINE, "tokenizer_config.json": CONFIG,
+                              "special_tokens_map.json": CONFIG, "added_tokens.json": {}, "config.json": {}}
 MAX_PENDING = 4  # a UTF-8 character has at most four bytes, so at most four tokens wait for its completion
 SUFFIXES = {".json", ".txt", ".model", ".jinja"}  # of the files that make a tokenizer
 
@@ -60,10 +86,13 @@ class Tokenizer:
         verbosity = transformers.utils.logging.get_verbosity()
         transformers.utils.logging.set_verbosity_error()  # it warns about the unknown model type of an export
         try:
+            _check_files(Path(directory))
             reader = transformers.PreTrainedTokenizerFast if _is_plain(Path(directory)) else transformers.AutoTokenizer
             wrapped = reader.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
             return cls(wrapped, bos_id, eos_id)
-        except Exception as error:  # Rust raises bare exceptions; a slow tokenizer has no backend
+        except (UserError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # Rust's panics are no `Exception`s; a slow tokenizer has no backend
             cause = str(error).strip().split("\n")[0] or type(error).__name__
             raise UserError(f"cannot read a tokenizer from {directory} ({cause}); "
                             "copy the original tokenizer.json and tokenizer_config.json there") from error
@@ -141,14 +170,14 @@ class Tokenizer:
         return Tokenizer(wrapped, self.bos_id, self.eos_id)
 
     def save(self, directory: str | Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`, with the fields of `WRITTEN`, into `directory`.
+        """Writes `tokenizer.json` and `tokenizer_config.json`, with the fields of `CONFIG`, into `directory`.
 
         Raises `OSError` where they cannot be written.
         """
         with _os_errors():
             self._wrapped.save_pretrained(str(directory), save_jinja_files=False)  # a stranger may have named some
         file = Path(directory) / "tokenizer_config.json"
-        fields = {name: value for name, value in read_json(file).items() if name in WRITTEN}
+        fields = {name: value for name, value in read_json(file).items() if name in CONFIG}
         file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
     def fingerprint(self) -> str:
@@ -173,8 +202,17 @@ def _os_errors() -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
+def _check_files(directory: Path) -> None:
+    """Raises `UserError` for a JSON file that does not fit its schema, and for a pipe or device among the files."""
+    for path in directory.iterdir():
+        if path.name in SCHEMAS:
+            check_fields(read_json(path), SCHEMAS[path.name], str(path))
+        elif path.suffix in SUFFIXES:
+            check_regular(path)
+
+
 def _is_plain(directory: Path) -> bool:
     """Whether the directory names the plain class. AutoTokenizer would find it too, but load PyTorch first."""
     config = directory / "tokenizer_config.json"
-    class_name = json.loads(config.read_text()).get("tokenizer_class") if config.exists() else None
+    class_name = read_json(config).get("tokenizer_class") if config.exists() else None
     return class_name in ("PreTrainedTokenizerFast", "TokenizersBackend")

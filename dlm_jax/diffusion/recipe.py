@@ -6,8 +6,7 @@ from typing import Literal
 
 from dlm_jax.diffusion.schedule import block_size_at, parse_block_schedule
 from dlm_jax.errors import UserError
-
-NON_NEGATIVE = ("anneal_steps", "level_warmup", "half_life_steps", "ar_weight", "kl_weight")
+from dlm_jax.schema.ranges import MAX_BLOCK, check_ranges, non_negative, within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +27,12 @@ class Recipe:
     corruption: Literal["none", "uniform", "exact_count", "position_dependent"] = "uniform"
     # With two streams, the number of tokens that are denoised together. With one stream, 0 means the whole text;
     # otherwise a token sees its own block and earlier ones, which are noisy too (Efficient-DLM's ablation).
-    block_size: int = 0
+    block_size: int = within(0, MAX_BLOCK, 0)
     # Lambda of position-dependent corruption, the fraction of a block over which the masking weight doubles as t goes
     # to 0; 0 with the other corruptions.
-    half_life: float = 0.0
+    half_life: float = non_negative(0.0)
     # Steps over which a causal mask opens to the full one; 0 shows the full mask from the start.
-    anneal_steps: int = 0
+    anneal_steps: int = non_negative(0)
     # Levels are drawn from (t_min, t_max].
     t_min: float = 1e-3
     t_max: float = 1.0
@@ -54,18 +53,18 @@ class Recipe:
     # tokens of each record, as that code does with micro-batches of one.
     normalizer: Literal["tokens", "masked", "masked_each"] = "tokens"
     # Weight of the next-token loss on a token-causal clean half; a mean over tokens, added to the diffusion loss.
-    ar_weight: float = 0.0
+    ar_weight: float = non_negative(0.0)
     # Weight of the divergence from the frozen base on a token-causal clean half; also a mean over tokens, and added.
-    kl_weight: float = 0.0
+    kl_weight: float = non_negative(0.0)
     # How a mask opens over `anneal_steps`: 'scattered' opens random future edges (DiffuLLaMA); 'look_ahead' moves the
     # horizon ahead.
     annealing: Literal["scattered", "look_ahead"] = "scattered"
     # Block sizes that come before `block_size`: '1x500,4x500' is 500 steps with blocks of 1, then 500 with blocks of 4.
     block_schedule: str = ""
     # Steps over which t_max grows from t_min, with weights of 1 meanwhile (Stable-DiffCoder, arXiv 2601.15892).
-    level_warmup: int = 0
+    level_warmup: int = non_negative(0)
     # Steps over which position-dependent masking grows from uniform to `half_life`.
-    half_life_steps: int = 0
+    half_life_steps: int = non_negative(0)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -73,19 +72,18 @@ class Recipe:
             if allowed and value not in allowed:
                 choices = " or ".join(map(repr, allowed))
                 raise UserError(f"recipe '{self.name}': {field.name} must be {choices}, not {value!r}")
+        check_ranges(f"recipe '{self.name}': ", self)
         for wrong, sentence in [*self._ranges(), *self._contradictions()]:
             if wrong:
                 raise UserError(f"recipe '{self.name}': {sentence}")
 
     def _ranges(self) -> list[tuple[bool, str]]:
-        """(whether a number is out of range, the error message) for every number."""
+        """(whether a number is out of range, the error message) for the numbers that depend on others."""
         return [
-            *((getattr(self, name) < 0, f"{name} must not be negative") for name in NON_NEGATIVE),
             (not 0 < self.t_min < 1, f"t_min must lie in (0, 1), not {self.t_min}"),
             (not self.t_min < self.t_max <= 1, f"t_max must lie in (t_min, 1], not {self.t_max}"),
             (self.streams == 2 and self.block_size < 1,
              f"block_size must be at least 1 with two streams, not {self.block_size}"),
-            (self.block_size < 0, f"block_size must be at least 0 with one stream, not {self.block_size}"),
         ]
 
     def _contradictions(self) -> list[tuple[bool, str]]:

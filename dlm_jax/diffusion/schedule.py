@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from dlm_jax.errors import UserError
 from dlm_jax.typing import Array, Float, Float32, Int, Key, shape_checked
 
-PHASE = re.compile(r"\s*(\d+)\s*x\s*(\d+)\s*")
+PHASE = re.compile(r"\s*(\d{1,9})\s*x\s*(\d{1,9})\s*")
 
 
 @shape_checked

@@ -4,26 +4,26 @@ import dataclasses
 from typing import Literal
 
 from dlm_jax.errors import UserError
+from dlm_jax.schema.ranges import MAX_BLOCK, check_ranges, within
+from dlm_jax.schema.record import from_json
 
 ALIGNMENTS = ("shifted", "same_position")
 RULES = ("causal", "bidirectional", "block_causal")
 CLEAN_HALVES = ("block_causal", "token_causal")
-# The fields that are a number or text, or None.
-TYPES = {"block_size": int, "mask_token_id": int, "bos_token_id": int, "eos_token_id": int, "recipe": str,
-         "base_model": str, "base_revision": str}
 # Under token_causal the last block sees itself and everything before it; the text before it is causal.
 VISIBILITIES = (*RULES, "token_causal")
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionSpec:
-    """The part of `dlm.json` that is not the architecture. Raises `UserError` for contradictory settings."""
+    """The part of `dlm.json` that is not the architecture. Raises `UserError` for settings that are out of range or
+    contradict each other."""
 
     # 'shifted': the output at n-1 predicts token n. 'same_position': the output at n predicts token n.
     alignment: Literal["shifted", "same_position"] = "shifted"
     # What a token sees when the model denoises; 'causal' marks a plain autoregressive model.
     rule: Literal["causal", "bidirectional", "block_causal"] = "causal"
-    block_size: int | None = None  # tokens per block; only with the rule 'block_causal'
+    block_size: int | None = within(1, MAX_BLOCK, None)  # tokens per block; only with the rule 'block_causal'
     mask_token_id: int | None = None  # None for a plain autoregressive model
     bos_token_id: int | None = None  # the token that a text starts with; None where there is none
     eos_token_id: int | None = None  # the token that ends a text; None where there is none
@@ -42,8 +42,7 @@ class DiffusionSpec:
         if (self.rule == "block_causal") != (self.block_size is not None):
             raise UserError("block_size goes with the rule block_causal, and only with it; got rule "
                             f"'{self.rule}' and block_size {self.block_size}")
-        if self.block_size is not None and self.block_size < 1:
-            raise UserError(f"block_size must be at least 1, not {self.block_size}")
+        check_ranges("the diffusion model's ", self)
         if self.clean_half not in CLEAN_HALVES:
             raise UserError(f"clean_half '{self.clean_half}' is not one of {', '.join(CLEAN_HALVES)}")
         if self.clean_half == "token_causal" and self.rule != "block_causal":
@@ -67,11 +66,4 @@ class DiffusionSpec:
     @classmethod
     def from_dict(cls, fields: dict) -> "DiffusionSpec":
         """The inverse of `dataclasses.asdict`. Raises `UserError` for fields of another version, or of another type."""
-        for name, kind in TYPES.items():
-            if fields.get(name) is not None and type(fields[name]) is not kind:
-                raise UserError(f"the diffusion settings have {name}: {fields[name]!r}, which is not of type "
-                                f"{kind.__name__}; correct it")
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise UserError(f"the diffusion settings do not fit this version of dlm-jax: {error}") from None
+        return from_json(cls, fields, "the description of the diffusion model")

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from dlm_jax.errors import UserError
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import Params, Weight, flatten, unflatten, weight_table
+from dlm_jax.schema.ranges import check_ranges, positive_fp32, within
 from dlm_jax.typing import Array, Float, shape_checked
 
+MAX_RANK = 2**14
 TARGET_MODULES = {"attention": "layers.attention.", "mlp": "layers.mlp."}  # how the paths of a module begin
 SAVED_MODULES = {"embeddings": "embed.", "norms": "norm", "head": "head."}  # what the paths of a module contain
 
@@ -25,8 +27,8 @@ SAVED_MODULES = {"embeddings": "embed.", "norms": "norm", "head": "head."}  # wh
 class Lora:
     """Which weights are trained. The words are PEFT's. Raises `UserError` for values that make no sense."""
 
-    rank: int = 0  # 0 trains all weights, without adapters
-    alpha: float = 32.0  # the product A B is scaled by alpha / rank
+    rank: int = within(0, MAX_RANK, 0)  # 0 trains all weights, without adapters
+    alpha: float = positive_fp32(32.0)  # the product A B is scaled by alpha / rank
     target_modules: str = "attention,mlp"  # the modules that get adapters: 'attention', 'mlp', or both with a comma
     # What is trained in full beside the adapters, of 'embeddings', 'norms' and 'head'. A new mask token needs
     # 'embeddings': its row starts at the mean of the others.
@@ -35,9 +37,7 @@ class Lora:
     def __post_init__(self) -> None:
         check_names("lora.target_modules", self.target_modules, TARGET_MODULES)
         check_names("lora.modules_to_save", self.modules_to_save, SAVED_MODULES)
-        if self.rank < 0 or self.alpha <= 0:
-            raise UserError(f"lora.rank must not be negative and lora.alpha must be positive, not {self.rank} and "
-                            f"{self.alpha}")
+        check_ranges("lora.", self)
         if self.rank and not comma_separated(self.target_modules):
             raise UserError("lora.target_modules is empty; name attention, mlp or both, or set lora.rank to 0")
 

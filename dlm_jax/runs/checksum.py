@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dlm_jax.hashing import hash32
+from dlm_jax.schema.json_text import parse_json
 from dlm_jax.typing import Array
 
 SALTS = (0x243F6A88, 0x85A308D3)  # digits of pi; each gives 32 bits of a checksum
@@ -61,7 +62,7 @@ def sealed(fields: dict[str, Any]) -> dict[str, Any]:
 
 def unsealed(text: str) -> dict[str, Any]:
     """The fields in the text of a JSON object that was `sealed`. Raises `Damage` if they have another digest."""
-    fields = json.loads(text)
+    fields = parse_json(text.encode())
     if fields.pop(SEAL, None) != _digest(fields):
         raise Damage("its description differs from its checksum")
     return fields

@@ -25,6 +25,8 @@ from pathlib import Path
 
 from dlm_jax.errors import UserError
 from dlm_jax.runs.places import LOCK, LockFile, LockObject, Place, read_lock
+from dlm_jax.schema.json_text import parse_json
+from dlm_jax.schema.record import from_json
 
 BEAT = 10.0
 SILENCE = 90.0
@@ -47,9 +49,9 @@ class Holder:
 def parse(text: str | None) -> Holder | None:
     """The holder that the text of a lock names, or None."""
     try:
-        fields = json.loads(text or "")
-        return Holder(**{field.name: fields[field.name] for field in dataclasses.fields(Holder)})
-    except (ValueError, TypeError, KeyError):
+        fields = parse_json((text or "").encode())
+        return from_json(Holder, {field.name: fields[field.name] for field in dataclasses.fields(Holder)}, LOCK)
+    except (ValueError, TypeError, KeyError, UserError):
         return None
 
 

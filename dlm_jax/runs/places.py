@@ -9,8 +9,10 @@ from typing import Protocol
 from dlm_jax.errors import UserError
 from dlm_jax.files import reachable
 from dlm_jax.runs.store import store_of
+from dlm_jax.schema.json_text import read_regular
 
 LOCK = "lock"  # the name of the file or object
+MAX_LOCK = 2**16  # bytes of it
 
 
 class Place(Protocol):
@@ -81,7 +83,7 @@ def _flock(descriptor: int) -> bool:
 def read_lock(directory: Path) -> str | None:
     """The text of the lock in a local directory, or None if there is none."""
     try:
-        return (directory / LOCK).read_text(encoding="utf-8", errors="replace")
+        return read_regular(directory / LOCK, MAX_LOCK).decode(errors="replace")
     except FileNotFoundError:
         return None
 

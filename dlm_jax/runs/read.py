@@ -24,6 +24,7 @@ from dlm_jax.models.weights import Params, flatten, unflatten
 from dlm_jax.runs.checksum import Damage, check_arrays, unsealed
 from dlm_jax.runs.remote import checkpoints_of
 from dlm_jax.runs.workdir import checkpoint_steps
+from dlm_jax.schema.record import from_json
 
 MODEL_FILE = "model.json"
 
@@ -69,9 +70,11 @@ def read_trained(workdir: Path) -> tuple[Bundle, Lora]:
     with damage(directory, fix="remove it to use the previous one"), ocp.StandardCheckpointer() as checkpointer:
         about = read_about(directory)
         fields = about["model"]
-        config, lora = ModelConfig.from_dict(fields.pop("model")), Lora(**fields.pop("lora", {}))
+        config = ModelConfig.from_dict(fields.pop("model"))
+        lora = from_json(Lora, fields.pop("lora", {}), "the description of the adapters")
         spec, table = DiffusionSpec.from_dict(fields), trained_table(config, lora)
         abstract = unflatten({path: jax.ShapeDtypeStruct(w.shape, "float32") for path, w in table.items()})
+        check_shapes(directory / "params", abstract)
         params = checkpointer.restore(directory / "params", abstract)
         check_arrays(params, about["checksums"]["params"])
     tokenizer = workdir / "tokenizer"
@@ -83,6 +86,22 @@ def read_about(directory: epath.Path) -> dict[str, Any]:
     return unsealed((directory / "about" / "metadata").read_text())
 
 
+class OtherShape(UserError):
+    """A checkpoint of another model: intact, but not of the shape that is wanted."""
+
+
+def check_shapes(directory: epath.Path, wanted: Params) -> None:
+    """Raises `OtherShape` for the first array in the checkpoint item `directory` whose shape is not as `wanted`."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree: Any = checkpointer.metadata(directory).item_metadata
+    found = {jax.tree_util.keystr(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree.tree)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+        name = jax.tree_util.keystr(path)
+        if name in found and found[name] != leaf.shape:
+            raise OtherShape(f"{name} in {directory} has the shape {list(found[name])} and the model wants "
+                             f"{list(leaf.shape)}; name the base that the run began with, or another work directory")
+
+
 @contextlib.contextmanager
 def damage(directory: epath.Path, fix: str = "") -> Iterator[None]:
     """Turns whatever goes wrong while the checkpoint `directory` is read into one `UserError`, with how to `fix` it.
@@ -91,7 +110,7 @@ def damage(directory: epath.Path, fix: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (jax.errors.JaxRuntimeError, MemoryError):
+    except (jax.errors.JaxRuntimeError, MemoryError, OtherShape):
         raise
     except Exception as error:
         advice = f"; {fix}" if fix else ""

@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from dlm_jax.config import Config, build, to_json
+from dlm_jax.config import Config, to_json
 from dlm_jax.errors import UserError
 from dlm_jax.files import describe, read_json, write_text
 from dlm_jax.runs.lock import check_lock, locked
 from dlm_jax.runs.places import LOCK
 from dlm_jax.runs.remote import checkpoints_of, is_mirror
+from dlm_jax.schema.json_text import shown
+from dlm_jax.schema.record import from_json
 
 # A resumed run may change these groups, and train.steps: they decide how long it runs and what it reports, not what it
 # computes.
@@ -42,7 +44,7 @@ def _begun(workdir: Path, config: Config) -> Iterator[None]:
     file = workdir / "config.json"
     new = not file.exists()
     if not new:
-        _check_same(build(Config, read_json(file)), config, workdir)
+        _check_same(from_json(Config, read_json(file), str(file)), config, workdir)
     try:
         write_text(file, to_json(config) + "\n")
         yield
@@ -95,8 +97,8 @@ def _check_same(old: Config, new: Config, workdir: Path) -> None:
         changed = [key for key in before if before[key] != after[key] and (group.name, key) != ("train", "steps")]
         if changed and group.name not in FREE_GROUPS:
             key = changed[0]
-            raise UserError(f"{workdir} holds a run with {group.name}.{key} = {before[key]!r}, not {after[key]!r}; "
-                            "choose another work directory or the same config")
+            raise UserError(f"{workdir} holds a run with {group.name}.{key} = {shown(before[key])}, not "
+                            f"{shown(after[key])}; choose another work directory or the same config")
     reached = max(checkpoint_steps(workdir), default=0)
     if new.train.steps < reached:
         raise UserError(f"{workdir} holds a run that is at step {reached}, beyond train.steps = {new.train.steps}; "

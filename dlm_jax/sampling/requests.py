@@ -9,7 +9,7 @@ from dlm_jax.errors import UserError
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.diffusion_spec import DiffusionSpec
 
-HOLE = re.compile(r"\[MASK:(\d+)(?:-(\d+))?\]")
+HOLE = re.compile(r"\[MASK:([0-9]+)(?:-([0-9]+))?\]")
 MAX_CANDIDATES = 64
 
 
@@ -37,13 +37,13 @@ def with_holes(text: str, encode: Callable[[str], list[int]], encode_inside: Cal
     or if the holes are too long or allow too many choices.
     """
     parts = HOLE.split(text)  # text, width, last width or None, text, ...
-    ranges = [range(int(a), int(b or a) + 1) for a, b in zip(parts[1::3], parts[2::3])]
+    ranges = [range(_width(a), _width(b or a) + 1) for a, b in zip(parts[1::3], parts[2::3])]
     if not ranges:
         raise UserError("there is no hole to fill; mark one with [MASK:n], n tokens wide")
-    for a, b, widths in zip(parts[1::3], parts[2::3], ranges):
+    for widths in ranges:
         if not widths:
-            raise UserError(f"the hole [MASK:{a}-{b}] has a minimum width above its maximum; write the smaller "
-                            "width first")
+            raise UserError(f"the hole [MASK:{widths.start}-{widths.stop - 1}] has a minimum width above its maximum; "
+                            "write the smaller width first")
     check_length(sum(widths[-1] for widths in ranges), context)
     count = 1
     for widths in ranges:
@@ -53,6 +53,11 @@ def with_holes(text: str, encode: Callable[[str], list[int]], encode_inside: Cal
                         "their ranges")
     ids = [encode(parts[0]), *(encode_inside(after) for after in parts[3::3])]
     return [_request(ids, widths) for widths in itertools.product(*ranges)]
+
+
+def _width(digits: str) -> int:
+    """The number, if it has at most ten digits, and else one of ten digits, which no context has room for either."""
+    return int(digits.lstrip("0")[:10] or "0")
 
 
 def _request(ids: list[list[int]], widths: Sequence[int]) -> Request:

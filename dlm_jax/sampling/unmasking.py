@@ -56,10 +56,10 @@ SELECTORS: dict[str, tuple[Callable[..., Selector | Speculate], str]] = {
     "threshold": (lambda tau: Threshold(float(tau)), "threshold:0.9"),
     "factor": (lambda factor: Factor(float(factor)), "factor:1"),
     "entropy_bound": (lambda nats: EntropyBound(float(nats)), "entropy_bound:0.5"),
-    "diffullama_random": (RandomOrder, "diffullama_random"),
+    "diffullama_random": (lambda: RandomOrder(), "diffullama_random"),
     "diffullama_confidence": (lambda temperature="0.95": DiffuLLaMAConfidence(float(temperature)),
                               "diffullama_confidence or diffullama_confidence:0.9"),
-    "speculate": (Speculate, "speculate"),
+    "speculate": (lambda: Speculate(), "speculate"),
 }
 REVISIONS: dict[str, tuple[Callable[..., Revision], str]] = {
     "remask": (lambda probability: Remask(float(probability)), "remask:0.3"),

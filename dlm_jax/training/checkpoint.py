@@ -18,7 +18,7 @@ from dlm_jax.errors import UserError
 from dlm_jax.parallel.distributed import all_processes, barrier, is_primary
 from dlm_jax.runs.checksum import check_arrays, checksums, sealed
 from dlm_jax.runs.lock import check_lock
-from dlm_jax.runs.read import damage, read_about
+from dlm_jax.runs.read import OtherShape, check_shapes, damage, read_about
 from dlm_jax.runs.remote import checkpoints_of
 
 if TYPE_CHECKING:
@@ -42,12 +42,14 @@ class Checkpoints:
         """The newest intact state on disk, or `fresh`, whose shapes and layouts it takes, if there is none.
 
         A damaged checkpoint is moved to `damaged/`, beside `checkpoints/`, and reported through `log`. Raises
-        `UserError` if all of them are damaged.
+        `UserError` if all of them are damaged, and if they are of another shape.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
                 return self._read(step, fresh)
+            except OtherShape:
+                raise
             except UserError as error:
                 log(f"{error}; falling back to the previous one")
                 self._set_aside(step)
@@ -60,6 +62,7 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, fresh)
         with self._damage_anywhere(step):
             sums = read_about(self.directory / str(step))["checksums"]
+            check_shapes(self.directory / str(step) / "params", abstract.params)
             saved = self._manager.restore(step, args=ocp.args.Composite(**{
                 name: ocp.args.StandardRestore(part) for name, part in _parts(abstract).items()}))
         with self._damage_anywhere(step):

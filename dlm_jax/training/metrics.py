@@ -17,22 +17,21 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from dlm_jax.config import Config
 from dlm_jax.errors import UserError
 from dlm_jax.files import write_text
+from dlm_jax.schema.json_text import MAX_LINE, parse_json, read_regular
+
+MAX_LOG = 2**32  # bytes; a run of a million steps writes 2**28
 
 
 class JsonLines:
     """A file of one JSON object per line, each with a `step`; a resumed run appends after step `restored`.
 
-    Later lines, and one that a kill truncated, are removed first: the run will write them again.
+    Lines of later steps are removed first, since the run will write them again, and so are lines that are no record:
+    what a kill truncated or a disk damaged.
     """
 
     def __init__(self, path: Path, restored: int) -> None:
-        kept = []
-        for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-            try:
-                if json.loads(line)["step"] <= restored:
-                    kept.append(line + "\n")
-            except (ValueError, TypeError, KeyError):
-                break
+        lines = read_regular(path, MAX_LOG).splitlines() if path.exists() else []
+        kept = [line.decode() + "\n" for line in lines if (step := _step(line)) is not None and step <= restored]
         write_text(path, "".join(kept))
         self._file = path.open("ab", buffering=0)  # unbuffered, so that a full disk shows at once
 
@@ -47,6 +46,15 @@ class JsonLines:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a record; None for a line that is no record."""
+    try:
+        step = parse_json(line, MAX_LINE)["step"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return step if type(step) is int else None
 
 
 class Board:

@@ -56,6 +56,7 @@ def test_a_wrong_call_is_explained(refused, arguments, words):
     (["--unmasking", "alphabetical"], "'alphabetical' is not an unmasking strategy"),
     (["--unmasking", "threshold:high"], "write threshold:0.9"),
     (["--unmasking", "threshold:0.9+forget:1"], "'forget:1' is not a revision"),
+    (["--unmasking", "diffullama_random:5"], "write diffullama_random"),
     (["--unmasking", "speculate"], "token_causal"),
     (["--cache", "block"], "for block_causal models"),
     (["--cache", "dual"], "number of positions per block"),
@@ -97,7 +98,7 @@ def truncate(file: Path) -> None:
     (lambda d: (d / "model.safetensors").unlink(), "has neither model.safetensors nor"),
     (lambda d: (d / "config.json").unlink(), "has no config.json"),
     (lambda d: truncate(d / "config.json"), "cannot be read as JSON"),
-    (lambda d: truncate(d / "tokenizer.json"), "cannot read a tokenizer"),
+    (lambda d: truncate(d / "tokenizer.json"), "tokenizer.json cannot be read as JSON"),
 ])
 def test_a_damaged_model_is_not_imported(refused, checkpoint, tmp_path, damage, words):
     damage(checkpoint)
@@ -131,6 +132,45 @@ def test_text_that_cannot_be_read_is_refused_and_leaves_nothing(refused, base, t
                     ["eval", base, "--task", "ar_nll"]):
         assert words in refused(*command, "--text", tmp_path / name)
     assert left(tmp_path) == {name}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors",
+                                  "generation_config.json", "SHA256SUMS"])
+def test_a_pipe_among_the_files_of_a_model_is_refused_and_not_read(refused, checkpoint, tmp_path, name):
+    (checkpoint / name).unlink(missing_ok=True)
+    os.mkfifo(checkpoint / name)
+    assert "is not a regular file" in refused("import", checkpoint, "--out", tmp_path / "out", "--mask", "new")
+    assert left(tmp_path) == {"checkpoint"}
+
+
+def test_a_pipe_instead_of_requests_results_or_text_is_refused_and_not_read(refused, workdir, base, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "in.jsonl").write_text('{"id": 1, "prompt": "x"}\n')
+    for prompts, out in (("pipe", "out"), ("in.jsonl", "pipe")):
+        assert "is not a regular file" in refused("sample", workdir, "--prompts", tmp_path / prompts, "--out",
+                                                  tmp_path / out)
+    assert "there is no file" in refused("prepare", "--model", base, "--length", 8, "--out", tmp_path / "out",
+                                         "--text", tmp_path / "pipe")
+    assert left(tmp_path) == {"pipe", "in.jsonl"}
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000, which is not a whole number from 1 to"),
+    ({"tie_word_embeddings": "false"}, "tie_word_embeddings: 'false', which is not true or false"),
+    ({"rope_theta": True}, "rope_theta: True, which is not a number above 0"),
+    ({"rope_theta": 1e300}, "rope_theta: 1e+300, which is not a number above 0 that fp32 can hold"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}},
+     "the first must be the smaller one"),
+    ({"rms_norm_eps": 7}, "rms_norm_eps: 7, which is not a number above 0 and at most 1"),
+    ({"model_type": ["llama"]}, "model_type: ['llama'], which is not text"),
+    ({"model_type": "llada"}, "block_type: None"),
+])
+def test_a_configuration_out_of_its_ranges_is_refused(refused, checkpoint, tmp_path, change, words):
+    file = checkpoint / "config.json"
+    fields = {name: value for name, value in json.loads(file.read_text()).items() if name != "rope_parameters"}
+    file.write_text(json.dumps(fields | change))
+    assert words in refused("import", checkpoint, "--out", tmp_path / "out")
+    assert left(tmp_path) == {"checkpoint"}
 
 
 def test_a_missing_text_file_is_refused(refused, base, tmp_path):
@@ -169,6 +209,11 @@ def train(refused, tiny_config, tiny_run):
     ("train.steps=few", "train.steps must be of type int"),
     ("train.steps=0", "train.steps must be positive"),
     ("train.seed=-1", "train.seed must"),
+    ("train.steps=" + "9" * 5000, "train.steps must be of type int"),
+    ("recipe.anneal_steps=3000000000", "anneal_steps must not be negative, nor above"),
+    ("recipe.block_size=1000000000", "block_size must lie between 0 and"),
+    ("data.seq_length=1000000000", "data.seq_length must lie between 2 and"),
+    ("log.stall=1e30", "log.stall must not be negative, nor above"),
     ("train.grad_accum_steps=3", "cannot be split into train.grad_accum_steps 3 equal micro-batches"),
     ("optimizer.learning_rate=nan", "optimizer.learning_rate must"),
     ("recipe.streams=2", "block_size must be at least 1 with two streams, not 0"),

@@ -24,12 +24,24 @@ GOOD = [{"id": "a", "prompt": "the cat"}, {"id": 2, "infill": "the[MASK:2] dog"}
         {"id": "e", "prompt": "and it was all quiet"}]
 BAD = {"not JSON": "{", "no id": '{"prompt": "x"}', "has the id of line": '{"id": "a", "prompt": "x"}',
        "either a prompt or an infill": '{"id": 7}', "is not known": '{"id": 8, "prompt": "x", "length": 3}',
-       "whole number": '{"id": 9, "prompt": "x", "max_tokens": "many"}', "no hole": '{"id": 10, "infill": "x"}',
-       "at least 1": '{"id": 11, "prompt": "x", "max_tokens": 0}',
+       "max_tokens: 'many', which": '{"id": 9, "prompt": "x", "max_tokens": "many"}',
+       "no hole": '{"id": 10, "infill": "x"}',
+       "max_tokens: 0, which": '{"id": 11, "prompt": "x", "max_tokens": 0}',
        "context": '{"id": 12, "infill": "[MASK:9999]"}',
        "mask token itself": '{"id": 13, "prompt": "<|mask|>"}',
        "minimum width above its maximum": '{"id": 14, "infill": "[MASK:5-2]"}',
-       "narrow their ranges": '{"id": 15, "infill": "[MASK:1-9][MASK:1-9]"}'}
+       "narrow their ranges": '{"id": 15, "infill": "[MASK:1-9][MASK:1-9]"}',
+       "the text and its holes take at least": json.dumps({"id": 16, "infill": f"a [MASK:{'9' * 5000}]"}),
+       "prompt: ['x'], which is not text": '{"id": 17, "prompt": ["x"]}',
+       "max_tokens: True": '{"id": 18, "prompt": "x", "max_tokens": true}',
+       "null stands for no text": '{"id": 19, "prompt": null}',
+       "half a surrogate pair": r'{"id": 20, "prompt": "\ud800"}',
+       "it holds half": r'{"id": "\udfff", "prompt": "x"}',
+       "nested deeper than 64": '{"id": ' + "[" * 99 + "]" * 99 + ', "prompt": "x"}',
+       "it is nested deeper": '{"id": 1, "prompt": ' + "[" * 99_999 + "]" * 99_999 + "}",
+       "NaN is not a number": '{"id": NaN, "prompt": "x"}', "is too large": '{"id": 1e999, "prompt": "x"}',
+       "the key 'id' twice": '{"id": 1, "id": 2, "prompt": "x"}',
+       "Exceeds the limit": '{"id": ' + "9" * 5000 + ', "prompt": "x"}'}
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +88,23 @@ def test_a_bad_line_gives_its_id_and_error_and_the_others_are_served(lm, tmp_pat
     assert serve(lm, file, tmp_path / "out.jsonl") == {"served": 2, "refused": len(BAD), "before": 0}
     results = read(tmp_path / "out.jsonl")
     errors = [line for line in results if "error" in line]
-    assert len(results) == len(BAD) + 2 and [line["id"] for line in errors] == [None, None, "a", *range(7, 16)]
+    assert len(results) == len(BAD) + 2
+    assert [line["id"] for line in errors] == [None, None, "a", *range(7, 20), *[None] * 8]
     for words, line in zip(BAD, errors, strict=True):
         assert words in line["error"] and "\n" not in line["error"]
-    assert serve(lm, file, tmp_path / "out.jsonl")["before"] == len(BAD) + 2  # errors are not reported twice either
+    assert serve(lm, file, tmp_path / "out.jsonl") == {"served": 0, "refused": len(BAD), "before": 2}
     assert read(tmp_path / "out.jsonl") == results
+
+
+def test_the_exit_code_and_the_last_line_say_that_lines_were_refused(model, tmp_path, capfd):
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_bytes(b"\xff\n" + json.dumps(GOOD[0]).encode() + b"\n")
+    arguments = ["sample", str(model), "--prompts", str(file), "--out", str(out), "--max-tokens", "3"]
+    for _ in range(2):
+        assert main(arguments) == 3
+        assert f"1 of the lines in {file} were refused; {out} says why" in capfd.readouterr().err
+    write(file, GOOD[0])
+    assert main(arguments) == 0
 
 
 def test_answered_lines_are_skipped_and_a_partial_line_is_served_again(lm, tmp_path):
@@ -115,7 +139,7 @@ def test_two_processes_give_what_one_gives(model, lm, tmp_path):
                            sys.executable, "-m", "dlm_jax", "sample", model, "--prompts", file, "--out", out,
                            "--batch", "2", "--temperature", "1", "--steps", "2", "--max-tokens", "6"],
                           env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 3, done.stdout + done.stderr
     assert all(done.stdout.count(said) == 1 for said in ("served: 5", "refused: 1", "before: 0"))
     assert sorted(read(out), key=str) == sorted(read(tmp_path / "one.jsonl"), key=str)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "one.jsonl", "out.jsonl"]

@@ -65,7 +65,7 @@ GPT2 = {"model_type": "gpt2", "vocab_size": 8, "n_embd": 8, "n_layer": 1, "n_hea
     (LLAMA, {"hidden_act": "relu"}, "hidden_act: 'relu'"),
     (LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
     (LLAMA, {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope type 'longrope'"),
-    (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32}}, "beta_fast: 32"),
+    (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32}}, "'beta_fast': 32"),
     (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
     (LLAMA, {"rope_scaling": {"type": "linear"}}, "does not state factor"),
     (LLAMA, {"rope_scaling": {"type": "linear"}, "rope_parameters": {"rope_type": "default"}}, "contradict"),
@@ -181,7 +181,7 @@ def test_an_empty_directory_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "culprit"), [
-    ({"mask_token_id": 96}, "mask_token_id 96 is not in the vocabulary of 96"), ({"rule": "all"}, "rule 'all'"),
+    ({"mask_token_id": 96}, "mask_token_id 96 is not in the vocabulary of 96"), ({"rule": "all"}, "rule: 'all'"),
     ({"color": 1}, "color"), ({"rule": "bidirectional"}, "set mask_token_id"),
     ({"bos_token_id": -1}, "bos_token_id -1 is not in the vocabulary of 96"),
     ({"eos_token_id": 50256}, "eos_token_id 50256 is not in the vocabulary of 96"),

@@ -67,7 +67,7 @@ def test_the_description_is_the_config_and_the_spec(written):
 
 
 @pytest.mark.parametrize(("field", "value", "culprit"), [
-    ("format", 2, "not of format 1"), ("model", None, "does not describe its model"), ("rule", "all", "rule 'all'"),
+    ("format", 2, "not of format 1"), ("model", None, "the model description is None"), ("rule", "all", "rule: 'all'"),
     ("color", 1, "color"), ("mask_token_id", 96, "mask_token_id 96"), ("bos_token_id", 96, "bos_token_id 96"),
     ("eos_token_id", -1, "eos_token_id -1"), ("block_size", "4", "block_size: '4'"), ("recipe", 3, "recipe: 3")])
 def test_a_wrong_description_is_named(field, value, culprit, written):

@@ -170,11 +170,15 @@ def rewrite(directory, **changes):
 
 
 @pytest.mark.parametrize("changes, named", [
-    ({"format": 2}, "has a format that"),
+    ({"format": 2}, "is of a format that"),
     ({"shards": [{"name": "records-00000.array_record"}]}, "is not a prepared dataset .*records"),
+    ({"records": 4}, "do not add up to 4 records"),
+    ({"shards": [{"name": "../r.array_record", "records": 3}]}, "which is not in its directory"),
+    ({"length": True}, "length: True, which is not of type int"),
     ({"surprise": 1}, "is not a prepared dataset .*surprise"),
     ({"shards": [{"name": "other.array_record", "records": 3}]}, "lacks its file .*other.array_record"),
-    ({"shards": [{"name": "records-00000.array_record", "records": 4}]}, "holds 3 records instead of 4"),
+    ({"shards": [{"name": "records-00000.array_record", "records": 4}], "records": 4},
+     "holds 3 records instead of 4"),
 ])
 def test_a_description_that_does_not_match_is_refused(make_dataset, changes, named):
     directory = make_dataset(3)

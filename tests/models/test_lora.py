@@ -72,7 +72,7 @@ def test_the_trained_weights_follow_from_the_table(random_model):
 
 
 @pytest.mark.parametrize("fields, words", [
-    ({"rank": -1}, "lora.rank must not be negative"), ({"rank": 1, "alpha": 0.0}, "lora.alpha must be positive"),
+    ({"rank": -1}, "lora.rank must lie between 0 and"), ({"rank": 1, "alpha": 0.0}, "lora.alpha must be positive"),
     ({"target_modules": "attention,head"}, "lora.target_modules: 'head' is not one of attention, mlp"),
     ({"modules_to_save": "mlp"}, "lora.modules_to_save: 'mlp' is not one of"),
     ({"rank": 1, "target_modules": ""}, "lora.target_modules is empty")])

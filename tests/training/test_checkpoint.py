@@ -1,5 +1,6 @@
 """What is restored is what was saved, although its buffers were donated to the next step in the meantime."""
 
+import dataclasses
 import json
 import random
 import re
@@ -93,6 +94,19 @@ def test_if_all_are_damaged_that_is_reported(tmp_path):
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(every=1))
     with pytest.raises(UserError, match="all checkpoints of .* are damaged; start over in a new directory"):
         checkpoints.restore(make_state(), print)
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_another_shape_is_called_so_and_stays(tmp_path):
+    checkpoints, state = Checkpoints(tmp_path, CheckpointConfig(every=1)), make_state()
+    checkpoints.save(4, state)
+    checkpoints.close()
+    longer = dataclasses.replace(state, params=jax.tree.map(lambda x: np.zeros((x.shape[0] + 1, *x.shape[1:]), x.dtype),
+                                                            state.params))
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(every=1))
+    with pytest.raises(UserError, match=r"checkpoints/4/params has the shape \[.*\] and the model wants \["):
+        checkpoints.restore(longer, print)
+    assert same(checkpoints.restore(make_state(), print), state)
     checkpoints.close()
 
 
