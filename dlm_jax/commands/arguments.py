@@ -2,12 +2,14 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from dlm_jax.errors import UserError
 
 Arguments = argparse.Namespace
+MAX_STDIN = 2**27  # bytes of a text that is read from stdin
 CONFIG_HELP = "a config file, or a name that `dlm configs` lists, such as tiny"
 MODEL_HELP = "a native, work or Hugging Face directory, a hub id, or 'bundled'"
 UNMASKING_HELP = ("which tokens to commit at each step: confidence (default), margin, entropy, random (each also as "
@@ -89,6 +91,16 @@ def unicode_text(text: str) -> str:
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError("the text is not UTF-8") from None
     return text
+
+
+def text_or_stdin(text: str) -> str:
+    """An argument type: text, or for '-' what stdin holds, without the line break that ends it."""
+    if text != "-":
+        return unicode_text(text)
+    try:
+        return sys.stdin.buffer.read(MAX_STDIN).decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError("the text on stdin is not UTF-8") from None
 
 
 def take_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -3,14 +3,15 @@
 import argparse
 from typing import Any
 
-from dlm_jax.commands.arguments import MODEL_HELP, Arguments, add_sampling_flags, unicode_text
+from dlm_jax.commands.arguments import MODEL_HELP, Arguments, add_sampling_flags, text_or_stdin
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `dlm infill`."""
     parser.add_argument("model", help=MODEL_HELP)
-    parser.add_argument("text", type=unicode_text,
-                        help="text with holes: [MASK:8] is 8 tokens wide, [MASK:2-6] as wide as fits best")
+    parser.add_argument("text", type=text_or_stdin,
+                        help="text with holes: [MASK:8] is 8 tokens wide, [MASK:2-6] as wide as fits best; - reads it "
+                             "from stdin")
     add_sampling_flags(parser)
 
 

@@ -14,7 +14,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", nargs="+",
                       help="text, JSONL (field 'text') or Parquet: files, patterns, gs:// or s3:// names (text "
-                           "and JSONL also as .gz or .zst), or tfds:NAME[:SPLIT]")
+                           "and JSONL also as .gz, .bz2, .xz or .zst), or tfds:NAME[:SPLIT]")
     what.add_argument("--pairs", nargs="+",
                       help="JSONL of prompts and answers (prompt, answer; question, answer; or instruction, output)")
     parser.add_argument("--layout", choices=["packed", "diffullama"],

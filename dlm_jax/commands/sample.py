@@ -4,7 +4,14 @@ import argparse
 import sys
 from typing import Any
 
-from dlm_jax.commands.arguments import MODEL_HELP, Arguments, add_sampling_flags, integer_at_least, unicode_text
+from dlm_jax.commands.arguments import (
+    MODEL_HELP,
+    Arguments,
+    add_sampling_flags,
+    integer_at_least,
+    text_or_stdin,
+    unicode_text,
+)
 from dlm_jax.commands.progress import count_progress
 from dlm_jax.errors import UserError
 
@@ -12,7 +19,8 @@ from dlm_jax.errors import UserError
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `dlm sample`."""
     parser.add_argument("model", help=MODEL_HELP)
-    parser.add_argument("--prompt", default="", type=unicode_text, help="default: empty, an unconditional sample")
+    parser.add_argument("--prompt", default="", type=text_or_stdin,
+                        help="- reads it from stdin (default: empty, an unconditional sample)")
     parser.add_argument("--max-tokens", type=integer_at_least(1), default=64, metavar="N",
                         help="new tokens at most (default 64)")
     parser.add_argument("--prompts", metavar="FILE",

@@ -67,7 +67,8 @@ def config_fields(bundle: Bundle, dtype: np.dtype) -> Fields:
     fields = hf_fields(bundle.config) | {"dtype": dtype.name}
     spec = dataclasses.asdict(bundle.spec)
     if bundle.spec.is_diffusion:
-        auto = {"AutoConfig": "modeling_dlm.DLMConfig", "AutoModel": "modeling_dlm.DLMModel"}
+        auto = {"AutoConfig": "modeling_dlm.DLMConfig"}
+        auto |= dict.fromkeys(("AutoModel", "AutoModelForCausalLM", "AutoModelForMaskedLM"), "modeling_dlm.DLMModel")
         return fields | spec | {"model_type": "dlm", "base_model_type": bundle.config.family,
                                 "architectures": ["DLMModel"], "auto_map": auto}
     recorded = {name: spec[name] for name in ("bos_token_id", "eos_token_id")}

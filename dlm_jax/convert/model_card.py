@@ -13,12 +13,12 @@ from dlm_jax.models.lora import Lora
 from dlm_jax.models.weights import parameter_count
 
 USAGE_DIFFUSION = """\
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=False)
-ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids, max_new_tokens=64, temperature=0.8, top_p=0.95, seed=0)[0]))
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64, temperature=0.8, top_p=0.95, seed=0)[0]))
 """
 USAGE_AUTOREGRESSIVE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer

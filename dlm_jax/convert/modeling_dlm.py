@@ -1,9 +1,9 @@
 """A masked diffusion language model converted from GPT-2, LLaMA, Qwen2 or Qwen3, in plain PyTorch.
 
-    model = AutoModel.from_pretrained(directory, trust_remote_code=True)
-    model(input_ids).logits                                      # raw outputs, under the rule used in training
-    model.generate(input_ids, max_new_tokens=64, threshold=0.9)  # continues the text by denoising
-    model.infill(input_ids)                                      # fills every mask token
+    model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)  # or AutoModelForMaskedLM
+    model(input_ids).logits                                  # raw outputs, under the rule used in training
+    model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=64)  # continues the text by denoising
+    model.infill(input_ids)                                  # fills every mask token
 
 This file is self-contained: dlm-jax wrote it next to the weights, and it needs only torch and transformers.
 Letters in shapes: b batch, n tokens, m cached tokens, d width, h heads, g key-value heads, k head_dim, v vocabulary.
@@ -14,11 +14,11 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers import Cache, GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
-RULES = ("causal", "bidirectional", "block_causal", "token_causal")
+VISIBILITIES = ("causal", "bidirectional", "block_causal", "token_causal")
 
 
 class DLMConfig(PretrainedConfig):
@@ -41,10 +41,10 @@ class DLMConfig(PretrainedConfig):
 
 
 class KVCache:
-    """One layer's keys and values of the finished text: [b, m, g, k] each."""
+    """One layer's keys and values of the text so far: [b, m, g, k] each."""
 
-    def __init__(self):
-        self.finished, self.latest = None, None
+    def __init__(self, k: Tensor | None = None, v: Tensor | None = None):
+        self.finished, self.latest = (None if k is None else (k, v)), None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The cached keys and values, followed by those of the current tokens: [b, m + n, g, k]."""
@@ -109,8 +109,9 @@ class GPT2Trunk(nn.Module):
         self.h = nn.ModuleList(GPT2Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 
-    def forward(self, input_ids: Tensor, visible: Tensor, caches: list[KVCache | None], first: int = 0) -> Tensor:
-        x = self.wte(input_ids) + self.wpe(first + torch.arange(input_ids.shape[1], device=input_ids.device))
+    def forward(self, x: Tensor, positions: Tensor, visible: Tensor, caches: list[KVCache | None]) -> Tensor:
+        """x: embeddings [b, n, d]; positions: [b or 1, n]."""
+        x = x + self.wpe(positions)
         for block, cache in zip(self.h, caches):
             x = block(x, visible, cache)
         return self.ln_f(x)
@@ -185,11 +186,10 @@ class LlamaTrunk(nn.Module):
         self.layers = nn.ModuleList(LlamaBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor, visible: Tensor, caches: list[KVCache | None], first: int = 0) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, visible: Tensor, caches: list[KVCache | None]) -> Tensor:
+        """x: embeddings [b, n, d]; positions: [b or 1, n]."""
         # The angles are computed here: a buffer that is not saved would be left uninitialized by `from_pretrained`.
-        positions = first + torch.arange(input_ids.shape[1], device=input_ids.device, dtype=torch.float32)
-        angles = positions[:, None] * rope_frequencies(self.rope, self.head_dim, input_ids.device)
-        x = self.embed_tokens(input_ids)
+        angles = positions[..., None].float() * rope_frequencies(self.rope, self.head_dim, x.device)
         for layer, cache in zip(self.layers, caches):
             x = layer(x, visible, angles, cache)
         return self.norm(x)
@@ -209,13 +209,13 @@ def rope_frequencies(rope: dict, head_dim: int, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotates the planes (x_i, x_{i + k/2}) of x [b, n, h, k] by angles [n, k/2]."""
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    """Rotates the planes (x_i, x_{i + k/2}) of x [b, n, h, k] by angles [b or 1, n, k/2]."""
+    cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
-class DLMModel(PreTrainedModel):
+class DLMModel(PreTrainedModel, GenerationMixin):
     """The model and its sampler. `forward` returns raw outputs: in a `shifted` model those at n-1 predict token n."""
 
     config_class = DLMConfig
@@ -251,54 +251,124 @@ class DLMModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.trunk.wte if isinstance(self.trunk, GPT2Trunk) else self.trunk.embed_tokens
 
+    def set_input_embeddings(self, value: nn.Module):
+        setattr(self.trunk, "wte" if isinstance(self.trunk, GPT2Trunk) else "embed_tokens", value)
+
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, rule: str | None = None,
-                block_size: int | None = None) -> CausalLMOutput:
-        """Logits in fp32 [b, n, v]. `rule` and `block_size` default to those that the model was trained with.
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
+                position_ids: Tensor | None = None, past_key_values: tuple | Cache | None = None,
+                inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool = False,
+                store_kv: bool = True, return_dict: bool = True, rule: str | None = None,
+                block_size: int | None = None) -> CausalLMOutputWithPast | tuple:
+        """Logits in fp32 [b, n, v] of tokens [b, n], or of their embeddings [b, n, d].
 
-        attention_mask [b, n]: 0 marks padding, which must be on the right, because positions are counted from the left.
-        Raises `ValueError` for padding elsewhere, an unknown rule, and a block rule without a block size.
+        attention_mask: [b, m + n], 0 for padding on either side; or [b, 1, n, m + n], which keys each query attends to,
+            True or 0.0 where it does, in place of `rule`.
+        position_ids: [b, n]; default: counted from each row's first token that is not padding.
+        past_key_values: the m tokens before, as a transformers `Cache`, to which this call adds its own if `store_kv`;
+            or as (keys, values) [b, g, m, k] of each layer, which `use_cache` also returns, this call's added.
+        labels: [b, n], -100 to be ignored: `loss` is the mean cross-entropy of the others, each by the output that
+            predicts its position (see `alignment`).
+        rule, block_size: default: those that the model was trained with.
+
+        Raises `ValueError` for padding inside a row, an unknown rule, and a block rule without a block size.
         """
-        block_size = block_size or self.config.block_size
-        trained_rule = "token_causal" if self.config.clean_half == "token_causal" else self.config.rule
-        visible = visibility(rule or trained_rule, input_ids.shape[1], block_size, input_ids.device)
-        if attention_mask is not None:
-            if not bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all()):
-                raise ValueError("padding must be on the right: an attention_mask goes from 1 to 0 once")
-            visible = visible & attention_mask[:, None, None].bool()
-        logits = self.lm_head(self.trunk(input_ids, visible, [None] * self.depth))
-        return CausalLMOutput(logits=logits.float())
+        x = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        caches = layer_caches(past_key_values, self.depth)
+        n, m = x.shape[1], 0 if caches[0].finished is None else caches[0].finished[0].shape[1]
+        index = torch.arange(m + n, device=x.device)[None]
+        if attention_mask is not None and attention_mask.ndim == 2:
+            check_padding(attention_mask)
+            index = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        visible = self._visible(index, n, attention_mask, rule, block_size)
+        hidden = self.trunk(x, index[:, m:] if position_ids is None else position_ids, visible, caches)
+        logits = self.lm_head(hidden).float()
+        past = keep(caches, past_key_values, m, store_kv) if use_cache or isinstance(past_key_values, Cache) else None
+        loss = None if labels is None else self._loss(logits, labels)
+        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)
+        return out if return_dict else out.to_tuple()
+
+    def _visible(self, index: Tensor, n: int, attention_mask: Tensor | None, rule: str | None,
+                 block_size: int | None) -> Tensor:
+        """Which of the m + n keys each of the last n tokens attends to. index: [b or 1, m + n], their places in the
+        text."""
+        if attention_mask is not None and attention_mask.ndim == 4:
+            return attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
+        trained = "token_causal" if self.config.clean_half == "token_causal" else self.config.rule
+        visible = visible_keys(rule or trained, index, block_size or self.config.block_size)[:, :, -n:]
+        if attention_mask is None:
+            return visible
+        own = torch.eye(index.shape[1], dtype=torch.bool, device=index.device)[-n:]  # padding sees at least itself
+        return visible & attention_mask[:, None, None].bool() | own
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.config.alignment == "shifted":
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, max_new_tokens: int, steps: int | None = None,
-                 threshold: float | None = None, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0,
-                 seed: int | None = None, stop_at_eos: bool = True) -> Tensor:
+    def generate(self, input_ids: Tensor, max_new_tokens: int | None = None, steps: int | None = None,
+                 threshold: float | None = None, temperature: float | None = None, top_p: float | None = None,
+                 top_k: int | None = None, seed: int | None = None, stop_at_eos: bool = True,
+                 attention_mask: Tensor | None = None, do_sample: bool | None = None, max_length: int | None = None,
+                 pad_token_id: int | None = None, eos_token_id: int | None = None,
+                 generation_config: GenerationConfig | None = None) -> Tensor:
         """`input_ids` [b, n] followed by at most `max_new_tokens`, denoised all at once, or block by block with cached
         keys and values of finished blocks.
 
-        steps: forward passes spread over all new tokens; default: one per token.
+        steps: denoising steps of the whole text, which blocks share; default: one per token.
         threshold: instead, each forward pass commits every token above this confidence, and at least one.
-        temperature: 0 takes the most likely token.
-        After a row's first end-of-text token everything is that token; the result is cut where all rows have ended.
-        Raises `ValueError` for arguments out of range, and for more tokens than the model supports.
+        temperature: 0 takes the most likely token, the default unless `do_sample`, with which it is 1.
+        attention_mask: [b, n], 0 for padding, on either side; a row's text does not depend on it.
+        max_length: of prompt and text together, where max_new_tokens is not given.
+        generation_config: gives what is not given here; then the model's own does.
+        After a row's first end-of-text token everything is `pad_token_id`, by default that token; the result is cut
+        where all rows have ended. Raises `ValueError` for arguments out of range, and for more tokens than the model
+        supports.
         """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-        input_ids, added = self._with_start(input_ids)
-        prompt_length = input_ids.shape[1]
-        tokens = F.pad(input_ids, (0, max_new_tokens), value=self.config.mask_token_id)
-        canvas = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) >= prompt_length
-        eos = self.config.eos_token_id if stop_at_eos else None
-        sampler = Sampler(temperature, top_p, top_k, seed, tokens.device)
-        tokens = self._denoise(tokens, canvas, steps, threshold, sampler, eos)
-        return (tokens if eos is None else end_at(tokens, prompt_length, eos))[:, added:]
+        pick = Defaults(generation_config, self.generation_config)
+        if do_sample is None:
+            do_sample = temperature is not None or pick("do_sample", None, False)
+        temperature = pick("temperature", temperature, 1.0) if do_sample else 0.0
+        sampler = Sampler(temperature, pick("top_p", top_p, 1.0), pick("top_k", top_k, 0), seed, input_ids.device)
+        eos = pick("eos_token_id", eos_token_id, self.config.eos_token_id) if stop_at_eos else None
+        eos = eos[0] if isinstance(eos, list) else eos
+        new = pick("max_new_tokens", max_new_tokens, None)
+        if new is None:
+            new = pick("max_length", max_length, 0) - input_ids.shape[-1]
+        if new < 1:
+            raise ValueError(f"max_new_tokens, or max_length beyond the prompt, must be at least 1, not {new}")
+        pad = pick("pad_token_id", pad_token_id, eos)
+        texts = self._continue(input_ids, attention_mask, new, steps, threshold, sampler, eos)
+        width = max(len(text) for text in texts)
+        padded = [F.pad(text, (0, width - len(text)), value=pad) for text in texts]
+        return torch.cat([input_ids, torch.stack(padded)], dim=1)
+
+    def _continue(self, input_ids: Tensor, attention_mask: Tensor | None, new: int, steps: int | None,
+                  threshold: float | None, sampler: "Sampler", eos: int | None) -> list[Tensor]:
+        """What follows each row, without padding, up to its first `eos`. Rows of one length are denoised together."""
+        if input_ids.ndim != 2 or input_ids.is_floating_point():
+            raise ValueError(f"input_ids must be integers [batch, tokens], not {list(input_ids.shape)}")
+        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        check_padding(seen)
+        lengths, texts = seen.sum(1).tolist(), {}
+        for length in sorted(set(lengths)):
+            rows = [row for row, n in enumerate(lengths) if n == length]
+            prompts, added = self._with_start(torch.stack([input_ids[row][seen[row].bool()] for row in rows]))
+            tokens = F.pad(prompts, (0, new), value=self.config.mask_token_id)
+            canvas = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) >= prompts.shape[1]
+            filled = self._denoise(tokens, canvas, steps, threshold, sampler, eos)[:, length + added:]
+            texts |= {row: up_to(text, eos) for row, text in zip(rows, filled)}
+        return [texts[row] for row in range(len(lengths))]
 
     @torch.no_grad()
     def infill(self, input_ids: Tensor, steps: int | None = None, threshold: float | None = None,
                temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int | None = None) -> Tensor:
         """`input_ids` [b, n] with every mask token filled in. The arguments are those of `generate`."""
+        if input_ids.ndim != 2 or input_ids.is_floating_point():
+            raise ValueError(f"input_ids must be integers [batch, tokens], not {list(input_ids.shape)}")
         input_ids, added = self._with_start(input_ids)
         canvas = input_ids == self.config.mask_token_id
         if self.config.alignment == "shifted" and bool(canvas[:, 0].any()):
@@ -309,8 +379,6 @@ class DLMModel(PreTrainedModel):
     def _with_start(self, input_ids: Tensor) -> tuple[Tensor, int]:
         """`input_ids` [b, n] preceded by the start token used in training, unless all rows begin with it; and how many
         tokens were added."""
-        if input_ids.ndim != 2 or input_ids.is_floating_point():
-            raise ValueError(f"input_ids must be integers [batch, tokens], not {list(input_ids.shape)}")
         start = self.config.eos_token_id if self.config.bos_token_id is None else self.config.bos_token_id
         needs_start = start is not None and not (input_ids.shape[1] and bool((input_ids[:, 0] == start).all()))
         added = 1 if needs_start else 0
@@ -381,8 +449,9 @@ class DLMModel(PreTrainedModel):
         n, rule = tokens.shape[1], self.config.rule
         if clean and self.config.clean_half == "token_causal":
             rule = "causal"
-        visible = visibility(rule, start + n, self.config.block_size, tokens.device)[:, :, start:]
-        hidden = self.trunk(tokens, visible, caches, start)
+        index = torch.arange(start + n, device=tokens.device)[None]
+        visible = visible_keys(rule, index, self.config.block_size)[:, :, start:]
+        hidden = self.trunk(self.get_input_embeddings()(tokens), index[:, start:], visible, caches)
         if clean:
             for cache in caches:
                 if cache is not None:
@@ -419,27 +488,59 @@ class Sampler:
         return probability.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), 0)
 
 
-def visibility(rule: str, n: int, block_size: int | None, device: torch.device) -> Tensor:
-    """Which keys each query attends to: bool [1, 1, n, n], queries before keys."""
-    if rule not in RULES:
-        raise ValueError(f"rule {rule!r} is not one of {', '.join(RULES)}")
+class Defaults:
+    """Finds a setting: what was given, else what the first of the configs says that has it, else `otherwise`."""
+
+    def __init__(self, *configs: GenerationConfig | None):
+        self.configs = configs
+
+    def __call__(self, name: str, given, otherwise):
+        found = [given, *(getattr(config, name, None) for config in self.configs)]
+        return next((value for value in found if value is not None), otherwise)
+
+
+def layer_caches(past: tuple | Cache | None, depth: int) -> list[KVCache]:
+    """A `KVCache` of each layer, with what `past_key_values` hold."""
+    if past is None or (isinstance(past, Cache) and past.get_seq_length() == 0):
+        return [KVCache() for _ in range(depth)]
+    layers = [(layer.keys, layer.values) for layer in past.layers] if isinstance(past, Cache) else past
+    return [KVCache(k.transpose(1, 2), v.transpose(1, 2)) for k, v in layers]
+
+
+def keep(caches: list[KVCache], past: tuple | Cache | None, m: int, store_kv: bool) -> tuple | Cache:
+    """The keys and values after a forward pass, in the form of `past`, which held m tokens."""
+    layers = tuple((k.transpose(1, 2), v.transpose(1, 2)) for k, v in (cache.latest for cache in caches))
+    if not isinstance(past, Cache):
+        return layers
+    for layer, (k, v) in enumerate(layers if store_kv else ()):
+        past.update(k[:, :, m:], v[:, :, m:], layer)
+    return past
+
+
+def check_padding(attention_mask: Tensor):
+    """Raises `ValueError` unless each row [b, n] is one run of ones, with zeros around it."""
+    if bool((attention_mask.diff(dim=1, prepend=torch.zeros_like(attention_mask[:, :1])) == 1).sum(1).gt(1).any()):
+        raise ValueError("padding must be at the ends of a row: an attention_mask has its ones side by side")
+
+
+def visible_keys(rule: str, index: Tensor, block_size: int | None) -> Tensor:
+    """Which keys each query attends to: bool [b or 1, 1, n, n], queries before keys. index: [b or 1, n], the place of
+    each token in its text."""
+    if rule not in VISIBILITIES:
+        raise ValueError(f"rule {rule!r} is not one of {', '.join(VISIBILITIES)}")
     if rule == "bidirectional":
-        return torch.ones(1, 1, n, n, dtype=torch.bool, device=device)
+        return torch.ones(*index.shape, index.shape[1], dtype=torch.bool, device=index.device)[:, None]
     if rule == "causal":
         block_size = 1
     if not block_size:
         raise ValueError(f"the rule {rule} needs a block_size")
-    index = torch.arange(n, device=device)
     block = index // block_size
     # Under token_causal only the last block is a block; the tokens before it are causal.
-    index = torch.where(block == block[-1], n, index) if rule == "token_causal" else block
-    return (index[:, None] >= index[None, :])[None, None]
+    order = torch.where(block == block[:, -1:], index.amax(1, keepdim=True), index) if rule == "token_causal" else block
+    return (order[:, :, None] >= order[:, None, :])[:, None]
 
 
-def end_at(tokens: Tensor, first: int, eos: int) -> Tensor:
-    """`tokens` [b, n] with everything after a row's first `eos` from `first` on set to `eos`, cut where all rows have
-    ended."""
-    is_eos = tokens[:, first:] == eos
-    after = is_eos.cumsum(1) - is_eos.long() > 0
-    tokens = torch.cat([tokens[:, :first], tokens[:, first:].masked_fill(after, eos)], dim=1)
-    return tokens[:, :first + int((~after).any(0).sum())]
+def up_to(text: Tensor, eos: int | None) -> Tensor:
+    """`text` [n] up to and including its first `eos`."""
+    ends = (text == eos).nonzero() if eos is not None else ()
+    return text[:int(ends[0]) + 1] if len(ends) else text

@@ -1,10 +1,13 @@
 """Where text comes from: local files and object stores, plain or compressed, by name or by pattern."""
 
+import bz2
 import contextlib
 import glob
 import gzip
 import io
-from collections.abc import Iterator, Sequence
+import lzma
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,9 +15,27 @@ from dlm_jax.errors import UserError
 from dlm_jax.files import is_remote, reachable
 
 TFDS = "tfds:"
-GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # how such files begin
 # What is read of a compressed file may swell to so many bytes in any case, and so many times its own size.
 FREE, MAX_RATIO = 2**22, 200
+
+
+def _open_zstd(stored: BinaryIO) -> Any:
+    import pyarrow  # unlike the zstandard package, it reports a truncated file
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(stored, "r"), "zstd")
+
+
+# How the name of a compressed file ends: (how the file begins, opens what it holds).
+COMPRESSED: dict[str, tuple[re.Pattern[bytes], Callable[[BinaryIO], Any]]] = {
+    ".gz": (re.compile(rb"\x1f\x8b"), gzip.open),
+    ".bz2": (re.compile(rb"BZh[1-9]\x31\x41\x59\x26\x53\x59"), bz2.open),
+    ".xz": (re.compile(rb"\xfd7zXZ\x00"), lzma.open),
+    ".zst": (re.compile(rb"\x28\xb5\x2f\xfd"), _open_zstd),
+}
+
+
+def without_compression(name: str) -> str:
+    """The name in lower case, without the ending that says how the file is compressed."""
+    return re.sub(r"\.(gz|bz2|xz|zst)$", "", name.lower())
 
 
 def expand(names: Sequence[str | Path]) -> list[str]:
@@ -49,25 +70,21 @@ def _remote_files(name: str) -> list[str]:
 
 @contextlib.contextmanager
 def open_bytes(name: str) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed if its name ends in .gz or .zst.
+    """The bytes of a file, decompressed if its name ends as one in `COMPRESSED`.
 
-    Reading from it may raise `OSError`, `EOFError` or `zlib.error`.
+    Reading from it may raise `OSError`, `EOFError`, `zlib.error` or `lzma.LZMAError`.
     """
     with open_stored(name) as stored:
-        magic = stored.read(4)
+        magic = stored.read(10)
         stored.seek(0)
-        if name.lower().endswith(".gz"):
-            with gzip.open(stored) as file:
-                yield io.BufferedReader(_Inflated(file, name, stored))
-        elif name.lower().endswith(".zst"):
-            import pyarrow  # unlike the zstandard package, it reports a truncated file
-            stream: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(stored, "r"), "zstd")
-            yield io.BufferedReader(_Inflated(stream, name, stored))
-        elif magic.startswith(GZIP) or magic == ZSTD:
-            raise UserError(f"{name} is compressed and its name does not say so; add "
-                            f"{'.gz' if magic.startswith(GZIP) else '.zst'} to it")
-        else:
-            yield stored
+        for ending, (begins, opened) in COMPRESSED.items():
+            if name.lower().endswith(ending):
+                with opened(stored) as stream:
+                    yield io.BufferedReader(_Inflated(stream, name, stored))
+                return
+            if begins.match(magic):
+                raise UserError(f"{name} is compressed and its name does not say so; add {ending} to it")
+        yield stored
 
 
 class _Inflated(io.RawIOBase):

@@ -2,12 +2,13 @@
 
 import hashlib
 import io
+import lzma
 import sysconfig
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dlm_jax.data.inputs import TFDS, expand, open_bytes, open_stored
+from dlm_jax.data.inputs import TFDS, expand, open_bytes, open_stored, without_compression
 from dlm_jax.data.tfds_text import tfds_texts
 from dlm_jax.errors import UserError
 from dlm_jax.schema.json_text import parse_json
@@ -23,8 +24,8 @@ def read_documents(names: Sequence[str | Path]) -> Iterator[str]:
 
     names: whatever `inputs.expand` takes. The suffix says the format: `.jsonl` has one object with a field `text` per
     line; `.parquet` a column `text`; `.txt` is split at lines that are exactly `<|endoftext|>`; any other file is one
-    document. All but Parquet may be compressed (`.gz`, `.zst`). All text is UTF-8. Lines and rows are streamed, so
-    memory does not grow with the number of documents in a file.
+    document. All but Parquet may be compressed (`.gz`, `.bz2`, `.xz`, `.zst`). All text is UTF-8. Lines and rows are
+    streamed, so memory does not grow with the number of documents in a file.
 
     Raises `UserError` naming the file and the line or row: immediately for a missing file, while reading for anything
     else, and at the end if no file holds any text.
@@ -51,7 +52,7 @@ def _reader(name: str) -> Callable[[str], Iterator[str]]:
     """The function that reads the documents of an input of this name."""
     if name.startswith(TFDS):
         return _tfds_documents
-    plain = name.lower().removesuffix(".gz").removesuffix(".zst")
+    plain = without_compression(name)
     if plain.endswith(".jsonl"):
         return _json_documents
     if plain.endswith(".parquet"):
@@ -73,7 +74,7 @@ def numbered_lines(name: str) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{name}, line {number} is not UTF-8 (byte {error.object[error.start]:#04x}); "
                         "convert the file to UTF-8") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"cannot read {name} after line {number} ({error}); restore the file") from error
 
 

@@ -170,7 +170,8 @@ class Tokenizer:
         return Tokenizer(wrapped, self.bos_id, self.eos_id)
 
     def save(self, directory: str | Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`, with the fields of `CONFIG`, into `directory`.
+        """Writes `tokenizer.json` and `tokenizer_config.json`, with the fields of `CONFIG`, into `directory`. The end
+        token pads where there is no token for that, so that texts of unequal length make a batch.
 
         Raises `OSError` where they cannot be written.
         """
@@ -178,6 +179,8 @@ class Tokenizer:
             self._wrapped.save_pretrained(str(directory), save_jinja_files=False)  # a stranger may have named some
         file = Path(directory) / "tokenizer_config.json"
         fields = {name: value for name, value in read_json(file).items() if name in CONFIG}
+        if fields.get("eos_token") is not None:
+            fields.setdefault("pad_token", fields["eos_token"])
         file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
     def fingerprint(self) -> str:

@@ -1,6 +1,7 @@
 """Finished sequences, and what they cost."""
 
 import dataclasses
+import html
 import math
 import resource
 import sys
@@ -38,6 +39,10 @@ class Sample:
 
     def __str__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        """The text as a notebook shows it, or all fields where there is none."""
+        return f"<pre>{html.escape(self.text)}</pre>" if self.text else f"<code>{html.escape(repr(self))}</code>"
 
     @property
     def new_tokens(self) -> int:

@@ -6,13 +6,15 @@ import json
 import math
 import os
 import socket
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.util.tensor_util import make_tensor_proto
 
 from dlm_jax.config import Config
 from dlm_jax.errors import UserError
@@ -73,6 +75,14 @@ class Board:
         self._write(step=step, summary=Summary(value=[
             Summary.Value(tag=f"{group}/{name}", simple_value=value) for name, value in values.items()]))
 
+    def texts(self, step: int, texts: list[str]) -> None:
+        """Records texts, each as `samples/number`, as code blocks of TensorBoard's Text tab."""
+        plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        self._write(step=step, summary=Summary(value=[
+            Summary.Value(tag=f"samples/{number}", metadata=plugin,
+                          tensor=make_tensor_proto([textwrap.indent(text, "    ")]))
+            for number, text in enumerate(texts)]))
+
     def _write(self, **fields: Any) -> None:
         self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
         self._events.flush()
@@ -127,7 +137,8 @@ class RunLog(NoLog):
     Weights & Biases if the config names a project."""
 
     def __init__(self, workdir: Path, restored: int, config: Config) -> None:
-        self._boards: list[Board | Wandb] = [Board(workdir / "tensorboard", restored)]
+        self._board = Board(workdir / "tensorboard", restored)
+        self._boards: list[Board | Wandb] = [self._board]
         if config.log.wandb:
             self._boards.append(Wandb(config.log.wandb, workdir, dataclasses.asdict(config)))
         before = restored if restored else -1  # a new run writes a line for step 0 itself
@@ -151,6 +162,7 @@ class RunLog(NoLog):
         """Records the texts that the model wrote after a step."""
         if self._samples is not None:
             self._samples.write({"step": step, "texts": texts})
+        self._board.texts(step, texts)
 
     def close(self) -> None:
         """Closes all files."""

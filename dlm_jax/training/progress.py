@@ -17,7 +17,7 @@ class ProgressBar:
                              TextColumn("{task.fields[figures]}"), TimeRemainingColumn(), console=self._console,
                              disable=not self._console.is_terminal)
         self._task = self._bar.add_task(config.recipe.name, total=config.train.steps, figures="")
-        self._nelbo = ""
+        self._loss, self._nelbo, self._speed = "", "", ""
 
     def __enter__(self) -> "ProgressBar":
         self._bar.start()
@@ -36,13 +36,18 @@ class ProgressBar:
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
         """Shows the metrics of a step."""
-        figures = f"loss {metrics['loss']:.3f}{self._nelbo}  {metrics['tokens_per_second']:,.0f} tokens/s"
-        figures += f"  MFU {metrics['mfu']:.1%}" if "mfu" in metrics else ""
-        self._bar.update(self._task, figures=figures)
+        self._loss = f"loss {metrics['loss']:.3f}"
+        self._speed = f"  {metrics['tokens_per_second']:,.0f} tokens/s"
+        self._speed += f"  MFU {metrics['mfu']:.1%}" if "mfu" in metrics else ""
+        self._refresh()
         if not self._console.is_terminal:
-            self.log(f"step {step}/{self._steps}  {figures}")
+            self.log(f"step {step}/{self._steps}  {self._loss}{self._nelbo}{self._speed}")
 
     def validated(self, step: int, nelbo: float) -> None:
         """Shows the validation NELBO after a step."""
         self._nelbo = f"  validation {nelbo:.3f}"
+        self._refresh()
         self.log(f"step {step}/{self._steps}  validation {nelbo:.4f} nats/token")
+
+    def _refresh(self) -> None:
+        self._bar.update(self._task, figures=self._loss + self._nelbo + self._speed)

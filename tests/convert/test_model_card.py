@@ -46,4 +46,4 @@ def test_an_ordinary_name_is_shown_as_it_is(random_model):
 def test_the_card_asks_to_trust_only_the_code_that_we_wrote(random_model):
     card, _ = cards("org/base", random_model)
     assert [line for line in card.splitlines() if "trust_remote_code=True" in line] == [
-        'model = AutoModel.from_pretrained("path/to/this/directory", trust_remote_code=True)']
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/directory", trust_remote_code=True)']

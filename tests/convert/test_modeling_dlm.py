@@ -15,6 +15,7 @@ from dlm_jax.sampling.requests import continuation as ours_continuation
 from dlm_jax.sampling.settings import Settings
 
 torch = pytest.importorskip("torch")
+F = pytest.importorskip("torch.nn.functional")
 transformers = pytest.importorskip("transformers")
 MASK, BOS, EOS = 95, 1, 2
 SPECS = {
@@ -35,7 +36,7 @@ def loaded(tiny: Callable, tmp_path_factory: pytest.TempPathFactory) -> Callable
         if (spec, name) not in made:
             out = tmp_path_factory.mktemp(f"{name}_{spec}")
             write_hf(out, dataclasses.replace(read_hf(tiny(name).directory), spec=SPECS[spec]))
-            made[spec, name] = transformers.AutoModel.from_pretrained(out, trust_remote_code=True)
+            made[spec, name] = transformers.AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
         return made[spec, name]
 
     return load
@@ -55,16 +56,17 @@ def test_generation_keeps_the_prompt_and_leaves_no_mask(spec, settings, loaded, 
 
 @pytest.mark.parametrize("name", ["qwen3", "gpt2"])
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("threshold", [None, 0.02, 0.0])
-def test_greedy_text_equals_that_of_the_jax_sampler(name, spec, threshold, loaded, tiny, prompt):
+@pytest.mark.parametrize("settings", [{}, {"steps": 5}, {"threshold": 0.02}, {"threshold": 0.0}])
+def test_the_same_call_gives_the_same_text_here_and_in_jax(name, spec, settings, loaded, tiny, prompt):
     model = loaded(spec, name)
     bundle = dataclasses.replace(read_hf(tiny(name).directory), spec=SPECS[spec])
-    unmasking = "confidence" if threshold is None else f"threshold:{threshold}"
+    unmasking = f"threshold:{settings['threshold']}" if "threshold" in settings else "confidence"
     ours = LanguageModel(bundle.config, bundle.params, bundle.spec, None)
     requests = [ours_continuation([BOS, *row], 11) for row in prompt.tolist()]
-    expected = [sample.tokens[1:] for sample in ours.fill(requests, Settings(unmasking=unmasking))]
+    expected = [sample.tokens[1:] for sample in ours.fill(requests, Settings(unmasking=unmasking,
+                                                                                       steps=settings.get("steps")))]
     for row, tokens in zip(prompt, expected, strict=True):
-        assert model.generate(row[None], 11, threshold=threshold)[0].tolist() == tokens
+        assert model.generate(row[None], 11, **settings)[0].tolist() == tokens
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -118,7 +120,7 @@ def test_generation_stops_once_every_row_has_ended(spec, loaded, prompt, monkeyp
     model = loaded(spec)
     plain = model.generate(prompt, 12, stop_at_eos=False)
     first = int(plain[0, 7])
-    monkeypatch.setattr(model.config, "eos_token_id", first)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", first)
     out = model.generate(prompt, 12)
     for row, full in zip(out.tolist(), plain.tolist(), strict=True):
         end = full.index(first, 6) if first in full[6:] else len(full)
@@ -132,8 +134,79 @@ def test_right_padding_is_not_attended_to(loaded, prompt):
     seen = torch.tensor([[1] * 6 + [0] * 3] * 2)
     out = model(padded, attention_mask=seen).logits[:, :6]
     assert torch.allclose(out, model(prompt).logits, atol=1e-5)
-    with pytest.raises(ValueError, match="padding must be on the right"):
-        model(padded, attention_mask=seen.flip(1))
+    shifted = model(padded.roll(3, 1), attention_mask=seen.flip(1)).logits[:, 3:]
+    assert torch.allclose(shifted, out, atol=1e-5)
+    with pytest.raises(ValueError, match="padding must be at the ends of a row"):
+        model(padded, attention_mask=torch.tensor([[1, 0, 1] * 3] * 2))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_row_is_continued_as_if_it_were_alone(spec, side, loaded, prompt):
+    model = loaded(spec)
+    short, seen = prompt[1, :4], torch.ones_like(prompt)
+    padding = (2, 0) if side == "left" else (0, 2)
+    batch = torch.stack([prompt[0], F.pad(short, padding, value=EOS)])
+    seen[1] = F.pad(torch.ones_like(short), padding)
+    out = model.generate(input_ids=batch, attention_mask=seen, max_new_tokens=9, stop_at_eos=False)
+    assert torch.equal(out[:, :6], batch)
+    for row, alone in zip(out, (prompt[:1], short[None])):
+        assert torch.equal(row[6:], model.generate(alone, 9, stop_at_eos=False)[0, alone.shape[1]:])
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_loss_is_the_cross_entropy_of_the_labels_by_the_outputs_that_predict_them(spec, loaded, tokens):
+    model, ids = loaded(spec), torch.tensor(tokens)
+    labels = ids.clone()
+    labels[:, ::3] = -100
+    out = model(ids, labels=labels)
+    log_p = out.logits.log_softmax(-1)
+    if SPECS[spec].alignment == "shifted":
+        log_p, labels, ids = log_p[:, :-1], labels[:, 1:], ids[:, 1:]
+    expected = -log_p.gather(-1, ids[..., None])[..., 0][labels != -100].mean()
+    assert torch.allclose(out.loss, expected) and torch.equal(model(ids[:, :5], return_dict=False)[0],
+                                                              model(ids[:, :5]).logits)
+    with torch.no_grad():
+        embedded = model(inputs_embeds=model.get_input_embeddings()(ids)).logits
+        assert torch.equal(embedded, model(ids).logits)
+
+
+def test_fast_dllms_prefix_cache_reuses_keys_and_values_of_another_forward_pass(loaded, tokens):
+    """It runs the whole text once, keeps the keys and values before the block, and then runs from the block on."""
+    model, ids, start = loaded("same_bidirectional"), torch.tensor(tokens), 8
+    full = model(ids, use_cache=True)
+    past = tuple(tuple(x[:, :, :start] for x in layer) for layer in full.past_key_values)
+    again = model(ids[:, start:], past_key_values=past, use_cache=True)
+    assert torch.allclose(again.logits, full.logits[:, start:], atol=1e-5)
+    assert again.past_key_values[0][0].shape == full.past_key_values[0][0].shape
+
+
+def test_sdars_block_loop_fills_a_dynamic_cache_and_reads_it_without_storing(loaded, tokens):
+    """It stores finished blocks, and denoises the current one with a mask of its own and `store_kv=False`."""
+    model, ids, size = loaded("same_blocks"), torch.tensor(tokens[:, :12]), 4
+    expected, cache = model(ids).logits, transformers.DynamicCache()
+    for start in range(0, 12, size):
+        block = {"input_ids": ids[:, start:start + size], "past_key_values": cache, "use_cache": True,
+                 "position_ids": torch.arange(start, start + size)[None],
+                 "attention_mask": torch.ones(2, 1, size, start + size, dtype=torch.bool)}
+        read = model(**block, store_kv=False)
+        assert cache.get_seq_length() == start
+        assert torch.allclose(read.logits, expected[:, start:start + size], atol=1e-5)
+        model(**block, store_kv=True)
+        assert cache.get_seq_length() == start + size
+
+
+def test_generate_takes_what_transformers_users_pass(loaded, prompt):
+    model = loaded("same_blocks")
+    assert torch.equal(model.generate(prompt, max_length=13), model.generate(prompt, max_new_tokens=7))
+    assert torch.equal(model.generate(prompt, 7, do_sample=False, temperature=0.7), model.generate(prompt, 7))
+    given = transformers.GenerationConfig(max_new_tokens=7, do_sample=True, temperature=0.5)
+    torch.manual_seed(0)
+    drawn = model.generate(prompt, generation_config=given)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, model.generate(prompt, 7, do_sample=True, temperature=0.5))
+    with pytest.raises(TypeError, match="num_beams"):
+        model.generate(prompt, 7, num_beams=4)
 
 
 @pytest.mark.parametrize(("arguments", "culprit"), [

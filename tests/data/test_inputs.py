@@ -1,7 +1,9 @@
 """Inputs of every kind are read: compressed, by pattern, from an object store, from TFDS; bad ones are named."""
 
+import bz2
 import gzip
 import json
+import lzma
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +31,8 @@ def contents(tmp_path) -> dict[str, bytes]:
     plain = "\n<|endoftext|>\n".join(TEXTS).encode()
     pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), tmp_path / "table")
     return {"a.jsonl": lines, "b.jsonl.gz": gzip.compress(lines), "c.jsonl.zst": zstd(lines), "d.txt": plain,
-            "e.txt.gz": gzip.compress(plain), "f.txt.zst": zstd(plain), "g.parquet": (tmp_path / "table").read_bytes(),
+            "e.txt.gz": gzip.compress(plain), "f.txt.zst": zstd(plain), "f.txt.bz2": bz2.compress(plain),
+            "f.txt.xz": lzma.compress(plain), "g.parquet": (tmp_path / "table").read_bytes(),
             "h.jsonl.zst": zstd(lines[:40]) + zstd(lines[40:])}  # compressed in two pieces
 
 

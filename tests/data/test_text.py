@@ -1,7 +1,9 @@
 """Documents are exactly what the files hold, and a bad file is named with its line."""
 
+import bz2
 import gzip
 import json
+import lzma
 
 import pyarrow
 import pyarrow.parquet
@@ -48,9 +50,14 @@ def test_empty_documents_are_left_out(tmp_path):
     ("a.jsonl", b'{"text": 3}\n', "a.jsonl, line 1 has no field 'text'"),
     ("a.jsonl", b'["text"]\n', "a.jsonl, line 1 has no field 'text'"),
     ("a.jsonl", b'{"text": "a", "score": NaN}\n', "a.jsonl, line 1 is not JSON .NaN is not a number"),
-    ("a.txt", gzip.compress(b"good\n"), "a.txt is compressed and its name does not say so; add .gz"),
-    ("a.txt.gz", gzip.compress(b"a" * 2**23), "a.txt.gz swells to more than 200 times its size"),
-    ("a.jsonl.gz", gzip.compress(b"\n" * 2**23), "a.jsonl.gz swells to more than 200 times its size"),
+    ("a.txt", gzip.compress(b"good\n", mtime=0), "a.txt is compressed and its name does not say so; add .gz"),
+    ("a.txt", bz2.compress(b"good\n"), "a.txt is compressed and its name does not say so; add .bz2"),
+    ("a.txt", lzma.compress(b"good\n"), "a.txt is compressed and its name does not say so; add .xz"),
+    ("a.txt.xz", b"good\n", "cannot read .*a.txt.xz"),
+    ("a.txt.bz2", b"good\n", "cannot read .*a.txt.bz2"),
+    ("a.txt.bz2", bz2.compress(b"a" * 2**23), "a.txt.bz2 swells to more than 200 times its size"),
+    ("a.txt.gz", gzip.compress(b"a" * 2**23, mtime=0), "a.txt.gz swells to more than 200 times its size"),
+    ("a.jsonl.gz", gzip.compress(b"\n" * 2**23, mtime=0), "a.jsonl.gz swells to more than 200 times its size"),
     ("a.jsonl", b'{"text": "\\ud800"}\n', "a.jsonl, line 1 is not JSON .it holds half a surrogate pair"),
     ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1 is not JSON"),
     ("a.jsonl.gz", b"{}", "cannot read .*a.jsonl.gz"),

@@ -75,6 +75,36 @@ def test_a_perfect_draft_gives_one_block_per_two_forward_passes(toy, prompts):
     assert sample.nfe == 1 + 2 * 4
 
 
+def passes(model, text, prompt_length, size):
+    """The forward passes in which a plain loop writes `text`: drafts by full passes, checked against the text."""
+    is_shifted, n = model.spec.alignment == "shifted", len(text)
+    count, first = 1, prompt_length + 1  # the prefill gives the first token
+    while first < n:
+        end, draft = min((first - 1) // size * size + size, n), {}
+        if first % size:
+            count += 1
+            noisy = np.array([*text[:first], *[30] * (end - first)])
+            logits = np.array(model.logits(noisy[None], rule="token_causal", block_size=size))[0]
+            logits[:, 30] = -np.inf
+            draft = {p: logits[p - is_shifted].argmax() for p in range(first, end)}
+        count += 1
+        while first < min(end, n - 1) and draft.get(first) == text[first]:
+            first += 1
+        first += 1
+    return count
+
+
+@pytest.mark.parametrize("alignment", ("same_position", "shifted"))
+def test_speculation_takes_as_many_passes_as_its_drafts_deserve(toy, prompts, alignment):
+    """A worse draft changes no text, only this count. A narrow vocabulary makes some drafts right."""
+    model = toy("block_causal", alignment, 4, half="token_causal")
+    head = {"weight": model.params["head"]["weight"].at[4:].set(0)} if "head" in model.params else None
+    model = dataclasses.replace(model, params=model.params | ({"head": head} if head else {}))
+    samples = model.continued(prompts, 21, unmasking="speculate")
+    counts = [passes(model, sample.tokens, len(prompt), 4) for sample, prompt in zip(samples, prompts)]
+    assert [sample.nfe for sample in samples] == counts and len(set(counts)) > 1
+
+
 def test_requests_that_cannot_be_written_left_to_right_are_refused(toy):
     hole = Request([1, 0, 2], [False, True, False], stop=False)
     with pytest.raises(UserError, match="token_causal"):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -194,6 +195,19 @@ def test_samples_are_written_at_every_validation(tiny_config, tiny_run, tmp_path
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert [line["step"] for line in samples] == [0, 15]
     assert all(len(line["texts"]) == 2 and all(isinstance(text, str) for text in line["texts"]) for line in samples)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    [file] = (tmp_path / "run" / "tensorboard").iterdir()
+    shown = EventAccumulator(str(file)).Reload().Tensors("samples/1")
+    assert [(event.step, event.tensor_proto.string_val[0].decode()) for event in shown] == [
+        (line["step"], textwrap.indent(line["texts"][1], "    ")) for line in samples]
+
+
+def test_the_bar_ends_with_the_newest_loss_and_validation(config):
+    with ProgressBar(config) as bar:
+        bar.validated(0, 9.0)
+        bar.report(30, {"loss": 4.0, "tokens_per_second": 1.0})
+        bar.validated(30, 3.5)
+        assert bar._bar.tasks[0].fields["figures"] == "loss 4.000  validation 3.500  1 tokens/s"
 
 
 def test_a_profile_of_the_requested_steps_is_written(config, tmp_path):

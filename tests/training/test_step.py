@@ -121,6 +121,21 @@ def test_metrics_are_those_of_the_loss_at_the_parameters_before_the_step(random_
     assert int(three_steps[0].step) == 3
 
 
+def test_a_step_with_a_finite_loss_and_a_gradient_that_overflows_is_skipped(random_model, text):
+    """Logits of zero make the loss ln v, whatever the hidden states are; the head's gradient is as large as they."""
+    architecture, params = random_model("llama")
+    params = params | {"head": jax.tree.map(jnp.zeros_like, params["head"]),
+                       "final_norm": jax.tree.map(lambda scale: scale * 1e25, params["final_norm"])}
+    config = make_config("mdlm")
+    state = init_state(params, config, architecture)
+    before = jax.device_get(state)
+    state, metrics = compiled(config, architecture, MASK)(state, *text)
+    assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["gradient_norm"])
+    assert (int(metrics["skipped_in_a_row"]), int(metrics["skipped"])) == (1, 1)
+    for name in ("params", "optimizer"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(before, name))
+
+
 def test_a_step_with_a_non_finite_loss_is_skipped_and_counted(random_model, text):
     architecture, params = random_model()
     config = make_config("bd3lm")
