@@ -69,7 +69,7 @@ def demo(out: Path) -> dict[str, Any]:
     console.print(nelbo_table(adapted, scratch))
     seconds = time.perf_counter() - start
     console.print(f"{seconds:.0f} seconds. Now try:", soft_wrap=True)
-    console.print(f"  dlm infill {out / 'adapted'} 'for i in [MASK:6]:' --watch", markup=False, soft_wrap=True)
+    console.print(f"  dlm infill {out / 'adapted'} 'for i in range([MASK:3]):' --watch", markup=False, soft_wrap=True)
     return {"nelbo_before": adapted.nelbo_before, "nelbo_after": adapted.nelbo_after,
             "nelbo_scratch": scratch.nelbo_after, "seconds": seconds, "export": str(out / "export")}
 
