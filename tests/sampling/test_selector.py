@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm_jax.diffusion.schedule import cosine, linear
+from dlm_jax.diffusion.schedule import cosine
 from dlm_jax.errors import UserError
 from dlm_jax.sampling.selector import (
     DiffuLLaMARandom,
