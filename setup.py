@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     packages=[*find_packages(include=["dlm_jax", "dlm_jax.*"]), "dlm_jax.configs"],
     package_dir={"dlm_jax.configs": "configs"},  # at the top of a clone, to be browsed; in the package once installed
-    package_data={"": ["*.pyi"], "dlm_jax": ["py.typed", "assets/*.html", "assets/base/*"]},
+    package_data={"": ["*.pyi"], "dlm_jax": ["py.typed", "assets/*.html", "assets/base/*", "assets/font/*"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.13",

@@ -134,7 +134,8 @@ def frontier(base: LanguageModel, one: LanguageModel, blocks: LanguageModel, ar:
     """Each sampler at temperature 0.9 and top-p 0.95: tokens per second, tokens per forward pass, and text quality."""
     rows = []
     ways = [("blocks, cached", blocks, {"unmasking": f"threshold:{tau}"}) for tau in (0.99, 0.9, 0.7, 0.5, 0.3)]
-    ways += [("one stream, random order", one, {"unmasking": "random", "steps": steps}) for steps in (128, 64, 32, 16)]
+    ways += [("one stream, random order", one, {"unmasking": "diffullama_random", "steps": steps})
+             for steps in (128, 64, 32, 16)]
     ways += [("one stream, confidence", one, {"unmasking": "confidence", "steps": steps}) for steps in (64, 32, 16)]
     ways += [("AR, ours", base, {})]
     for name, lm, how in ways:

@@ -66,8 +66,8 @@ def test_the_version_is_stated_in_one_place(declared):
     assert declared["version"] == dlm_jax.__version__
 
 
-def test_types_the_page_and_the_base_travel_with_the_package(declared):
-    assert {"py.typed", "assets/*.html", "assets/base/*"} <= set(declared["package_data"]["dlm_jax"])
+def test_types_the_page_the_base_and_the_font_travel_with_the_package(declared):
+    assert {"py.typed", "assets/*.html", "assets/base/*", "assets/font/*"} <= set(declared["package_data"]["dlm_jax"])
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +126,7 @@ def test_an_installed_package_lists_its_configs_and_loads_each_by_name(installed
 
 
 def test_an_installed_package_holds_what_it_needs_to_sample_and_to_draw(installed, tmp_path):
-    page = tmp_path / "page.html"
-    text = installed("-m", "dlm_jax", "sample", "bundled", "--prompt", "import", "--max-tokens", "2", "--html", page)
-    assert text.startswith("import") and page.exists()
+    page, picture = tmp_path / "page.html", tmp_path / "a.gif"
+    text = installed("-m", "dlm_jax", "sample", "bundled", "--prompt", "import", "--max-tokens", "2", "--html", page,
+                     "--gif", picture)
+    assert text.startswith("import") and page.exists() and picture.exists()

@@ -1,29 +1,35 @@
-"""A GIF of a text as it is denoised. Nothing moves: a masked token is a bar as wide as its text."""
+"""A GIF of a text as it is denoised, in a monospaced font, since it may be code. Nothing moves: a masked token is a bar
+as wide as its text."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from rich.cells import cell_len
 
 from dlm_jax.sampling.history import Moment
 from dlm_jax.sampling.render import printable
 
-WIDTH, MARGIN, FONT_SIZE, LINE = 880, 32, 20, 32  # pixels
+FONT = Path(__file__).parent.parent / "assets" / "font" / "DejaVuSansMono.ttf"
+COLUMNS = 80  # characters per line at most
+MIN_COLUMNS = 40  # so that the caption fits
+MARGIN, FONT_SIZE, CELL, LINE = 32, 20, 12, 32  # pixels; a character of this size is 12.05 wide
 PAPER, BAR, PROMPT, INK = (250, 250, 247), (222, 222, 216), (120, 120, 114), (24, 24, 24)
 CONFIDENT, UNCERTAIN = (178, 226, 190), (252, 214, 160)  # behind a token, by the model's confidence
 TOTAL_SECONDS, MIN_FRAME_SECONDS, LAST_FRAME_SECONDS = 5.0, 0.05, 2.5
 
 Box = tuple[int, int, int]  # left, top, width, in pixels
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def write_gif(moments: Sequence[Moment], file: str | Path) -> None:
     """Draws one frame per moment, in an endless loop."""
-    font = ImageFont.load_default(FONT_SIZE)
+    font = ImageFont.truetype(FONT, FONT_SIZE)
     final = [printable(piece or "") for piece in moments[-1].pieces]
-    boxes = layout(final, font)
-    height = MARGIN * 2 + LINE + max((top for runs in boxes for _, top, _ in runs), default=0)
-    frames = [draw(moment, boxes, final, font, height) for moment in moments]
+    boxes = layout(final)
+    drawn = [box for runs in boxes for box in runs]
+    size = (MARGIN + max([MARGIN + MIN_COLUMNS * CELL, *(left + width for left, _, width in drawn)]),
+            MARGIN * 2 + LINE + max((top for _, top, _ in drawn), default=0))
+    frames = [draw(moment, boxes, final, font, size) for moment in moments]
     frame_seconds = max(MIN_FRAME_SECONDS, TOTAL_SECONDS / len(frames))
     milliseconds = [int(1000 * frame_seconds)] * (len(frames) - 1) + [int(1000 * LAST_FRAME_SECONDS)]
     frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
@@ -35,7 +41,7 @@ def split_lines(piece: str) -> list[str]:
             for run in ([line[:-1], "\n"] if line.endswith("\n") else [line]) if run]
 
 
-def layout(pieces: Sequence[str], font: Font) -> list[list[Box]]:
+def layout(pieces: Sequence[str]) -> list[list[Box]]:
     """Where each piece is drawn: one box for each run of `split_lines` that is not a line break."""
     x, y, boxes = 0, 0, []
     for piece in pieces:
@@ -44,8 +50,8 @@ def layout(pieces: Sequence[str], font: Font) -> list[list[Box]]:
             if run == "\n":
                 x, y = 0, y + LINE
                 continue
-            width = round(font.getlength(run))
-            if x + width > WIDTH - 2 * MARGIN:
+            width = CELL * cell_len(run)
+            if x + width > COLUMNS * CELL:
                 x, y = 0, y + LINE
             runs.append((MARGIN + x, MARGIN + y, width))
             x += width
@@ -53,9 +59,10 @@ def layout(pieces: Sequence[str], font: Font) -> list[list[Box]]:
     return boxes
 
 
-def draw(moment: Moment, boxes: Sequence[Sequence[Box]], final: Sequence[str], font: Font, height: int) -> Image.Image:
+def draw(moment: Moment, boxes: Sequence[Sequence[Box]], final: Sequence[str], font: ImageFont.FreeTypeFont,
+         size: tuple[int, int]) -> Image.Image:
     """One frame. A token of the last step is outlined, except in the finished text."""
-    image = Image.new("RGB", (WIDTH, height), PAPER)
+    image = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(image)
     unfinished = None in moment.pieces
     for piece, commit_step, p, runs, last in zip(moment.pieces, moment.commit_step, moment.confidence, boxes, final):
@@ -72,5 +79,5 @@ def draw(moment: Moment, boxes: Sequence[Sequence[Box]], final: Sequence[str], f
             pen.text((x, y + 3), word, font=font, fill=INK if commit_step else PROMPT)
     written = sum(step > 0 for step in moment.commit_step)
     total = written + moment.pieces.count(None)
-    pen.text((MARGIN, height - LINE), f"step {moment.step} · {written} of {total} tokens", font=font, fill=PROMPT)
+    pen.text((MARGIN, size[1] - LINE), f"step {moment.step} · {written} of {total} tokens", font=font, fill=PROMPT)
     return image.quantize(64)

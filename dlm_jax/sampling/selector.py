@@ -62,19 +62,10 @@ def unmask_fraction(schedule: Schedule, view: View) -> Float32[Array, "b 1"]:
     return jnp.where(view.steps_left == 1, 1.0, (masked_t - masked_s) / jnp.maximum(masked_t, 1e-9))
 
 
-@dataclasses.dataclass(frozen=True)
-class RandomOrder:
-    """Ancestral sampling of the masked diffusion: each position independently, with probability `unmask_fraction`.
-
-    On the linear schedule that is 1 / (t + 1) for t = T-1 .. 1, and then the rest (DiffuLLaMA, algorithm 2).
-    """
-
-    schedule: Schedule = linear
-
-    @shape_checked
-    def __call__(self, view: View) -> Mask:
-        u = jax.vmap(lambda key: jax.random.uniform(key, view.masked.shape[1:]))(view.keys)
-        return view.masked & (u < unmask_fraction(self.schedule, view))
+@shape_checked
+def uniform(view: View) -> Float32[Array, "b n"]:
+    """Random numbers in [0, 1), so that positions commit in a random order."""
+    return jax.vmap(lambda key: jax.random.uniform(key, view.masked.shape[1:]))(view.keys)
 
 
 @shape_checked
@@ -177,6 +168,17 @@ class EntropyBound:
         sum_of_lower = jnp.cumsum(ascending, -1) - ascending  # of the entropies below each
         fits = jnp.take_along_axis(sum_of_lower, ranks, -1) <= self.nats
         return view.masked & (fits | (ranks == 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffuLLaMARandom:
+    """Ancestral sampling of the masked diffusion (DiffuLLaMA, algorithm 2): at t = T-1 .. 1 each position commits
+    independently with probability 1 / (t + 1), and at the end the rest. A step may commit nothing, so it takes up to
+    T steps for any number of positions."""
+
+    @shape_checked
+    def __call__(self, view: View) -> Mask:
+        return view.masked & (uniform(view) < unmask_fraction(linear, view))
 
 
 @dataclasses.dataclass(frozen=True)

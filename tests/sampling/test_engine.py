@@ -227,8 +227,16 @@ def test_no_strategy_takes_more_steps_than_there_are_holes(toy):
     holes = Request([1, 2, 0, 4, 0, 6, 7], [False, False, True, False, True, False, False], stop=False)
     for unmasking in ("random", "confidence", "entropy"):
         for rule, block in (("bidirectional", None), ("block_causal", 4)):
-            assert toy(rule, "shifted", block).filled([holes], unmasking=unmasking)[0].new_tokens == 2
-            assert max(toy(rule, "shifted", block).filled([holes], unmasking=unmasking)[0].commit_step) <= 2
+            for steps in (None, 32):
+                sample = toy(rule, "shifted", block).filled([holes], unmasking=unmasking, steps=steps)[0]
+                assert sample.new_tokens == 2 and max(sample.commit_step) <= 2
+
+
+def test_random_commits_equal_numbers_in_an_order_that_the_seed_decides(toy, prompts):
+    first, again, other = ([s.commit_step[len(p):] for s, p in zip(
+        toy("bidirectional").continued(prompts, 12, unmasking="random", steps=6, seed=seed), prompts)]
+        for seed in (0, 0, 1))
+    assert first == again != other and all(row.count(step) == 2 for row in first for step in range(1, 7))
 
 
 def test_suppressed_tokens_are_never_written(toy, prompts):

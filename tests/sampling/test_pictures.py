@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dlm_jax.sampling.history import Moment, Recorder
 from dlm_jax.sampling.page import write_page
-from dlm_jax.sampling.picture import write_gif
+from dlm_jax.sampling.picture import layout, write_gif
 from dlm_jax.sampling.screen import live
 
 
@@ -52,6 +52,12 @@ def test_a_gif_has_a_frame_for_each_moment(recorded, tmp_path):
         first = np.asarray(gif.convert("L"))
         gif.seek(gif.n_frames - 1)
         assert (np.asarray(gif.convert("L")) < 100).sum() > (first < 100).sum()  # letters where bars were
+
+
+def test_the_columns_of_code_in_a_gif_are_aligned():
+    [first], _, [second], _, [third] = layout(["if illi", "\n", "    WWW", "\n", "x = 111"])
+    assert first[2] == second[2] == third[2] and first[0] == second[0] == third[0]
+    assert layout(["a" * 79, "bc"])[1][0][1] > layout(["a" * 79, "b"])[1][0][1]  # lines have 80 columns
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dlm_jax.diffusion.schedule import cosine, linear
+from dlm_jax.diffusion.schedule import cosine
 from dlm_jax.errors import UserError
 from dlm_jax.sampling.selector import (
+    DiffuLLaMARandom,
     EntropyBound,
     Factor,
-    RandomOrder,
     Threshold,
     TopScore,
     View,
@@ -37,19 +37,17 @@ def view(confidence, masked=None, left=(1,), steps=8, logits=None, key=0, fillab
                 column)
 
 
-@pytest.mark.parametrize("schedule", (linear, cosine))
-def test_random_order_reveals_the_fraction_that_the_schedule_asks_for(schedule):
-    """DiffuLLaMA reveals each position at t = T-1 .. 1 with probability 1/(t+1), and the rest at the end."""
+def test_the_random_sampler_of_diffullama_reveals_the_fraction_that_the_linear_schedule_asks_for():
+    """It reveals each position at t = T-1 .. 1 with probability 1/(t+1), and the rest at the end."""
     steps, positions = 8, 40_000
     masked, counts = np.ones((1, positions), bool), []
     for number in range(steps):
-        chosen = np.asarray(RandomOrder(schedule)(view(np.full((1, positions), 0.5), masked, [steps - number], steps,
-                                                       key=number)))
+        chosen = np.asarray(DiffuLLaMARandom()(view(np.full((1, positions), 0.5), masked, [steps - number], steps,
+                                                key=number)))
         assert not np.any(chosen & ~masked)
         counts.append(int(chosen.sum()))
         masked &= ~chosen
-    grid = np.array([schedule(jnp.float32(step / steps)) for step in range(steps + 1)])
-    expected = positions * (grid[:-1] - grid[1:])
+    expected = positions / steps
     assert sum(counts) == positions
     assert np.sum((np.array(counts) - expected) ** 2 / expected) < 24.3  # chi-squared, 7 degrees, p = 0.001
 
