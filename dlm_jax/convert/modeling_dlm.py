@@ -349,8 +349,7 @@ class DLMModel(PreTrainedModel, GenerationMixin):
     def _continue(self, input_ids: Tensor, attention_mask: Tensor | None, new: int, steps: int | None,
                   threshold: float | None, sampler: "Sampler", eos: int | None) -> list[Tensor]:
         """What follows each row, without padding, up to its first `eos`. Rows of one length are denoised together."""
-        if input_ids.ndim != 2 or input_ids.is_floating_point():
-            raise ValueError(f"input_ids must be integers [batch, tokens], not {list(input_ids.shape)}")
+        check_ids(input_ids)
         seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         check_padding(seen)
         lengths, texts = seen.sum(1).tolist(), {}
@@ -367,8 +366,7 @@ class DLMModel(PreTrainedModel, GenerationMixin):
     def infill(self, input_ids: Tensor, steps: int | None = None, threshold: float | None = None,
                temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int | None = None) -> Tensor:
         """`input_ids` [b, n] with every mask token filled in. The arguments are those of `generate`."""
-        if input_ids.ndim != 2 or input_ids.is_floating_point():
-            raise ValueError(f"input_ids must be integers [batch, tokens], not {list(input_ids.shape)}")
+        check_ids(input_ids)
         input_ids, added = self._with_start(input_ids)
         canvas = input_ids == self.config.mask_token_id
         if self.config.alignment == "shifted" and bool(canvas[:, 0].any()):
@@ -515,6 +513,12 @@ def keep(caches: list[KVCache], past: tuple | Cache | None, m: int, store_kv: bo
     for layer, (k, v) in enumerate(layers if store_kv else ()):
         past.update(k[:, :, m:], v[:, :, m:], layer)
     return past
+
+
+def check_ids(input_ids: Tensor):
+    """Raises `ValueError` unless `input_ids` are integers [b, n]."""
+    if input_ids.ndim != 2 or input_ids.is_floating_point():
+        raise ValueError(f"input_ids must be integers [batch, tokens], not {list(input_ids.shape)}")
 
 
 def check_padding(attention_mask: Tensor):

@@ -2,7 +2,7 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-
 # Imported eagerly: importing the submodule `prepare` would otherwise rebind this name to the module.
-from dlm_jax.data.prepare import prepare as prepare  # noqa: E402
+from dlm_jax.data.prepare import prepare as prepare
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

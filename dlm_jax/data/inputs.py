@@ -35,7 +35,8 @@ COMPRESSED: dict[str, tuple[re.Pattern[bytes], Callable[[BinaryIO], Any]]] = {
 
 def without_compression(name: str) -> str:
     """The name in lower case, without the ending that says how the file is compressed."""
-    return re.sub(r"\.(gz|bz2|xz|zst)$", "", name.lower())
+    name = name.lower()
+    return next((name.removesuffix(ending) for ending in COMPRESSED if name.endswith(ending)), name)
 
 
 def expand(names: Sequence[str | Path]) -> list[str]:

@@ -39,15 +39,17 @@ class ProgressBar:
         self._loss = f"loss {metrics['loss']:.3f}"
         self._speed = f"  {metrics['tokens_per_second']:,.0f} tokens/s"
         self._speed += f"  MFU {metrics['mfu']:.1%}" if "mfu" in metrics else ""
-        self._refresh()
+        figures = self._show_figures()
         if not self._console.is_terminal:
-            self.log(f"step {step}/{self._steps}  {self._loss}{self._nelbo}{self._speed}")
+            self.log(f"step {step}/{self._steps}  {figures}")
 
     def validated(self, step: int, nelbo: float) -> None:
         """Shows the validation NELBO after a step."""
         self._nelbo = f"  validation {nelbo:.3f}"
-        self._refresh()
+        self._show_figures()
         self.log(f"step {step}/{self._steps}  validation {nelbo:.4f} nats/token")
 
-    def _refresh(self) -> None:
-        self._bar.update(self._task, figures=self._loss + self._nelbo + self._speed)
+    def _show_figures(self) -> str:
+        figures = self._loss + self._nelbo + self._speed
+        self._bar.update(self._task, figures=figures)
+        return figures

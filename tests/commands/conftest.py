@@ -43,11 +43,11 @@ def refused(dlm) -> Callable[..., str]:
 
 @pytest.fixture
 def process() -> Callable[..., Result]:
-    """Runs `dlm` in a process of its own."""
-    def run(*arguments: object) -> Result:
+    """Runs `dlm` in a process of its own, with these bytes on stdin or the stdin that there is."""
+    def run(*arguments: object, stdin: bytes | None = None) -> Result:
         command = [sys.executable, "-m", "dlm_jax", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        return Result(done.returncode, done.stdout, done.stderr)
+        done = subprocess.run(command, capture_output=True, input=stdin)
+        return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run
 

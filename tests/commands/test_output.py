@@ -108,16 +108,13 @@ def test_names_and_errors_are_printed_without_what_a_terminal_would_obey(dlm, mo
     assert shown.count(r"a\x1b[2J\u202eb") == 3 and all(char.isprintable() or char == "\n" for char in shown)
 
 
-def test_a_prompt_comes_from_a_pipe(workdir):
-    def piped(*arguments, text):
-        return subprocess.run([sys.executable, "-m", "dlm_jax", *map(str, arguments)], input=text, capture_output=True)
-
-    done = piped("sample", workdir, "--prompt", "-", "--max-tokens", 4, text=b"the cat\n")
-    assert done.returncode == 0 and done.stdout.startswith(b"the cat") and not done.stdout.startswith(b"the cat\n")
-    filled = piped("infill", workdir, "-", text=b"the [MASK:2] sat\n")
-    assert filled.returncode == 0 and filled.stdout.startswith(b"the") and filled.stdout.endswith(b"sat\n")
-    refused = piped("infill", workdir, "-", text=b"\xff")
-    assert refused.returncode == 2 and b"the text on stdin is not UTF-8" in refused.stderr
+def test_a_prompt_comes_from_a_pipe(process, workdir):
+    sampled = process("sample", workdir, "--prompt", "-", "--max-tokens", 4, stdin=b"the cat\n")
+    assert sampled.code == 0 and sampled.out.startswith("the cat") and not sampled.out.startswith("the cat\n")
+    filled = process("infill", workdir, "-", stdin=b"the [MASK:2] sat\n")
+    assert filled.code == 0 and filled.out.startswith("the") and filled.out.endswith("sat\n")
+    refused = process("infill", workdir, "-", stdin=b"\xff")
+    assert refused.code == 2 and "the text on stdin is not UTF-8" in refused.err
 
 
 def test_the_help_of_unmasking_names_every_selector_and_revision():
