@@ -288,6 +288,7 @@ class DLMModel(PreTrainedModel, GenerationMixin):
             raise ValueError(f"the attention_mask is for {attention_mask.shape[-1]} tokens; it needs {m + n}, the "
                              f"{m} cached ones included")
         if attention_mask is not None and attention_mask.ndim == 2:
+            attention_mask = attention_mask.long()
             check_padding(attention_mask)
             index = (attention_mask.cumsum(1) - 1).clamp(min=0)
         visible = self._visible(index, n, attention_mask, rule, block_size)
@@ -366,7 +367,7 @@ class DLMModel(PreTrainedModel, GenerationMixin):
         """What follows each row, without padding, up to its first `eos`. Rows of one length are denoised together."""
         if input_ids.ndim != 2 or input_ids.is_floating_point():
             raise ValueError(f"input_ids must be integers [batch, tokens], not {list(input_ids.shape)}")
-        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         check_padding(seen)
         lengths, texts = seen.sum(1).tolist(), {}
         for length in sorted(set(lengths)):

@@ -128,6 +128,16 @@ def test_generation_stops_once_every_row_has_ended(spec, loaded, prompt, monkeyp
         assert row == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_an_attention_mask_may_have_any_dtype(dtype, name, loaded, prompt):
+    model, seen = loaded("same_bidirectional", name), torch.tensor([[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]])
+    expected, other = (model(prompt, attention_mask=mask).logits for mask in (seen, seen.to(dtype)))
+    assert torch.equal(other, expected)
+    assert torch.equal(model.generate(prompt, 5, attention_mask=seen.to(dtype)),
+                       model.generate(prompt, 5, attention_mask=seen))
+
+
 def test_right_padding_is_not_attended_to(loaded, prompt):
     model = loaded("same_bidirectional")
     padded = torch.cat([prompt, prompt[:, :3]], 1)
