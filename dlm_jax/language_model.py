@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -219,14 +219,16 @@ class LanguageModel:
         """
         self._write(directory, write_native)
 
-    def export(self, directory: str | Path, dtype: str | None = None) -> None:
+    def export(self, directory: str | Path, dtype: str | None = None, scores: Mapping[str, float] | None = None
+               ) -> None:
         """Writes a Hugging Face directory for PyTorch, completely or not at all.
 
-        dtype: `float32` or `bfloat16`; default: the dtype of the parameters.
+        dtype: `float32` or `bfloat16`; default: the dtype of the parameters. scores: what the model card says was
+        measured, by name, such as {"GSM8K": 0.31}.
         Raises `UserError` for another dtype, if `directory` is not empty or cannot be written, and if the family's
         Hugging Face class cannot express the model.
         """
-        self._write(directory, functools.partial(write_hf, dtype=dtype))
+        self._write(directory, functools.partial(write_hf, dtype=dtype, scores=scores))
 
     def encode(self, text: str) -> list[int]:
         """The start token, if any, and the ids of a text. A model without a start token uses its end token instead."""

@@ -26,8 +26,17 @@ def run(a: Arguments) -> dict[str, Any]:
         export_adapter(Path(a.model), Path(a.out))
     else:
         from dlm_jax.language_model import load
-        load(a.model).export(a.out, a.dtype)
+        load(a.model).export(a.out, a.dtype, scores_of(Path(a.model)))
     return {"out": str(a.out)}
+
+
+def scores_of(model: Path) -> dict[str, float]:
+    """What the model card says was measured: the validation NELBO, if `model` is the work directory of a run."""
+    if not (model / "validation.jsonl").is_file():
+        return {}
+    from dlm_jax.runs.read import validation_nelbo
+    nelbo = validation_nelbo(model)
+    return {} if nelbo is None else {"validation NELBO, nats per token": nelbo}
 
 
 def export_adapter(workdir: Path, out: Path) -> None:

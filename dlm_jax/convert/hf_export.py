@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,14 @@ CLASSES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen2": "Qwe
 MODELING = Path(__file__).with_name("modeling_dlm.py")
 
 
-def write_hf(directory: Path, bundle: Bundle, shard_bytes: int = 5 * 10**9, dtype: str | None = None) -> None:
+def write_hf(directory: Path, bundle: Bundle, shard_bytes: int = 5 * 10**9, dtype: str | None = None,
+             scores: Mapping[str, float] | None = None) -> None:
     """Writes `bundle` into the existing `directory`: weights, `config.json`, a model card, and for a diffusion model
     the PyTorch code that loads it. Copying the tokenizer files is up to the caller.
 
     shard_bytes: the size at which weights are split into several files.
     dtype: `float32` or `bfloat16`, to which weights are rounded as they are written; default: the dtype they are in.
+    scores: for the model card, by name.
     Raises `UserError` for another dtype, and if the family's class cannot express the model.
     """
     directory = Path(directory)
@@ -43,7 +45,7 @@ def write_hf(directory: Path, bundle: Bundle, shard_bytes: int = 5 * 10**9, dtyp
         total = sum(tensor.nbytes for tensor in tensors)
         write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": files})
     write_json(directory / "config.json", config)
-    (directory / "README.md").write_text(model_card(bundle), encoding="utf-8")
+    (directory / "README.md").write_text(model_card(bundle, scores), encoding="utf-8")
     if bundle.spec.is_diffusion:
         shutil.copyfile(MODELING, directory / MODELING.name)
 

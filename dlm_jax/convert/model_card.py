@@ -5,6 +5,7 @@ Names in it may be a stranger's, so none is written where YAML, Markdown or HTML
 
 import json
 import shlex
+from collections.abc import Mapping
 
 from dlm_jax.convert.origin import Origin
 from dlm_jax.errors import printable
@@ -26,17 +27,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 """
+TAGS_DIFFUSION = ("diffusion-language-model", "masked-diffusion", "dlm-jax")
+TAGS_AUTOREGRESSIVE = ("dlm-jax",)
 ALIGNMENT = {"shifted": "the output at n-1 predicts token n", "same_position": "the output at n predicts token n"}
 
 
-def model_card(bundle: Bundle) -> str:
-    """Markdown, starting with the header that the Hugging Face hub reads."""
+def model_card(bundle: Bundle, scores: Mapping[str, float] | None = None) -> str:
+    """Markdown, starting with the header that the Hugging Face hub reads.
+
+    scores: what was measured of the model, by name. The card names no license: that of the base is for whoever
+    publishes the model to state.
+    """
     spec = bundle.spec
     kind = "A masked diffusion" if spec.is_diffusion else "An autoregressive"
     usage = USAGE_DIFFUSION if spec.is_diffusion else USAGE_AUTOREGRESSIVE
     base = f"base_model: {quoted(spec.base_model)}\n" if spec.base_model else ""
-    return (f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{base}---\n\n"
-            f"# {kind} language model\n\nConverted with dlm-jax.\n\n{table(card_facts(bundle))}\n"
+    tags = json.dumps(TAGS_DIFFUSION if spec.is_diffusion else TAGS_AUTOREGRESSIVE)
+    measured = {f"{code(name)}": f"{value:.4g}" for name, value in (scores or {}).items()}
+    return (f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: {tags}\n{base}---\n\n"
+            f"# {kind} language model\n\nConverted with dlm-jax.\n\n{table(card_facts(bundle) | measured)}\n"
             f"## How to load it\n\n```python\n{usage.format(name='path/to/this/directory')}```\n")
 
 
@@ -71,7 +80,7 @@ def adapter_card(bundle: Bundle, lora: Lora, base: Origin) -> str:
             "Hugging Face directory or hub id; `dlm export` makes one of a native or work directory.\n")
 
 
-def table(facts: dict[str, object]) -> str:
+def table(facts: Mapping[str, object]) -> str:
     """A Markdown table of names and values, without those that are None."""
     return "| | |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in facts.items() if value is not None)
 

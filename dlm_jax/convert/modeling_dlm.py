@@ -19,6 +19,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
 VISIBILITIES = ("causal", "bidirectional", "block_causal", "token_causal")
+# Settings of transformers' `generate`: those read here, and values of others that ask for nothing.
+SETTINGS = {"max_new_tokens", "max_length", "do_sample", "temperature", "top_p", "top_k", "pad_token_id",
+            "eos_token_id"}
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1, "min_length": 0, "use_cache": True}
 
 
 class DLMConfig(PretrainedConfig):
@@ -260,12 +264,12 @@ class DLMModel(PreTrainedModel, GenerationMixin):
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None,
                 position_ids: Tensor | None = None, past_key_values: tuple | Cache | None = None,
                 inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool = False,
-                store_kv: bool = True, return_dict: bool = True, rule: str | None = None,
+                store_kv: bool = True, return_dict: bool | None = None, rule: str | None = None,
                 block_size: int | None = None) -> CausalLMOutputWithPast | tuple:
         """Logits in fp32 [b, n, v] of tokens [b, n], or of their embeddings [b, n, d].
 
-        attention_mask: [b, m + n], 0 for padding on either side; or [b, 1, n, m + n], which keys each query attends to,
-            True or 0.0 where it does, in place of `rule`.
+        attention_mask: [b, m + n], 0 for padding on either side; or, in place of `rule`, which keys each query attends
+            to, [b or 1, n, m + n] or [b or 1, 1, n, m + n]: see `given_keys`.
         position_ids: [b, n]; default: counted from each row's first token that is not padding.
         past_key_values: the m tokens before, as a transformers `Cache`, to which this call adds its own if `store_kv`;
             or as (keys, values) [b, g, m, k] of each layer, which `use_cache` also returns, this call's added.
@@ -273,13 +277,18 @@ class DLMModel(PreTrainedModel, GenerationMixin):
             predicts its position (see `alignment`).
         rule, block_size: default: those that the model was trained with.
 
-        Raises `ValueError` for padding inside a row, an unknown rule, and a block rule without a block size.
+        Raises `ValueError` for padding inside a row, an attention_mask of another length, an unknown rule, and a block
+        rule without a block size.
         """
         x = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         caches = layer_caches(past_key_values, self.depth)
         n, m = x.shape[1], 0 if caches[0].finished is None else caches[0].finished[0].shape[1]
         index = torch.arange(m + n, device=x.device)[None]
+        if attention_mask is not None and attention_mask.shape[-1] != m + n:
+            raise ValueError(f"the attention_mask is for {attention_mask.shape[-1]} tokens; it needs {m + n}, the "
+                             f"{m} cached ones included")
         if attention_mask is not None and attention_mask.ndim == 2:
+            attention_mask = attention_mask.long()
             check_padding(attention_mask)
             index = (attention_mask.cumsum(1) - 1).clamp(min=0)
         visible = self._visible(index, n, attention_mask, rule, block_size)
@@ -288,14 +297,14 @@ class DLMModel(PreTrainedModel, GenerationMixin):
         past = keep(caches, past_key_values, m, store_kv) if use_cache or isinstance(past_key_values, Cache) else None
         loss = None if labels is None else self._loss(logits, labels)
         out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)
-        return out if return_dict else out.to_tuple()
+        return out if (self.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
 
     def _visible(self, index: Tensor, n: int, attention_mask: Tensor | None, rule: str | None,
                  block_size: int | None) -> Tensor:
         """Which of the m + n keys each of the last n tokens attends to. index: [b or 1, m + n], their places in the
         text."""
-        if attention_mask is not None and attention_mask.ndim == 4:
-            return attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
+        if attention_mask is not None and attention_mask.ndim > 2:
+            return given_keys(attention_mask)
         trained = "token_causal" if self.config.clean_half == "token_causal" else self.config.rule
         visible = visible_keys(rule or trained, index, block_size or self.config.block_size)[:, :, -n:]
         if attention_mask is None:
@@ -313,44 +322,51 @@ class DLMModel(PreTrainedModel, GenerationMixin):
                  threshold: float | None = None, temperature: float | None = None, top_p: float | None = None,
                  top_k: int | None = None, seed: int | None = None, stop_at_eos: bool = True,
                  attention_mask: Tensor | None = None, do_sample: bool | None = None, max_length: int | None = None,
-                 pad_token_id: int | None = None, eos_token_id: int | None = None,
-                 generation_config: GenerationConfig | None = None) -> Tensor:
-        """`input_ids` [b, n] followed by at most `max_new_tokens`, denoised all at once, or block by block with cached
-        keys and values of finished blocks.
+                 pad_token_id: int | None = None, eos_token_id: int | list[int] | None = None,
+                 generation_config: GenerationConfig | None = None, block_length: int | None = None,
+                 **others) -> Tensor:
+        """`input_ids` [b, n] followed by at most `max_new_tokens`, denoised all at once, or block by block. A
+        block-causal model has blocks of its own, and caches the keys and values of the finished ones.
 
-        steps: denoising steps of the whole text, which blocks share; default: one per token.
+        steps: denoising steps of the whole text; each block takes its share by the tokens it has to fill, rounded up.
+            Default: one per token.
+        block_length: tokens that a bidirectional model fills before it goes on, counted from the end of the prompt.
         threshold: instead, each forward pass commits every token above this confidence, and at least one.
         temperature: 0 takes the most likely token, the default unless `do_sample`, with which it is 1.
         attention_mask: [b, n], 0 for padding, on either side; a row's text does not depend on it.
         max_length: of prompt and text together, where max_new_tokens is not given.
+        eos_token_id: the end-of-text token, or several.
         generation_config: gives what is not given here; then the model's own does.
-        After a row's first end-of-text token everything is `pad_token_id`, by default that token; the result is cut
-        where all rows have ended. Raises `ValueError` for arguments out of range, and for more tokens than the model
-        supports.
+        others: what else transformers' `generate` takes, if it asks for nothing (`num_beams=1`).
+        After a row's first end-of-text token everything is `pad_token_id`, by default the first of these; the result is
+        cut where all rows have ended.
+        Raises `ValueError` for arguments out of range, and for more tokens than the model supports; `TypeError` for a
+        setting of transformers, here or in a generation config, that denoising lacks.
         """
         pick = Defaults(generation_config, self.generation_config)
+        check_supported(others | pick.rest())
         if do_sample is None:
             do_sample = temperature is not None or pick("do_sample", None, False)
         temperature = pick("temperature", temperature, 1.0) if do_sample else 0.0
         sampler = Sampler(temperature, pick("top_p", top_p, 1.0), pick("top_k", top_k, 0), seed, input_ids.device)
-        eos = pick("eos_token_id", eos_token_id, self.config.eos_token_id) if stop_at_eos else None
-        eos = eos[0] if isinstance(eos, list) else eos
+        ends = pick("eos_token_id", eos_token_id, self.config.eos_token_id) if stop_at_eos else None
+        eos = input_ids.new_tensor([] if ends is None else ends).flatten()
         new = pick("max_new_tokens", max_new_tokens, None)
         if new is None:
             new = pick("max_length", max_length, 0) - input_ids.shape[-1]
         if new < 1:
             raise ValueError(f"max_new_tokens, or max_length beyond the prompt, must be at least 1, not {new}")
-        pad = pick("pad_token_id", pad_token_id, eos)
-        texts = self._continue(input_ids, attention_mask, new, steps, threshold, sampler, eos)
+        pad = pick("pad_token_id", pad_token_id, int(eos[0]) if len(eos) else None)
+        texts = self._continue(input_ids, attention_mask, new, steps, threshold, block_length, sampler, eos)
         width = max(len(text) for text in texts)
         padded = [F.pad(text, (0, width - len(text)), value=pad) for text in texts]
         return torch.cat([input_ids, torch.stack(padded)], dim=1)
 
     def _continue(self, input_ids: Tensor, attention_mask: Tensor | None, new: int, steps: int | None,
-                  threshold: float | None, sampler: "Sampler", eos: int | None) -> list[Tensor]:
+                  threshold: float | None, block_length: int | None, sampler: "Sampler", eos: Tensor) -> list[Tensor]:
         """What follows each row, without padding, up to its first `eos`. Rows of one length are denoised together."""
         check_ids(input_ids)
-        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         check_padding(seen)
         lengths, texts = seen.sum(1).tolist(), {}
         for length in sorted(set(lengths)):
@@ -358,7 +374,7 @@ class DLMModel(PreTrainedModel, GenerationMixin):
             prompts, added = self._with_start(torch.stack([input_ids[row][seen[row].bool()] for row in rows]))
             tokens = F.pad(prompts, (0, new), value=self.config.mask_token_id)
             canvas = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) >= prompts.shape[1]
-            filled = self._denoise(tokens, canvas, steps, threshold, sampler, eos)[:, length + added:]
+            filled = self._denoise(tokens, canvas, steps, threshold, block_length, sampler, eos)[:, length + added:]
             texts |= {row: up_to(text, eos) for row, text in zip(rows, filled)}
         return [texts[row] for row in range(len(lengths))]
 
@@ -372,48 +388,60 @@ class DLMModel(PreTrainedModel, GenerationMixin):
         if self.config.alignment == "shifted" and bool(canvas[:, 0].any()):
             raise ValueError("nothing predicts the first token of this model; put a start token before the mask")
         sampler = Sampler(temperature, top_p, top_k, seed, input_ids.device)
-        return self._denoise(input_ids, canvas, steps, threshold, sampler, None)[:, added:]
+        return self._denoise(input_ids, canvas, steps, threshold, None, sampler, input_ids.new_tensor([]))[:, added:]
 
     def _with_start(self, input_ids: Tensor) -> tuple[Tensor, int]:
         """`input_ids` [b, n] preceded by the start token used in training, unless all rows begin with it; and how many
         tokens were added."""
         start = self.config.eos_token_id if self.config.bos_token_id is None else self.config.bos_token_id
-        needs_start = start is not None and not (input_ids.shape[1] and bool((input_ids[:, 0] == start).all()))
-        added = 1 if needs_start else 0
+        added = int(start is not None and not (input_ids.shape[1] and bool((input_ids[:, 0] == start).all())))
         if self.config.alignment == "shifted" and input_ids.shape[1] + added == 0:
             raise ValueError("nothing predicts the first token of this model; begin with a start token")
         return F.pad(input_ids, (added, 0), value=start or 0), added
 
     def _denoise(self, tokens: Tensor, canvas: Tensor, steps: int | None, threshold: float | None,
-                 sampler: "Sampler", eos: int | None) -> Tensor:
-        """Fills `canvas`, bool [b, n], of `tokens` [b, n] span by span: a span is one block, or the entire text. Stops
-        early once every row has `eos` in its canvas."""
+                 block_length: int | None, sampler: "Sampler", eos: Tensor) -> Tensor:
+        """Fills `canvas`, bool [b, n], of `tokens` [b, n] block by block; one block is everything, unless the model has
+        blocks or `block_length` is given. Stops early once every row has one of `eos` in its canvas.
+
+        With blocks of its own a model reads a block and the cache of those before it, otherwise the whole text.
+        """
         n, most_holes = tokens.shape[1], int(canvas.sum(1).max())
-        if n > self.max_length:
-            raise ValueError(f"{n} tokens are more than the {self.max_length} that this model supports")
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps must be at least 1, not {steps}")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"the threshold must lie in [0, 1], not {threshold}")
+        self._check_denoising(n, steps, threshold, block_length)
         by_blocks = self.config.rule == "block_causal"
-        span = self.config.block_size if by_blocks else n
+        size = self.config.block_size if by_blocks else block_length or n
         caches = [KVCache() if by_blocks else None for _ in range(self.depth)]
         first_hole = int(canvas.any(0).int().argmax()) if most_holes else n
-        first = first_hole // span * span  # where the first span with a hole starts
-        prev_hidden = self._forward_cached(tokens[:, :first], caches, 0, clean=True)[:, -1:] if first else None
-        for start in range(first, n, span):
-            end = min(start + span, n)
-            masked = canvas[:, start:end]
+        first = first_hole // size * size if by_blocks else first_hole  # where the first block with a hole starts
+        prefilled = by_blocks and first
+        prev_hidden = self._forward_cached(tokens[:, :first], caches, 0, clean=True)[:, -1:] if prefilled else None
+        for start in range(first, n, size):
+            end = min(start + size, n)
+            masked = F.pad(canvas[:, start:end], (start, n - end))
             holes = int(masked.sum(1).max())
-            span_steps = holes if steps is None else math.ceil(steps * holes / max(most_holes, 1))
-            filled = self._denoise_span(tokens[:, start:end], masked, span_steps, threshold, sampler, caches, start,
-                                        prev_hidden)
-            tokens = torch.cat([tokens[:, :start], filled, tokens[:, end:]], dim=1)
-            if eos is not None and bool((canvas & (tokens == eos))[:, :end].any(1).all()):
+            share = holes if steps is None else math.ceil(steps * holes / max(most_holes, 1))
+            left, right = (start, end) if by_blocks else (0, n)
+            filled = self._denoise_span(tokens[:, left:right], masked[:, left:right], share, threshold, sampler, caches,
+                                        left, prev_hidden)
+            tokens = torch.cat([tokens[:, :left], filled, tokens[:, right:]], dim=1)
+            if bool((canvas & torch.isin(tokens, eos))[:, :end].any(1).all()):
                 return tokens[:, :end]
-            if bool(canvas[:, end:].any()):
+            if by_blocks and bool(canvas[:, end:].any()):
                 prev_hidden = self._forward_cached(filled, caches, start, clean=True)[:, -1:]
         return tokens
+
+    def _check_denoising(self, n: int, steps: int | None, threshold: float | None, block_length: int | None):
+        """Raises `ValueError` for settings out of range, and for a text of n tokens that is too long."""
+        if n > self.max_length:
+            raise ValueError(f"{n} tokens are more than the {self.max_length} that this model supports")
+        for name, value in (("steps", steps), ("block_length", block_length)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"the threshold must lie in [0, 1], not {threshold}")
+        own = self.config.block_size if self.config.rule == "block_causal" else None
+        if own and block_length not in (None, own):
+            raise ValueError(f"this model has blocks of {own}, not of {block_length}; leave out block_length")
 
     def _denoise_span(self, tokens: Tensor, masked: Tensor, steps: int, threshold: float | None, sampler: "Sampler",
                       caches: list[KVCache | None], start: int, prev_hidden: Tensor | None) -> Tensor:
@@ -496,6 +524,22 @@ class Defaults:
         found = [given, *(getattr(config, name, None) for config in self.configs)]
         return next((value for value in found if value is not None), otherwise)
 
+    def rest(self) -> dict:
+        """What the configs ask for and nobody reads here. The start token is the model's."""
+        asked: dict = {}
+        for config in reversed([config for config in self.configs if config is not None]):
+            asked |= config.to_diff_dict()
+        unread = asked.keys() - SETTINGS - {"bos_token_id", "transformers_version"}
+        return {name: asked[name] for name in unread if not name.startswith("_")}
+
+
+def check_supported(settings: dict):
+    """Raises `TypeError` for settings of transformers' `generate` that ask for what denoising lacks."""
+    asking = sorted(name for name, value in settings.items()
+                    if not (value is None or value is False or name in NEUTRAL and value == NEUTRAL[name]))
+    if asking:
+        raise TypeError(f"this model writes by denoising, which has no {', '.join(asking)}; leave that out")
+
 
 def layer_caches(past: tuple | Cache | None, depth: int) -> list[KVCache]:
     """A `KVCache` of each layer, with what `past_key_values` hold."""
@@ -527,9 +571,15 @@ def check_padding(attention_mask: Tensor):
         raise ValueError("padding must be at the ends of a row: an attention_mask has its ones side by side")
 
 
+def given_keys(mask: Tensor) -> Tensor:
+    """A caller's mask of keys, [b, n, m] or [b, 1, n, m], as bool [b, 1, n, m]. A query attends where it is True or 1;
+    or, if nothing in it is positive, where it is 0, since transformers adds such a mask to the scores."""
+    mask = mask[:, None] if mask.ndim == 3 else mask
+    return mask.bool() if mask.dtype == torch.bool or bool((mask > 0).any()) else mask == 0
+
+
 def visible_keys(rule: str, index: Tensor, block_size: int | None) -> Tensor:
-    """Which keys each query attends to: bool [b or 1, 1, n, n], queries before keys. index: [b or 1, n], the place of
-    each token in its text."""
+    """Which keys each query attends to: bool [b or 1, 1, n, n], of tokens at the places `index` [b or 1, n]."""
     if rule not in VISIBILITIES:
         raise ValueError(f"rule {rule!r} is not one of {', '.join(VISIBILITIES)}")
     if rule == "bidirectional":
@@ -544,7 +594,7 @@ def visible_keys(rule: str, index: Tensor, block_size: int | None) -> Tensor:
     return (order[:, :, None] >= order[:, None, :])[:, None]
 
 
-def up_to(text: Tensor, eos: int | None) -> Tensor:
-    """`text` [n] up to and including its first `eos`."""
-    ends = (text == eos).nonzero() if eos is not None else ()
+def up_to(text: Tensor, eos: Tensor) -> Tensor:
+    """`text` [n] up to and including the first of `eos`."""
+    ends = torch.isin(text, eos).nonzero()
     return text[:int(ends[0]) + 1] if len(ends) else text

@@ -24,6 +24,7 @@ from dlm_jax.models.weights import Params, flatten, unflatten
 from dlm_jax.runs.checksum import Damage, check_arrays, unsealed
 from dlm_jax.runs.remote import checkpoints_of
 from dlm_jax.runs.workdir import checkpoint_steps
+from dlm_jax.schema.json_text import MAX_LINE, parse_json
 from dlm_jax.schema.record import from_json
 
 MODEL_FILE = "model.json"
@@ -79,6 +80,17 @@ def read_trained(workdir: Path) -> tuple[Bundle, Lora]:
         check_arrays(params, about["checksums"]["params"])
     tokenizer = workdir / "tokenizer"
     return Bundle(config, params, spec, tokenizer if tokenizer.is_dir() else None), lora
+
+
+def validation_nelbo(workdir: Path) -> float | None:
+    """The validation NELBO of the newest checkpoint, nats per token; None if the run did not log it at that step."""
+    file, steps = workdir / "validation.jsonl", checkpoint_steps(workdir)
+    for line in reversed(file.read_bytes().splitlines() if file.is_file() else []):
+        with contextlib.suppress(ValueError):
+            record = parse_json(line, MAX_LINE)
+            if isinstance(record, dict) and [record.get("step")] == steps[-1:] and type(record.get("nelbo")) is float:
+                return record["nelbo"]
+    return None
 
 
 def read_about(directory: epath.Path) -> dict[str, Any]:

@@ -78,6 +78,19 @@ def test_export_of_a_run_reads_back_as_the_diffusion_model_it_is(dlm, workdir, b
     assert same(ours, load_bundle(tmp_path / "native"))
 
 
+def test_the_card_of_a_run_states_the_bound_of_the_exported_checkpoint_and_no_other(dlm, workdir, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(workdir, run)
+    last = json.loads((run / "validation.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 2
+    dlm("export", run, "--out", tmp_path / "hf")
+    row = f"| `validation NELBO, nats per token` | {last['nelbo']:.4g} |"
+    assert row in (tmp_path / "hf" / "README.md").read_text()
+    (run / "validation.jsonl").write_text('{"step": 1, "nelbo": 1.5}\ngarbage\n')
+    dlm("export", run, "--out", tmp_path / "later")
+    assert "validation NELBO" not in (tmp_path / "later" / "README.md").read_text()
+
+
 def test_a_work_directory_is_only_read(dlm, workdir):
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     assert dlm("sample", workdir, "--max-tokens", 4).code == 0

@@ -18,7 +18,7 @@ def cards(name: str, random_model) -> list[str]:
     config, params = random_model("llama")
     spec = DiffusionSpec(rule="bidirectional", mask_token_id=3, recipe=name, base_model=name, base_revision=name)
     bundle = Bundle(config, params, spec)
-    return [model_card(bundle), adapter_card(bundle, Lora(rank=2), Origin(name, name, "0" * 64, 30, name))]
+    return [model_card(bundle, {name: 0.5}), adapter_card(bundle, Lora(rank=2), Origin(name, name, "0" * 64, 30, name))]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -33,7 +33,7 @@ def test_a_name_is_one_yaml_string_and_one_code_span_of_its_cell(name, random_mo
         assert len(lines) == len(usual_lines)
         for line in lines:
             if line.startswith("| ") and "`" in line and "SHA-256" not in line:
-                assert line.count("`") == 2 and line.count("|") == 3 and line.endswith("` |")
+                assert line.count("`") == 2 and line.count("|") == 3 and line.endswith(("` |", "` | 0.5 |"))
                 line = line.split("`")[0]
             assert "<" not in line or line.startswith("    dlm"), line  # the command is a code block
 
@@ -41,6 +41,13 @@ def test_a_name_is_one_yaml_string_and_one_code_span_of_its_cell(name, random_mo
 def test_an_ordinary_name_is_shown_as_it_is(random_model):
     for card in cards("org/base", random_model):
         assert 'base_model: "org/base"' in card and "| base model | `org/base` |" in card
+
+
+def test_the_card_has_the_hubs_tags_and_the_scores(random_model):
+    card, _ = cards("org/base", random_model)
+    header = yaml.safe_load(card.split("---\n", 2)[1])
+    assert {"diffusion-language-model", "dlm-jax"} <= set(header["tags"]) and "license" not in header
+    assert "| `org/base` | 0.5 |" in card
 
 
 def test_the_card_asks_to_trust_only_the_code_that_we_wrote(random_model):

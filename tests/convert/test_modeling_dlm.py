@@ -128,6 +128,16 @@ def test_generation_stops_once_every_row_has_ended(spec, loaded, prompt, monkeyp
         assert row == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_an_attention_mask_may_have_any_dtype(dtype, name, loaded, prompt):
+    model, seen = loaded("same_bidirectional", name), torch.tensor([[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]])
+    expected, other = (model(prompt, attention_mask=mask).logits for mask in (seen, seen.to(dtype)))
+    assert torch.equal(other, expected)
+    assert torch.equal(model.generate(prompt, 5, attention_mask=seen.to(dtype)),
+                       model.generate(prompt, 5, attention_mask=seen))
+
+
 def test_right_padding_is_not_attended_to(loaded, prompt):
     model = loaded("same_bidirectional")
     padded = torch.cat([prompt, prompt[:, :3]], 1)
@@ -205,13 +215,63 @@ def test_generate_takes_what_transformers_users_pass(loaded, prompt):
     drawn = model.generate(prompt, generation_config=given)
     torch.manual_seed(0)
     assert torch.equal(drawn, model.generate(prompt, 7, do_sample=True, temperature=0.5))
-    with pytest.raises(TypeError, match="num_beams"):
-        model.generate(prompt, 7, num_beams=4)
+    assert torch.equal(model.generate(prompt, 7, num_beams=1, use_cache=True, streamer=None), model.generate(prompt, 7))
+    assert isinstance(model(prompt, return_dict=None), transformers.modeling_outputs.ModelOutput)
+
+
+@pytest.mark.parametrize("where", ["argument", "given config", "config of the model"])
+def test_settings_that_denoising_lacks_are_refused_by_name_wherever_they_stand(where, loaded, prompt, monkeypatch):
+    model, asked = loaded("same_blocks"), {"num_beams": 4, "repetition_penalty": 1.2}
+    config = transformers.GenerationConfig(**asked)
+    if where == "config of the model":
+        monkeypatch.setattr(model, "generation_config", config)
+    given = {"argument": asked, "given config": {"generation_config": config}}.get(where, {})
+    with pytest.raises(TypeError, match="no num_beams, repetition_penalty; leave that out"):
+        model.generate(prompt, 7, **given)
+    if where == "config of the model":  # what the caller says comes first
+        plain = transformers.GenerationConfig(num_beams=1, repetition_penalty=1.0)
+        assert model.generate(prompt, 7, generation_config=plain).shape[0] == 2
+
+
+def test_a_row_ends_at_the_first_of_several_end_tokens_and_is_padded_with_the_pad_token(loaded, prompt):
+    model = loaded("same_blocks")
+    plain = model.generate(prompt, 12, stop_at_eos=False)
+    ends = [int(plain[0, 13]), int(plain[0, 8])]
+    out = model.generate(prompt, 12, eos_token_id=ends, pad_token_id=0)
+    for row, full in zip(out.tolist(), plain.tolist(), strict=True):
+        end = next((i + 1 for i, token in enumerate(full) if i >= 6 and token in ends), len(full))
+        assert row == (full[:end] + [0] * len(full))[:out.shape[1]]
+
+
+@pytest.mark.parametrize("form", [
+    lambda seen: seen[None].float(), lambda seen: seen[None, None], lambda seen: seen[None, None].long(),
+    lambda seen: torch.zeros(1, 1, *seen.shape).masked_fill(~seen, -torch.inf)])
+def test_a_mask_of_keys_has_one_meaning_in_each_of_its_forms(form, loaded, prompt):
+    model, block = loaded("same_blocks"), torch.arange(6) // 4
+    assert torch.equal(model(prompt, attention_mask=form(block[:, None] >= block)).logits, model(prompt).logits)
+    everything = torch.ones(6, 6, dtype=torch.bool)
+    assert torch.equal(model(prompt, attention_mask=form(everything)).logits,
+                       model(prompt, rule="bidirectional").logits)
+    with pytest.raises(ValueError, match="attention_mask is for 5 tokens; it needs 6"):
+        model(prompt, attention_mask=torch.ones(2, 5))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("spec", ["shifted_bidirectional", "same_bidirectional"])
+@pytest.mark.parametrize("settings", [{}, {"steps": 5}, {"threshold": 0.02}])
+def test_blocks_of_a_bidirectional_model_are_those_of_jax_also_a_partial_last_one(name, spec, settings, loaded, tiny,
+                                                                                 prompt):
+    bundle = dataclasses.replace(read_hf(tiny(name).directory), spec=SPECS[spec])
+    unmasking = f"threshold:{settings['threshold']}" if "threshold" in settings else "confidence"
+    [sample] = LanguageModel(bundle.config, bundle.params, bundle.spec, None).fill(
+        [ours_continuation([BOS, *prompt[0].tolist()], 11)],
+        Settings(unmasking=unmasking, steps=settings.get("steps"), block=4))
+    assert loaded(spec, name).generate(prompt[:1], 11, block_length=4, **settings)[0].tolist() == sample.tokens[1:]
 
 
 @pytest.mark.parametrize(("arguments", "culprit"), [
     ({"max_new_tokens": 0}, "max_new_tokens"), ({"max_new_tokens": 100}, "107 tokens"), ({"steps": 0}, "steps"),
-    ({"threshold": 1.5}, "threshold"),
+    ({"threshold": 1.5}, "threshold"), ({"block_length": 0}, "block_length"), ({"block_length": 8}, "blocks of 4"),
     ({"temperature": -1.0}, "temperature -1.0"), ({"top_p": 0.0}, "top_p 0.0"), ({"top_k": -1}, "top_k -1")])
 def test_misuse_of_generate_is_refused(arguments, culprit, loaded, prompt):
     with pytest.raises(ValueError, match=culprit):

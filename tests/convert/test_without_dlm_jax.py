@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,34 @@ model.save_pretrained("again")
 again = AutoModelForCausalLM.from_pretrained("again", trust_remote_code=True)
 assert torch.equal(again(ids).logits, model(ids).logits)
 assert torch.isfinite(model.to(torch.bfloat16)(ids).logits).all()
+print("all")
+""").endswith("all\n")
+
+
+def test_the_pipeline_loads_the_directory_and_half_precision_answers(python):
+    assert python("""
+pipe = pipeline("text-generation", model=sys.argv[1], trust_remote_code=True)
+answers = pipe(["def add(a, b):", "import"], max_new_tokens=4, do_sample=False, batch_size=2)
+assert [a["generated_text"].startswith(t) for [a], t in zip(answers, ["def add(a, b):", "import"])] == [True, True]
+ids = tokenizer("import", return_tensors="pt").input_ids
+assert torch.isfinite(model.half()(ids).logits).all() and model.generate(ids, max_new_tokens=4).shape[1] > ids.shape[1]
+print("all")
+""").endswith("all\n")
+
+
+def test_other_projects_samplers_run_and_give_the_tokens_of_generate(python):
+    assert python(f"""
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import peer_samplers
+mask, eos = tokenizer.mask_token_id, tokenizer.eos_token_id
+start = model.config.eos_token_id if model.config.bos_token_id is None else model.config.bos_token_id
+prompt = torch.tensor([[start, *tokenizer("def add(a, b):", add_special_tokens=False).input_ids]])
+expected = model.generate(prompt, max_new_tokens=16, steps=8, block_length=8, stop_at_eos=False)
+assert not (expected == mask).any()
+peer_samplers.forbid(model, mask)
+assert torch.equal(peer_samplers.dllm(model, list(prompt), 8, 16, 8, mask, eos,
+                                      right_shift_logits=model.config.alignment == "shifted"), expected)
+peer_samplers.fast_dllm(model, prompt, 8, 16, 8, mask, prefix_cache=True)
 print("all")
 """).endswith("all\n")
 
