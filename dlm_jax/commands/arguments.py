@@ -12,6 +12,7 @@ Arguments = argparse.Namespace
 MAX_STDIN = 2**27  # bytes of a text that is read from stdin
 CONFIG_HELP = "a config file, or a name that `dlm configs` lists, such as tiny"
 MODEL_HELP = "a native, work or Hugging Face directory, a hub id, or 'bundled'"
+TEXT_FIELD_HELP = "the field, column or feature that holds the text of JSONL, Parquet and tfds: inputs (default: text)"
 UNMASKING_HELP = ("which tokens to commit at each step: confidence (default), margin, entropy, random (each also as "
                   "confidence:cosine), left_to_right, threshold:0.9 (every token above this confidence), factor:1, "
                   "entropy_bound:0.5, speculate, diffullama_random, diffullama_confidence:0.95; append +remask:0.3 or "
@@ -97,8 +98,11 @@ def text_or_stdin(text: str) -> str:
     """An argument type: text, or for '-' what stdin holds, without the line break that ends it."""
     if text != "-":
         return unicode_text(text)
+    read = sys.stdin.buffer.read(MAX_STDIN + 1)
+    if len(read) > MAX_STDIN:
+        raise argparse.ArgumentTypeError(f"the text on stdin is longer than {MAX_STDIN} bytes")
     try:
-        return sys.stdin.buffer.read(MAX_STDIN).decode().removesuffix("\n")
+        return read.decode().removesuffix("\n")
     except UnicodeDecodeError:
         raise argparse.ArgumentTypeError("the text on stdin is not UTF-8") from None
 

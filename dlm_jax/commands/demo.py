@@ -25,6 +25,7 @@ CODE = '''    def write(self, data):
         self.buffer.append(data)
         return len(data)
 '''
+HINT = r"if __name__[MASK:5]\n    main()\n"  # the model writes == '__main__':
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +70,7 @@ def demo(out: Path) -> dict[str, Any]:
     console.print(nelbo_table(adapted, scratch))
     seconds = time.perf_counter() - start
     console.print(f"{seconds:.0f} seconds. Now try:", soft_wrap=True)
-    console.print(f"  dlm infill {out / 'adapted'} 'for i in range([MASK:3]):' --watch", markup=False, soft_wrap=True)
+    console.print(f"  printf '{HINT}' | dlm infill {out / 'adapted'} - --watch", markup=False, soft_wrap=True)
     return {"nelbo_before": adapted.nelbo_before, "nelbo_after": adapted.nelbo_after,
             "nelbo_scratch": scratch.nelbo_after, "seconds": seconds, "export": str(out / "export")}
 

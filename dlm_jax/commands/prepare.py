@@ -4,7 +4,14 @@ import argparse
 import shlex
 from typing import Any
 
-from dlm_jax.commands.arguments import MODEL_HELP, Arguments, available_cores, integer_at_least
+from dlm_jax.commands.arguments import (
+    MODEL_HELP,
+    TEXT_FIELD_HELP,
+    Arguments,
+    available_cores,
+    integer_at_least,
+    unicode_text,
+)
 from dlm_jax.commands.progress import byte_progress
 from dlm_jax.errors import UserError
 
@@ -13,10 +20,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `dlm prepare`."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--text", nargs="+",
-                      help="text, JSONL (field 'text') or Parquet: files, patterns, gs:// or s3:// names (text "
-                           "and JSONL also as .gz, .bz2, .xz or .zst), or tfds:NAME[:SPLIT]")
+                      help="text, JSONL or Parquet: files, patterns, gs:// or s3:// names (text and JSONL also as .gz, "
+                           ".bz2, .xz or .zst), or tfds:NAME[:SPLIT]")
     what.add_argument("--pairs", nargs="+",
                       help="JSONL of prompts and answers (prompt, answer; question, answer; or instruction, output)")
+    parser.add_argument("--text-field", type=unicode_text, metavar="NAME", help=TEXT_FIELD_HELP)
     parser.add_argument("--layout", choices=["packed", "diffullama"],
                         help="how pairs fill a record: packed, whole pairs one after another (default); diffullama, "
                              "one pair per record, filled with end tokens")
@@ -50,6 +58,8 @@ def pack_pairs(a: Arguments, names: list[str], tokenizer: Any) -> dict[str, Any]
     from dlm_jax.data.pairs import prepare_pairs, read_pairs
     if a.beam is not None or a.processes is not None:
         raise UserError("pairs are prepared by one process; leave out --beam and --processes")
+    if a.text_field is not None:
+        raise UserError("--text-field is for --text; leave it out")
     with byte_progress("prepared") as progress:
         return prepare_pairs(read_pairs(names), tokenizer, a.length, a.out, a.layout or "packed", progress)
 
@@ -58,10 +68,12 @@ def pack_text(a: Arguments, names: list[str], tokenizer: Any) -> dict[str, Any]:
     """The description of the records made from --text."""
     if a.layout is not None:
         raise UserError("--layout is for --pairs; leave it out")
+    field = a.text_field or "text"
     if a.beam is not None:
         from dlm_jax.data.beam import prepare_with_beam
-        return prepare_with_beam(names, tokenizer, a.length, a.out, shlex.split(a.beam))
+        return prepare_with_beam(names, tokenizer, a.length, a.out, shlex.split(a.beam), field)
     from dlm_jax.data.prepare import prepare
     from dlm_jax.data.text import read_documents
     with byte_progress("prepared") as progress:
-        return prepare(read_documents(names), tokenizer, a.length, a.out, progress, a.processes or available_cores())
+        return prepare(read_documents(names, field), tokenizer, a.length, a.out, progress,
+                       a.processes or available_cores())

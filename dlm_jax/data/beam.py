@@ -15,7 +15,7 @@ from types import ModuleType
 
 from dlm_jax.data.inputs import expand
 from dlm_jax.data.prepare import check_length, write_description, write_part
-from dlm_jax.data.text import documents_of
+from dlm_jax.data.text import check_field, documents_of
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
 from dlm_jax.files import new_directory, read_json
@@ -24,22 +24,25 @@ TEMPORARY = ".part."
 
 
 def prepare_with_beam(names: Sequence[str | Path], tokenizer: Tokenizer, length: int, out: str | Path,
-                      flags: Sequence[str] = ()) -> dict:
+                      flags: Sequence[str] = (), field: str = "text") -> dict:
     """Writes the documents of the inputs into the new directory `out`, as `prepare` does, and returns its description.
 
     Unlike with `prepare`, each input file has its own shards and ends with a padded record, so the output depends
-    neither on the runner nor on the number of workers. `flags` are Beam's own, such as '--runner=DirectRunner'.
+    neither on the runner nor on the number of workers. `flags` are Beam's own, such as '--runner=DirectRunner'; `field`
+    is as for `read_documents`.
 
     Raises `UserError` for whatever `prepare` rejects, if Beam is not installed, and if its pipeline fails.
     """
     beam = _import_beam()
     check_length(length)
-    parts = list(enumerate(expand(names)))
+    inputs = expand(names)
+    check_field(inputs, field)
+    parts = list(enumerate(inputs))
     with new_directory(out) as directory:
         try:
             with beam.Pipeline(argv=list(flags)) as pipeline:
                 (pipeline | beam.Create(parts) | beam.Reshuffle()
-                 | beam.Map(_write_input, tokenizer, length, str(directory)))
+                 | beam.Map(_write_input, tokenizer, length, str(directory), field))
         except Exception as error:  # every runner raises its own exception types
             raise UserError(f"the Beam pipeline failed ({type(error).__name__}: {error}); fix the cause and run it "
                             "again") from error
@@ -56,7 +59,7 @@ def _import_beam() -> ModuleType:
     return apache_beam
 
 
-def _write_input(part: tuple[int, str], tokenizer: Tokenizer, length: int, out: str) -> None:
+def _write_input(part: tuple[int, str], tokenizer: Tokenizer, length: int, out: str, field: str) -> None:
     """Runs on a worker: writes the shards of one input file, and a result file with their counts or with the error.
 
     Beam may run this twice for the same input, even concurrently. Both runs write the same bytes, each into its own
@@ -66,7 +69,7 @@ def _write_input(part: tuple[int, str], tokenizer: Tokenizer, length: int, out: 
     with tempfile.TemporaryDirectory(dir=out, prefix=TEMPORARY) as temporary:
         directory = Path(temporary)
         try:
-            result = write_part(documents_of(name), tokenizer, length, directory, f"records-{number:05d}")
+            result = write_part(documents_of(name, field), tokenizer, length, directory, f"records-{number:05d}")
         except UserError as error:
             result = {"error": str(error), "shards": []}
         (directory / _result_name(number)).write_text(json.dumps(result), encoding="utf-8")

@@ -1,5 +1,6 @@
 """Documents from files: plain text, JSON lines, Parquet, TensorFlow datasets."""
 
+import functools
 import hashlib
 import io
 import lzma
@@ -19,44 +20,57 @@ PARQUET_ROWS = 256  # rows held in memory at once
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "__pycache__"}
 
 
-def read_documents(names: Sequence[str | Path]) -> Iterator[str]:
+def read_documents(names: Sequence[str | Path], field: str = "text") -> Iterator[str]:
     """The documents of the files, in order, skipping those that are empty or only whitespace.
 
-    names: whatever `inputs.expand` takes. The suffix says the format: `.jsonl` has one object with a field `text` per
-    line; `.parquet` a column `text`; `.txt` is split at lines that are exactly `<|endoftext|>`; any other file is one
-    document. All but Parquet may be compressed (`.gz`, `.bz2`, `.xz`, `.zst`). All text is UTF-8. Lines and rows are
-    streamed, so memory does not grow with the number of documents in a file.
+    names: whatever `inputs.expand` takes. The suffix says the format: `.jsonl` has one object per line, with the text
+    in `field`; `.parquet` a column of that name; `.txt` is split at lines that are exactly `<|endoftext|>`; any other
+    file is one document. All but Parquet may be compressed (`.gz`, `.bz2`, `.xz`, `.zst`). All text is UTF-8. Lines and
+    rows are streamed, so memory does not grow with the number of documents in a file.
 
-    Raises `UserError` naming the file and the line or row: immediately for a missing file, while reading for anything
-    else, and at the end if no file holds any text.
+    Raises `UserError` naming the file and the line or row: immediately for a missing file, and for a field other than
+    'text' where no file has fields; while reading for anything else; and at the end if no file holds any text.
     """
-    return _non_empty(expand(names))
+    inputs = expand(names)
+    check_field(inputs, field)
+    return _non_empty(inputs, field)
 
 
-def _non_empty(names: list[str]) -> Iterator[str]:
+def check_field(names: Sequence[str], field: str) -> None:
+    """Raises `UserError` if a field was chosen although none of these inputs from `inputs.expand` has any."""
+    if field != "text" and not any(_has_fields(name) for name in names):
+        raise UserError(f"none of {', '.join(names)} is JSONL, Parquet or a TensorFlow dataset, so there is no field "
+                        f"'{field}'; leave out --text-field")
+
+
+def _has_fields(name: str) -> bool:
+    return name.startswith(TFDS) or without_compression(name).endswith((".jsonl", ".parquet"))
+
+
+def _non_empty(names: list[str], field: str) -> Iterator[str]:
     found = False
     for name in names:
-        for document in documents_of(name):
+        for document in documents_of(name, field):
             found = True
             yield document
     if not found:
         raise UserError(f"{', '.join(names) or 'the list of files'} holds no text; name files that do")
 
 
-def documents_of(name: str) -> Iterator[str]:
+def documents_of(name: str, field: str = "text") -> Iterator[str]:
     """The documents, possibly none, of one input from `inputs.expand`. Raises `UserError` as `read_documents` does."""
-    return (document for document in _reader(name)(name) if document and not document.isspace())
+    return (document for document in _reader(name, field)(name) if document and not document.isspace())
 
 
-def _reader(name: str) -> Callable[[str], Iterator[str]]:
+def _reader(name: str, field: str) -> Callable[[str], Iterator[str]]:
     """The function that reads the documents of an input of this name."""
     if name.startswith(TFDS):
-        return _tfds_documents
+        return functools.partial(_tfds_documents, field=field)
     plain = without_compression(name)
     if plain.endswith(".jsonl"):
-        return _json_documents
+        return functools.partial(_json_documents, field=field)
     if plain.endswith(".parquet"):
-        return _parquet_documents
+        return functools.partial(_parquet_documents, field=field)
     return _separated_documents if plain.endswith(".txt") else _entire_file
 
 
@@ -106,9 +120,12 @@ def _documents(name: str, separator: str | None) -> Iterator[str]:
     yield lines.getvalue()
 
 
-def _json_documents(name: str) -> Iterator[str]:
+def _json_documents(name: str, field: str) -> Iterator[str]:
     for where, record in json_lines(name):
-        yield check_text(record.get("text"), where)
+        if not isinstance(record.get(field), str):
+            raise UserError(f"{where} has no field '{field}' that is a string; its fields are "
+                            f"{', '.join(record) or 'none'}: name the one that holds the text with --text-field")
+        yield check_text(record[field], where, field)
 
 
 def json_lines(name: str) -> Iterator[tuple[str, dict]]:
@@ -127,28 +144,29 @@ def json_lines(name: str) -> Iterator[tuple[str, dict]]:
         yield where, record if isinstance(record, dict) else {}
 
 
-def _parquet_documents(name: str) -> Iterator[str]:
+def _parquet_documents(name: str, field: str) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
     row = 0
     try:
         with open_stored(name) as stored, pyarrow.parquet.ParquetFile(stored) as file:
-            if "text" not in file.schema_arrow.names:
-                raise UserError(f"{name} has no column 'text', only {', '.join(file.schema_arrow.names)}; rename one")
-            batches = file.iter_batches(batch_size=PARQUET_ROWS, columns=["text"])
+            if field not in file.schema_arrow.names:
+                raise UserError(f"{name} has no column '{field}', only {', '.join(file.schema_arrow.names)}; name one "
+                                "with --text-field")
+            batches = file.iter_batches(batch_size=PARQUET_ROWS, columns=[field])
             texts = (text for batch in batches for text in batch.column(0).to_pylist())
             for row, text in enumerate(texts, start=1):
-                yield check_text(text, f"{name}, row {row}")
+                yield check_text(text, f"{name}, row {row}", field)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {name} after row {row} ({error}); restore the file") from error
 
 
-def _tfds_documents(name: str) -> Iterator[str]:
-    for number, text in tfds_texts(name):
-        yield check_text(text, f"{name}, record {number}")
+def _tfds_documents(name: str, field: str) -> Iterator[str]:
+    for number, text in tfds_texts(name, field):
+        yield check_text(text, f"{name}, record {number}", field)
 
 
-def check_text(text: object, where: str, field: str = "text") -> str:
+def check_text(text: object, where: str, field: str) -> str:
     """`text` itself if it is a string that UTF-8 can encode: JSON can also spell half a surrogate pair.
 
     Raises `UserError` naming `where` otherwise.

@@ -9,8 +9,8 @@ from dlm_jax.errors import UserError
 FORM = re.compile(TFDS + r"(?P<dataset>[^:]+(:\d[^:]*)?)(:(?P<split>\D.*))?")
 
 
-def tfds_texts(name: str) -> Iterator[tuple[int, object]]:
-    """(index, value) of the feature `text` of `tfds:NAME[:VERSION][:SPLIT]`; the default split is 'train'.
+def tfds_texts(name: str, feature: str) -> Iterator[tuple[int, object]]:
+    """(index, value) of a feature of `tfds:NAME[:VERSION][:SPLIT]`; the default split is 'train'.
 
     NAME is as in `tfds.data_source`, including its config, and is looked up in the directory TFDS_DATA_DIR.
     Raises `UserError` if it cannot be opened or has no such feature.
@@ -18,9 +18,10 @@ def tfds_texts(name: str) -> Iterator[tuple[int, object]]:
     source = _open(name)
     for number in range(len(source)):
         record = source[number]
-        if not isinstance(record, dict) or "text" not in record:
-            raise UserError(f"{name} has no feature 'text'; name a dataset that has one")
-        yield number, _decoded(record["text"], f"{name}, record {number}")
+        if not isinstance(record, dict) or feature not in record:
+            found = ", ".join(record) if isinstance(record, dict) else "an unnamed one"
+            raise UserError(f"{name} has no feature '{feature}', only {found}; name one with --text-field")
+        yield number, _decoded(record[feature], f"{name}, record {number}")
 
 
 def _decoded(text: object, where: str) -> object:

@@ -39,17 +39,15 @@ class ProgressBar:
         self._loss = f"loss {metrics['loss']:.3f}"
         self._speed = f"  {metrics['tokens_per_second']:,.0f} tokens/s"
         self._speed += f"  MFU {metrics['mfu']:.1%}" if "mfu" in metrics else ""
-        figures = self._show_figures()
+        self._show_figures()
         if not self._console.is_terminal:
-            self.log(f"step {step}/{self._steps}  {figures}")
+            self.log(f"step {step}/{self._steps}  {self._loss}{self._speed}")
 
     def validated(self, step: int, nelbo: float) -> None:
         """Shows the validation NELBO after a step."""
-        self._nelbo = f"  validation {nelbo:.3f}"
+        self._nelbo = f"  validation {nelbo:.3f} at {step}"  # stands beside the loss of later steps
         self._show_figures()
         self.log(f"step {step}/{self._steps}  validation {nelbo:.4f} nats/token")
 
-    def _show_figures(self) -> str:
-        figures = self._loss + self._nelbo + self._speed
-        self._bar.update(self._task, figures=figures)
-        return figures
+    def _show_figures(self) -> None:
+        self._bar.update(self._task, figures=self._loss + self._nelbo + self._speed)

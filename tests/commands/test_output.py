@@ -1,6 +1,8 @@
 """stdout holds the result and nothing else; stderr holds progress and no noise of the libraries below."""
 
+import argparse
 import dataclasses
+import io
 import json
 import os
 import re
@@ -11,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 
-from dlm_jax.commands.arguments import UNMASKING_HELP
+from dlm_jax.commands.arguments import UNMASKING_HELP, text_or_stdin
 from dlm_jax.commands.main import COMMANDS, main
 from dlm_jax.sampling.unmasking import REVISIONS, SELECTORS
 
@@ -115,6 +117,17 @@ def test_a_prompt_comes_from_a_pipe(process, workdir):
     assert filled.code == 0 and filled.out.startswith("the") and filled.out.endswith("sat\n")
     refused = process("infill", workdir, "-", stdin=b"\xff")
     assert refused.code == 2 and "the text on stdin is not UTF-8" in refused.err
+
+
+def test_a_text_on_stdin_that_is_too_long_is_refused_and_not_cut(monkeypatch):
+    monkeypatch.setattr("dlm_jax.commands.arguments.MAX_STDIN", 4)
+    for text, ok in (("dlm\n", True), ("dlm-\n", False)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        if ok:
+            assert text_or_stdin("-") == "dlm"
+        else:
+            with pytest.raises(argparse.ArgumentTypeError, match="longer than 4 bytes"):
+                text_or_stdin("-")
 
 
 def test_the_help_of_unmasking_names_every_selector_and_revision():

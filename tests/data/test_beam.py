@@ -71,9 +71,9 @@ def test_a_part_written_twice_leaves_the_same_files(inputs, tokenizer, tmp_path,
     monkeypatch.setattr(prepare_module, "SHARD_BYTES", 8 * 16 * 2)
     part, out = (0, str(tmp_path / "0.jsonl")), tmp_path / "out"
     out.mkdir()
-    module._write_input(part, tokenizer, 16, str(out))
+    module._write_input(part, tokenizer, 16, str(out), "text")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    module._write_input(part, tokenizer, 16, str(out))
+    module._write_input(part, tokenizer, 16, str(out), "text")
     assert len(before) > 3 and before == {path.name: path.read_bytes() for path in out.iterdir()}
 
 

@@ -38,6 +38,12 @@ def test_the_number_of_processes_changes_no_file(prepare, texts, tmp_path):
         assert (tmp_path / "1" / shard.name).read_bytes() == (tmp_path / "3" / shard.name).read_bytes()
 
 
+def test_the_field_of_the_text_can_be_chosen(prepare, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"content": "a document", "text": "no"}\n')
+    result, _ = prepare(tmp_path / "a.jsonl", flags=["--text-field", "content"])
+    assert (result["documents"], result["bytes"]) == (1, len("a document"))
+
+
 def test_beam_runs_with_its_flags(prepare, texts):
     pytest.importorskip("apache_beam", reason="needs `pip install dlm-jax[beam]`")
     result, _ = prepare(texts, flags=["--beam=--runner=DirectRunner --direct_num_workers=1"])

@@ -81,6 +81,21 @@ def test_a_bad_parquet_table_is_named(tmp_path):
         list(read_documents([tmp_path / "b.parquet"]))
 
 
+def test_the_text_is_in_the_field_that_was_named(tmp_path):
+    rows = [{"text": "no", "content": text, "id": 1} for text in TEXTS]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_text("plain")  # has no fields, and may stand beside files that do
+    names = [tmp_path / name for name in ("a.jsonl", "a.parquet", "a.txt")]
+    assert list(read_documents(names, "content")) == [*TEXTS, *TEXTS, "plain"]
+    with pytest.raises(UserError, match="line 1 has no field 'body' that is a string; its fields are text, "):
+        list(read_documents(names, "body"))
+    with pytest.raises(UserError, match="a.parquet has no column 'body', only text, content, id; name one"):
+        list(read_documents(names[1:], "body"))
+    with pytest.raises(UserError, match="none of .*a.txt is JSONL.* no field 'content'; leave out --text-field"):
+        read_documents(names[2:], "content")
+
+
 def test_a_missing_file_is_named_before_anything_is_read(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(UserError, match="there is no file .*b.txt"):

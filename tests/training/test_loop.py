@@ -202,12 +202,16 @@ def test_samples_are_written_at_every_validation(tiny_config, tiny_run, tmp_path
         (line["step"], textwrap.indent(line["texts"][1], "    ")) for line in samples]
 
 
-def test_the_bar_ends_with_the_newest_loss_and_validation(config):
+def test_a_validation_is_shown_with_its_step_and_only_there(config, capsys):
     with ProgressBar(config) as bar:
-        bar.validated(0, 9.0)
+        bar.validated(15, 9.0)
         bar.report(30, {"loss": 4.0, "tokens_per_second": 1.0})
+        assert bar._bar.tasks[0].fields["figures"] == "loss 4.000  validation 9.000 at 15  1 tokens/s"
         bar.validated(30, 3.5)
-        assert bar._bar.tasks[0].fields["figures"] == "loss 4.000  validation 3.500  1 tokens/s"
+        assert bar._bar.tasks[0].fields["figures"] == "loss 4.000  validation 3.500 at 30  1 tokens/s"
+    assert capsys.readouterr().err.splitlines() == [
+        "step 15/30  validation 9.0000 nats/token", "step 30/30  loss 4.000  1 tokens/s",
+        "step 30/30  validation 3.5000 nats/token"]
 
 
 def test_a_profile_of_the_requested_steps_is_written(config, tmp_path):
