@@ -33,7 +33,7 @@ def model_config(fields: Fields) -> ModelConfig:
     family = fields.get("model_type")
     if family not in FAMILIES:
         raise UserError(f"model_type {shown(family)} is not supported; the supported ones are {', '.join(FAMILIES)}, "
-                        "and the diffusion models Dream, llada, EfficientDLM and dlm")
+                        "and the diffusion models Dream, llada, EfficientDLM, sdar, Fast_dLLM_Qwen, a2d-* and dlm")
     return gpt2_config(fields) if family == "gpt2" else llama_config(fields)
 
 

@@ -11,6 +11,7 @@ from dlm_jax.convert.hub import INDEX, tokenizer_directory, weight_files
 from dlm_jax.convert.published import Source, checked_spec, recognize
 from dlm_jax.convert.tensor_map import HEAD, Entry, from_hf, hf_shape, layer_slice, tensor_map
 from dlm_jax.convert.tensors import Stored, check_names, check_tensor, memory_dtype, read, scan
+from dlm_jax.convert.wrapped import tokenizer_mask
 from dlm_jax.errors import UserError
 from dlm_jax.files import check_sums, read_json
 from dlm_jax.models.bundle import Bundle
@@ -41,6 +42,8 @@ def read_hf(directory: str | Path, dtype: str | np.dtype | None = None,
     source = recognize(fields, stored)
     config = model_config(source.fields)
     spec_fields = {**token_ids(source.fields, directory), **source.spec, **(spec_changes or {})}
+    if spec_fields.get("mask_token_id") is None and spec_fields.get("rule", "causal") != "causal":
+        spec_fields["mask_token_id"] = tokenizer_mask(directory)
     spec = checked_spec(spec_fields, config)
     params = read_params(config, source, stored, dtype, directory)
     return Bundle(config, params, spec, tokenizer_directory(directory))

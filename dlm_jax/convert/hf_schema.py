@@ -26,6 +26,7 @@ CONFIG: Schema = {
     "rope_theta": real(0), "rope_parameters": nested(ROPE), "rope_scaling": nested(ROPE),
     "tie_word_embeddings": FLAG, "weight_tying": FLAG, "attention_bias": FLAG, "mlp_bias": FLAG,
     "bos_token_id": IDS, "eos_token_id": IDS, "mask_token_id": ID, "block_size": whole(1, MAX_BLOCK),
+    "bd_size": whole(1, MAX_BLOCK),
 }
 GENERATION: Schema = {"bos_token_id": IDS, "eos_token_id": IDS}  # `generation_config.json`
 INDEX: Schema = {"weight_map": map_of(TEXT)}  # `model.safetensors.index.json`

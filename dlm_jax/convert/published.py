@@ -7,8 +7,9 @@ from dlm_jax.convert.hf_config import Fields, optional, reject_unsupported, requ
 from dlm_jax.convert.hf_schema import CONFIG
 from dlm_jax.convert.tensor_map import EMBEDDING, PREFIX
 from dlm_jax.convert.tensors import Stored
+from dlm_jax.convert.wrapped import WRAPPERS, refuse_unknown, unwrap
 from dlm_jax.errors import UserError
-from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.config import FAMILIES, ModelConfig
 from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.schema.kinds import check_fields
 
@@ -29,10 +30,8 @@ class Source:
 
 
 def recognize(fields: Fields, stored: Mapping[str, Stored]) -> Source:
-    """What the checkpoint is. An unknown `model_type` is passed through, for `model_config` to reject.
-
-    Raises `UserError` for a field that is not of its kind in `CONFIG`.
-    """
+    """What the checkpoint is. Raises `UserError` for a field that is not of its kind in `CONFIG`, and for a
+    `model_type` that is unknown."""
     check_fields(fields, CONFIG, "the configuration")
     if fields.get("model_type") == "dlm":
         return dlm_export(fields)
@@ -44,6 +43,10 @@ def recognize(fields: Fields, stored: Mapping[str, Stored]) -> Source:
         return llada(fields)
     if any(name.startswith("denoise_model.") for name in stored):
         return diffugpt(fields, stored)
+    if fields.get("model_type") in WRAPPERS:
+        return Source(*unwrap(fields))
+    if fields.get("model_type") not in FAMILIES:
+        refuse_unknown(fields, stored)
     return autoregressive(fields, stored)
 
 

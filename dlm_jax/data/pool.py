@@ -1,13 +1,19 @@
-"""Tokenizes on many cores: groups of texts go to worker processes, and their ids come back in order."""
+"""Tokenizes on many cores: groups of texts go to worker processes, and their ids come back in order.
+
+Each worker process is served by a thread of this process, over a pipe that only the two of them hold. So a worker that
+is killed, even halfway through a message, is noticed at once, and so is the end of this process by its workers. A
+`ProcessPoolExecutor` shares one pipe among all workers, and waits forever for the rest of such a message.
+"""
 
 import collections
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Generator, Iterable
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,29 +37,21 @@ def encode_in_processes(groups: Iterable[Group], backend: "Backend",
 
     Raises `UserError` if a worker process is killed.
     """
-    pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, (backend,))
+    workers = _Workers(backend)
     waiting: collections.deque[tuple[concurrent.futures.Future, int]] = collections.deque()
-    try:
-        for texts, size in groups:
-            waiting.append((_submit(pool, texts), size))
-            if len(waiting) > AHEAD * processes:
+    with contextlib.closing(workers), concurrent.futures.ThreadPoolExecutor(processes) as threads:
+        try:
+            for texts, size in groups:
+                waiting.append((threads.submit(workers.encode, texts), size))
+                if len(waiting) > AHEAD * processes:
+                    yield _result(*waiting.popleft())
+            while waiting:
                 yield _result(*waiting.popleft())
-        while waiting:
-            yield _result(*waiting.popleft())
-    except BrokenProcessPool as error:
-        raise UserError("a tokenizer process was killed, most likely for lack of memory; "
-                        "use fewer processes") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _submit(pool: concurrent.futures.Executor, texts: list[str]) -> concurrent.futures.Future:
-    """Submits a group, with SIGINT blocked: a worker started here must not get Ctrl-C before it can ignore it."""
-    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return pool.submit(_encode, texts)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+        except (EOFError, ConnectionError) as error:
+            raise UserError("a tokenizer process was killed, most likely for lack of memory; "
+                            "use fewer processes") from error
+        finally:
+            threads.shutdown(cancel_futures=True)
 
 
 def _result(future: concurrent.futures.Future, size: int) -> EncodedGroup:
@@ -61,28 +59,49 @@ def _result(future: concurrent.futures.Future, size: int) -> EncodedGroup:
     return np.split(ids, np.cumsum(lengths[:-1])), size
 
 
-_backend: "Backend"  # set by `_start` in each worker process
+class _Workers:
+    """A worker process for each thread that calls `encode`."""
+
+    def __init__(self, backend: "Backend"):
+        self._backend = backend
+        self._thread = threading.local()
+        self._pipes: list[Connection] = []
+
+    def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """What `_encode` returns in this thread's worker. Raises `EOFError` or `ConnectionError` if that is killed."""
+        if not hasattr(self._thread, "pipe"):
+            self._thread.pipe = self._start()
+        self._thread.pipe.send(texts)
+        return self._thread.pipe.recv()
+
+    def _start(self) -> Connection:
+        """A pipe to a new worker. SIGINT is blocked in this thread, and so in the worker from its first instruction."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._pipes.append(ours)
+        with theirs:
+            context.Process(target=_serve, args=(theirs, self._backend), daemon=True).start()
+        return ours
+
+    def close(self) -> None:
+        """Ends the workers, each at once or after the group it is at."""
+        for pipe in self._pipes:
+            pipe.close()
 
 
-def _start(backend: "Backend") -> None:
-    """Initializes a worker process. It leaves Ctrl-C to its parent, and ends when its parent does, even by kill -9."""
-    global _backend
-    _backend = backend
+def _serve(pipe: Connection, backend: "Backend") -> None:
+    """A worker process: tokenizes until the other end of the pipe is closed. It leaves Ctrl-C to its parent."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core; threads would only compete
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            pipe.send(_encode(backend, pipe.recv()))
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _encode(backend: "Backend", texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """The ids of all texts concatenated, int32 [tokens], and the length of each, [texts]. Two arrays pass between
     processes faster than many."""
-    encodings = _backend.encode_batch_fast(texts, add_special_tokens=False)
+    encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
     ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
     return np.concatenate(ids), np.array([text_ids.size for text_ids in ids])

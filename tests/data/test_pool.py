@@ -55,9 +55,9 @@ def test_texts_are_read_only_slightly_ahead(tokenizer):
 
 
 def children(pid: int) -> set[int]:
-    """The running child processes of `pid`."""
-    tasks = Path(f"/proc/{pid}/task/{pid}/children")
-    return {int(child) for child in tasks.read_text().split()}
+    """The running child processes of `pid`, whichever of its threads started them."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return {int(child) for task in tasks for child in task.read_text().split()}
 
 
 def alive(pid: int) -> bool:
