@@ -8,7 +8,7 @@ export JAX_PLATFORMS ?= cpu
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
 
-.PHONY: help setup demo lint test test-slow fuzz kernels pods gpu compat api clean
+.PHONY: help setup demo lint test test-slow fuzz attacks mutants kernels pods gpu compat api clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -34,11 +34,18 @@ lint: setup ## ruff, shellcheck and mypy
 test: lint ## lint, and every test that is not slow
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m "not slow"
 
-test-slow: setup ## the tests that take long: the notebook, the demo, the benchmarks
+test-slow: setup ## the tests that take long: the notebook, the demo, the benchmarks, kills at random
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m slow
 
 fuzz: setup ## 2,000 changes of each file that comes from outside (DLM_FUZZ=N: N of each), and what came of them, 7 minutes
 	DLM_FUZZ=$${DLM_FUZZ:-2000} .venv/bin/python -m pytest -q -s tests/test_fuzz.py
+
+attacks: setup ## 200 flipped bits, 20 pairs of runs on one directory, 40 kills and planted files, and what came of them
+	.venv/bin/python tests/attacks.py
+
+mutants: setup ## 100 single changes of the mathematics (SAMPLE=N: N of them), and how many the tests notice, an hour
+	.venv/bin/python -m pip install -qq cosmic-ray
+	.venv/bin/python tests/mutants.py --sample $${SAMPLE:-100}
 
 kernels: setup ## every shape of the attention kernels through the TPU compiler, and their cost in its schedule
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m kernels

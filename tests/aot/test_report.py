@@ -128,8 +128,8 @@ PEAKS_OF_TWO_LAYERS = {"v4:2x2x1": 0.826, "v5e:2x2": 0.548, "v5p:2x2x1": 0.599, 
 
 
 @needs_compiler
-@pytest.mark.parametrize("topology", [
-    name if name == "v5e:2x2" else pytest.param(name, marks=pytest.mark.slow) for name in PEAKS_OF_TWO_LAYERS])
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", PEAKS_OF_TWO_LAYERS)
 def test_two_layers_of_a_shipped_model_take_the_memory_that_they_took(topology, tiny_config, tiny_run, monkeypatch):
     two = dataclasses.replace(SHAPES["gpt2-medium"], depth=2)
     monkeypatch.setitem(SHAPES, "two layers", two)

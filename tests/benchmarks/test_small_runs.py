@@ -43,6 +43,7 @@ def test_every_benchmark_has_a_test_here():
 
 
 @needs("torch")
+@pytest.mark.slow
 def test_a_training_step_is_timed_on_both_sides_which_have_the_same_loss(printed):
     table = printed("train_step", "--pairs", 1, "--batch", 4, "--length", 16, "--shapes", "stories260k")
     assert [row[1] for row in rows(table, 6)] == ["one stream", "two streams, block 16"]

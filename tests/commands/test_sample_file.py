@@ -132,6 +132,7 @@ def test_hosts_divide_the_batches_and_the_first_merges_the_files(lm, tmp_path, m
     assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "complete.jsonl", "out.jsonl"}
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(model, lm, tmp_path):
     file, out = write(tmp_path / "in.jsonl", *GOOD, BAD["no hole"]), tmp_path / "out.jsonl"
     serve(lm, file, tmp_path / "one.jsonl")

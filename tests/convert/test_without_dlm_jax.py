@@ -72,6 +72,7 @@ print("all")
 """).endswith("all\n")
 
 
+@pytest.mark.slow
 def test_the_pipeline_loads_the_directory_and_half_precision_answers(python):
     assert python("""
 pipe = pipeline("text-generation", model=sys.argv[1], trust_remote_code=True)
@@ -100,6 +101,7 @@ print("all")
 """).endswith("all\n")
 
 
+@pytest.mark.slow
 def test_the_code_of_the_card_works(python, export):
     [code] = re.findall(r"```python\n(.*?)```", (export / "README.md").read_text(), re.S)
     head = 'import sys\nsys.modules["dlm_jax"] = None\n'

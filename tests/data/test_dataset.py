@@ -70,6 +70,7 @@ print(json.dumps([tokens.tolist() for tokens, _ in itertools.islice(batches, 3)]
 """
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_another_number_of_processes(make_dataset):
     directory = make_dataset(11)
     full = [tokens.tolist() for tokens, _ in itertools.islice(Dataset.open(directory).batches(6, seed=5), 6)]

@@ -33,6 +33,7 @@ def test_speculation_equals_autoregressive_decoding_token_for_token(toy, prompts
         assert all(s.nfe <= 2 * 20 for s in samples)  # at worst a draft and a verification per token
 
 
+@pytest.mark.slow
 def test_speculation_is_lossless_on_200_story_prompts_and_reports_tokens_per_forward(shared):
     """On a trained base, whose drafts from masked positions are poor: losslessness must hold for any weights."""
     stories = dlm_jax.load(shared / "stories260k").with_mask()

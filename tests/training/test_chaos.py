@@ -30,6 +30,7 @@ def progress(workdir: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_killed_at_random_with_truncated_checkpoints_equals_an_uninterrupted_one(
         runs, seed, tiny_config, tiny_run, unbroken, tmp_path):
@@ -68,6 +69,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
+@pytest.mark.slow
 def test_a_run_whose_disk_was_full_resumes_once_there_is_space(runs, tiny_config, tiny_run, unbroken, small_disk):
     ballast = small_disk / "ballast"
     run = [*runs.command(tiny_config, tiny_run, small_disk / "run"), "--config.checkpoint.every=3"]

@@ -13,6 +13,7 @@ from dlm_jax.loading import load_bundle
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
+@pytest.mark.slow
 def test_a_run_in_a_store_resumes_on_another_machine(runs, tiny_config, tiny_run, unbroken, tmp_path, monkeypatch):
     store, cache = tmp_path / "bucket" / "run", tmp_path / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))

@@ -1,0 +1,165 @@
+"""`make mutants`: makes single changes at random in the mathematics, and says how many of them the tests notice.
+
+    python tests/mutants.py [--sample 100] [--seed 0]
+
+A change is one operator or one number of a file in `CORE`, as cosmic-ray makes them. Each is made in a copy of the
+repository, where the tests of its room run until the first fails. A change that no test notices is printed; if it
+changes nothing that can be observed, its line belongs into `EQUAL`, with the reason.
+"""
+
+import argparse
+import ast
+import concurrent.futures
+import os
+import queue
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from cosmic_ray.mutating import MutationVisitor
+from cosmic_ray.plugins import get_operator
+
+ROOT = Path(__file__).resolve().parents[1]
+SWAPS = ("Add_Sub", "Sub_Add", "Mul_Add", "Div_Mul", "FloorDiv_Mul", "Mod_FloorDiv", "Pow_Mul", "BitAnd_BitOr",
+         "BitOr_BitAnd")
+COMPARED = ("Lt_LtE", "LtE_Lt", "Gt_GtE", "GtE_Gt", "Eq_NotEq", "NotEq_Eq", "Is_IsNot", "IsNot_Is")
+OPERATORS = [*(f"ReplaceBinaryOperator_{swap}" for swap in SWAPS),
+             *(f"ReplaceComparisonOperator_{swap}" for swap in COMPARED), "ReplaceUnaryOperator_Delete_USub",
+             "ReplaceUnaryOperator_Delete_Invert", "ReplaceUnaryOperator_Delete_Not", "ReplaceAndWithOr",
+             "ReplaceOrWithAnd", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "NumberReplacer"]
+# The files to change, by the tests that are to notice.
+CORE = {
+    ("diffusion/corruption.py", "diffusion/cross_entropy.py", "diffusion/noise.py", "diffusion/schedule.py",
+     "diffusion/weighting.py"):
+        ("tests/diffusion", "tests/objective", "tests/evaluation", "tests/training/test_step.py"),
+    ("attention/rules.py", "attention/tiles.py", "attention/visibility.py", "attention/reference.py"):
+        ("tests/attention", "tests/objective", "tests/evaluation", "tests/models"),
+    ("objective/loss.py", "objective/sharded_cross_entropy.py"):
+        ("tests/objective", "tests/diffusion", "tests/training/test_step.py", "tests/parallel"),
+    ("sampling/engine.py", "sampling/cached_forward.py", "sampling/generation.py", "sampling/proposal.py",
+     "sampling/revision.py", "sampling/selector.py", "sampling/speculation.py", "sampling/trace.py"):
+        ("tests/sampling", "tests/convert/test_modeling_dlm.py", "tests/test_language_model.py"),
+    ("training/step.py",): ("tests/training/test_step.py", "tests/training/test_loop.py", "tests/objective"),
+}
+TIMEOUT = 900  # seconds; a change that makes a loop endless is noticed by its length
+EQUAL: dict[str, str] = {}  # what `Change.line` prints: why no test can notice it
+
+
+class Change(NamedTuple):
+    """One change of one file."""
+
+    file: str  # relative to the package
+    tests: tuple[str, ...]
+    source: str
+    changed: str
+
+    @property
+    def line(self) -> str:
+        """The file, and the first line that differs, before and after."""
+        pairs = zip(self.source.splitlines(), self.changed.splitlines())
+        before, after = next((a.strip(), b.strip()) for a, b in pairs if a != b)
+        return f"{self.file}: {before} -> {after}"
+
+
+def changes() -> list[Change]:
+    """Every change that can be made to the files in `CORE`."""
+    found = []
+    for files, tests in CORE.items():
+        for file in files:
+            source = (ROOT / "dlm_jax" / file).read_text(encoding="utf-8")
+            found += [Change(file, tests, source, changed) for changed in changed_sources(source)]
+    return found
+
+
+def changed_sources(source: str) -> Iterator[str]:
+    """`source` with each single change in turn that leaves a program, and not the same one."""
+    same = what_runs(source)
+    for name in OPERATORS:
+        operator, occurrence = get_operator(f"core/{name}")(), 0
+        while (changed := MutationVisitor.mutate_code(source, operator, occurrence)) is not None:
+            if what_runs(changed) not in (None, same):
+                yield changed
+            occurrence += 1
+
+
+def what_runs(source: str) -> str | None:
+    """The syntax tree without its annotations and messages, or None where there is none: cosmic-ray takes the * of an
+    argument list for a product."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        if isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Constant(0)
+        if isinstance(node, ast.JoinedStr):
+            node.values = []
+    return ast.dump(tree)
+
+
+def noticed(change: Change, copy: Path) -> bool:
+    """Whether a test fails in `copy`, a copy of the repository, with the change."""
+    target = copy / "dlm_jax" / change.file
+    target.write_text(change.changed, encoding="utf-8")
+    try:
+        done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *change.tests], cwd=copy,
+                              env=os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+                              capture_output=True, timeout=TIMEOUT)
+        return done.returncode != 0
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        target.write_text(change.source, encoding="utf-8")
+
+
+def survivors(sample: list[Change], workers: int) -> list[Change]:
+    """The changes that no test notices. Prints each as it is known."""
+    copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
+
+    def survives(change: Change) -> bool:
+        copy = copies.get()
+        try:
+            alive = not noticed(change, copy)
+            print("survived" if alive else "noticed ", change.line, flush=True)
+            return alive
+        finally:
+            copies.put(copy)
+
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(workers) as threads:
+        shared = ROOT.parent / "shared"
+        if shared.is_dir():
+            (Path(folder) / "shared").symlink_to(shared)
+        for worker in range(workers):
+            left_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "__pycache__")
+            copies.put(Path(shutil.copytree(ROOT, Path(folder) / str(worker), ignore=left_out)))
+        return [change for change, alive in zip(sample, threads.map(survives, sample)) if alive]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Single changes at random, and how many of them the tests notice.")
+    parser.add_argument("--sample", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    a = parser.parse_args()
+    possible = changes()
+    sample = random.Random(a.seed).sample(possible, min(a.sample, len(possible)))
+    alive = survivors(sample, a.workers)
+    unexplained = [change.line for change in alive if change.line not in EQUAL]
+    share = 1 - len(unexplained) / len(sample)
+    print(f"{len(sample)} of {len(possible)} changes: {len(sample) - len(alive)} noticed, "
+          f"{len(alive) - len(unexplained)} equal, {len(unexplained)} unexplained; {share:.0%} noticed or equal")
+    print("\n".join(unexplained))
+    return 0 if share >= 0.95 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
