@@ -52,7 +52,7 @@ def prepare_inputs(folder: Path) -> None:
     documents = [" ".join(chance.choices("def return self if for in print None x y".split(), k=40)) for _ in range(400)]
     (folder / "text.txt").write_text("\n<|endoftext|>\n".join(documents))
     (folder / "requests.jsonl").write_text("".join(
-        json.dumps({"prompt": documents[i][:20], "max_tokens": 4}) + "\n" for i in range(6)))
+        json.dumps({"id": str(i), "prompt": documents[i][:20]}) + "\n" for i in range(6)))
     lm = dlm_jax.load("bundled")
     lm.save(folder / "native")
     lm.export(folder / "hf")
@@ -152,7 +152,8 @@ def kills(folder: Path, times: int) -> Counter[str]:
         "export": (["export", folder / "run", "--out"], digests),
         "prepare": ([*prepare_command(folder), "--out"], digests),
         "train": ([*train_command(folder), "--workdir"], losses),
-        "sample": (["sample", folder / "run", "--prompts", folder / "requests.jsonl", "--out"], Path.read_text)}
+        "sample": (["sample", folder / "run", "--max-tokens", 4, "--prompts", folder / "requests.jsonl", "--out"],
+                   Path.read_text)}
     chance, outcomes = random.Random(2), Counter[str]()
     for name, (job, result) in jobs.items():
         begin, whole = time.monotonic(), folder / "whole" / name / "out"
