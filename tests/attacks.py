@@ -94,13 +94,13 @@ def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 
 
 def flips(folder: Path, times: int) -> Counter[str]:
-    """Single bits of the newest checkpoint of a run and of a native directory, read by `load`."""
+    """Single bits of the parameters in a run's newest checkpoint, and of a native directory, read by `load`."""
     chance, outcomes, victim = random.Random(1), Counter[str](), folder / "victim"
     good = {name: weights(folder / name) for name in ("run", "native")}
     for attempt in range(times):
         name = ("run", "native")[attempt % 2]
         shutil.copytree(folder / name, victim)
-        place = victim / "checkpoints" / str(STEPS) if name == "run" else victim
+        place = victim / "checkpoints" / str(STEPS) / "params" if name == "run" else victim  # all that `load` reads
         files = [file for file in sorted(place.rglob("*")) if file.is_file() and file.stat().st_size]
         file = chance.choice(files) if attempt % 4 < 2 else max(files, key=lambda file: file.stat().st_size)
         data = bytearray(file.read_bytes())

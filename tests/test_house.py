@@ -134,6 +134,7 @@ def cpu_seconds(statement: str) -> float:
     return min(float(done.stdout) for done in run)
 
 
+@pytest.mark.slow
 def test_the_front_door_opens_within_two_seconds_of_jax():
     extra = cpu_seconds("import dlm_jax; dlm_jax.load") - cpu_seconds("import jax")
     assert extra < 2, f"importing dlm_jax and its `load` takes {extra:.1f} s longer than importing jax"

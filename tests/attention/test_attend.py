@@ -304,6 +304,7 @@ with jax.set_mesh(make_mesh(2, 1, 4)):
 """
 
 
+@pytest.mark.slow
 def test_in_a_mesh_each_device_attends_for_its_own_slice_of_batch_and_heads():
     flags = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run([sys.executable, "-c", MESH], capture_output=True, text=True, env=os.environ | flags)

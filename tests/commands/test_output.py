@@ -110,6 +110,7 @@ def test_names_and_errors_are_printed_without_what_a_terminal_would_obey(dlm, mo
     assert shown.count(r"a\x1b[2J\u202eb") == 3 and all(char.isprintable() or char == "\n" for char in shown)
 
 
+@pytest.mark.slow
 def test_a_prompt_comes_from_a_pipe(process, workdir):
     sampled = process("sample", workdir, "--prompt", "-", "--max-tokens", 4, stdin=b"the cat\n")
     assert sampled.code == 0 and sampled.out.startswith("the cat") and not sampled.out.startswith("the cat\n")

@@ -146,6 +146,7 @@ def test_two_processes_give_what_one_gives(model, lm, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "one.jsonl", "out.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_killed_command_resumes_with_nothing_lost_or_doubled(lm, model, tmp_path):
     file = write(tmp_path / "in.jsonl", *({"id": i, "prompt": "the cat sat"[:3 + i % 8]} for i in range(60)))
     out, complete = tmp_path / "out.jsonl", tmp_path / "complete.jsonl"

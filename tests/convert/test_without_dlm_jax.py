@@ -44,6 +44,7 @@ def python(export):
     return run
 
 
+@pytest.mark.slow
 def test_both_auto_classes_the_pipeline_and_a_padded_batch_work(python):
     assert python("""
 masked = AutoModelForMaskedLM.from_pretrained(**where)

@@ -34,7 +34,7 @@ def losses(workdir) -> list[dict]:
     return [{key: line[key] for key in ("step", "loss", "masked_loss", "gradient_norm")} for line in lines]
 
 
-FAST = {"diffullama", "bd3lm"}
+FAST = {"bd3lm"}
 
 
 @pytest.mark.parametrize("name", [

@@ -59,6 +59,7 @@ def losses(workdir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_and_the_first_trains_as_if_alone(tiny_config, tiny_run, tmp_path, compiled_once):
     workdir = tmp_path / "run"
     command = [sys.executable, "-m", "dlm_jax", "train", "--config", str(tiny_config), "--workdir", str(workdir),

@@ -105,6 +105,7 @@ print(json.dumps([jax.local_device_count(), out]))
 """
 
 
+@pytest.mark.slow
 def test_a_sequence_does_not_depend_on_the_number_of_devices(toy, tmp_path):
     from dlm_jax.convert.native import write_native
     from dlm_jax.models.bundle import Bundle
