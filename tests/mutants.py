@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,17 +106,23 @@ def what_runs(source: str) -> str | None:
     return ast.dump(tree)
 
 
-def noticed(change: Change, copy: Path) -> bool:
-    """Whether a test fails in `copy`, a copy of the repository, with the change."""
-    target = copy / "dlm_jax" / change.file
-    target.write_text(change.changed, encoding="utf-8")
+def tests_fail(tests: Iterable[str], copy: Path) -> bool:
+    """Whether one of the tests fails in `copy`, a copy of the repository, or they do not end."""
     try:
-        done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *change.tests], cwd=copy,
+        done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *tests], cwd=copy,
                               env=os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
                               capture_output=True, timeout=TIMEOUT)
         return done.returncode != 0
     except subprocess.TimeoutExpired:
         return True
+
+
+def noticed(change: Change, copy: Path) -> bool:
+    """Whether a test fails in `copy` with the change."""
+    target = copy / "dlm_jax" / change.file
+    target.write_text(change.changed, encoding="utf-8")
+    try:
+        return tests_fail(change.tests, copy)
     finally:
         target.write_text(change.source, encoding="utf-8")
 
@@ -140,7 +146,11 @@ def survivors(sample: list[Change], workers: int) -> list[Change]:
             (Path(folder) / "shared").symlink_to(shared)
         for worker in range(workers):
             left_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "__pycache__")
-            copies.put(Path(shutil.copytree(ROOT, Path(folder) / str(worker), ignore=left_out)))
+            copy = Path(shutil.copytree(ROOT, Path(folder) / str(worker), ignore=left_out))
+            copies.put(copy)
+        broken = [tests for tests in {change.tests for change in sample} if tests_fail(tests, copy)]
+        if broken:
+            sys.exit(f"without any change these tests fail already: {broken}; mend them first")
         return [change for change, alive in zip(sample, threads.map(survives, sample)) if alive]
 
 
