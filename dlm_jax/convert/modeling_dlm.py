@@ -330,7 +330,7 @@ class DLMModel(PreTrainedModel, GenerationMixin):
 
         steps: denoising steps of the whole text; each block takes its share by the tokens it has to fill, rounded up.
             Default: one per token.
-        block_length: tokens that a bidirectional model fills before it goes on, counted from the end of the prompt.
+        block_length: tokens that a bidirectional model fills before the next ones, counted from the end of the prompt.
         threshold: instead, each forward pass commits every token above this confidence, and at least one.
         temperature: 0 takes the most likely token, the default unless `do_sample`, with which it is 1.
         attention_mask: [b, n], 0 for padding, on either side; a row's text does not depend on it.
