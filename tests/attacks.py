@@ -108,22 +108,11 @@ def flips(folder: Path, times: int) -> Counter[str]:
         file.write_bytes(data)
         try:
             found = weights(victim)
-            outcomes["without effect" if equal(found, good[name]) else
-                     "previous checkpoint used" if (victim / "damaged").exists() or name == "run" and equal(
-                         found, previous(folder)) else "USED SILENTLY"] += 1
+            outcomes["without effect" if equal(found, good[name]) else "USED SILENTLY"] += 1
         except UserError:
             outcomes["refused"] += 1
         shutil.rmtree(victim)
     return outcomes
-
-
-def previous(folder: Path) -> dict[str, np.ndarray]:
-    """The weights of the run's last checkpoint but one."""
-    older = folder / "older"
-    if not older.exists():
-        shutil.copytree(folder / "run", older)
-        shutil.rmtree(older / "checkpoints" / str(STEPS))
-    return weights(older)
 
 
 def losses(workdir: Path) -> list[dict]:

@@ -32,8 +32,6 @@ def run(a: Arguments) -> dict[str, Any]:
 
 def scores_of(model: Path) -> dict[str, float]:
     """What the model card says was measured: the validation NELBO, if `model` is the work directory of a run."""
-    if not (model / "validation.jsonl").is_file():
-        return {}
     from dlm_jax.runs.read import validation_nelbo
     nelbo = validation_nelbo(model)
     return {} if nelbo is None else {"validation NELBO, nats per token": nelbo}

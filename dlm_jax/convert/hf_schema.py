@@ -29,6 +29,9 @@ CONFIG: Schema = {
     "bd_size": whole(1, MAX_BLOCK),
 }
 GENERATION: Schema = {"bos_token_id": IDS, "eos_token_id": IDS}  # `generation_config.json`
+# What `tokenizer_config.json` and `tokenizer.json` say of the mask token; `data.tokenizer` reads the rest.
+TOKENIZER_CONFIG: Schema = {"mask_token": either(TEXT, nested({"content": TEXT}))}
+TOKENIZER: Schema = {"added_tokens": list_of(nested({"id": ID, "content": TEXT}))}
 INDEX: Schema = {"weight_map": map_of(TEXT)}  # `model.safetensors.index.json`
 # `adapter_config.json` of PEFT. What has to be at its default is in `peft.py`.
 RANK, SCALE = whole(1, 2**16), real(0)

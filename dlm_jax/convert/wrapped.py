@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlm_jax.convert.hf_config import Fields, optional
+from dlm_jax.convert.hf_schema import TOKENIZER, TOKENIZER_CONFIG
 from dlm_jax.convert.tensor_map import EMBEDDING
 from dlm_jax.convert.tensors import Stored
 from dlm_jax.errors import UserError
 from dlm_jax.files import read_json
 from dlm_jax.schema.json_text import shown
+from dlm_jax.schema.kinds import Schema, check_fields
 
 
 class Wrapper(NamedTuple):
@@ -17,15 +19,15 @@ class Wrapper(NamedTuple):
 
     family: str
     alignment: str
-    block_field: str | None = None  # the configuration's name of the block size; None: bidirectional unless it has one
-    block_size: int | None = None  # where the configuration does not state it
-    mask_token_id: int | None = None  # where neither the configuration nor the tokenizer states it
+    block_field: str = "block_size"  # what the configuration calls the block size
+    block_size: int | None = None  # where the configuration states none; None: it is then bidirectional
+    mask_token_id: int | None = None  # where the configuration states none; None: the tokenizer's
     recipe: str | None = None
 
 
 WRAPPERS = {
     # SDAR (arXiv 2510.06303), on Qwen3.
-    "sdar": Wrapper("qwen3", "same_position", "block_size", 4, 151669),
+    "sdar": Wrapper("qwen3", "same_position", block_size=4, mask_token_id=151669),
     # Fast-dLLM v2 (arXiv 2509.26328), on Qwen2.5.
     "Fast_dLLM_Qwen": Wrapper("qwen2", "shifted", "bd_size", 32, 151665, "fast_dllm_v2"),
     # dLLM (arXiv 2602.22661) saves its MDLM and its BD3LM conversions alike; only a `block_size` tells them apart.
@@ -38,7 +40,7 @@ WRAPPERS = {
 def unwrap(fields: Fields) -> tuple[Fields, dict[str, object]]:
     """The family's fields, and those of `DiffusionSpec`, of a checkpoint whose `model_type` is in `WRAPPERS`."""
     wrapper = WRAPPERS[fields["model_type"]]
-    block_size = optional(fields, wrapper.block_field or "block_size", wrapper.block_size)
+    block_size = optional(fields, wrapper.block_field, wrapper.block_size)
     spec = {"alignment": wrapper.alignment, "rule": "bidirectional" if block_size is None else "block_causal",
             "block_size": block_size, "recipe": wrapper.recipe,
             "mask_token_id": optional(fields, "mask_token_id", wrapper.mask_token_id)}
@@ -46,21 +48,17 @@ def unwrap(fields: Fields) -> tuple[Fields, dict[str, object]]:
 
 
 def tokenizer_mask(directory: Path) -> int | None:
-    """The id of the tokenizer's mask token, or None if it has none. Its files must be valid JSON; no code is run."""
-    name = _token(_fields(directory / "tokenizer_config.json").get("mask_token"))
-    added = _fields(directory / "tokenizer.json").get("added_tokens")
-    tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
-    ids = [token.get("id") for token in tokens if name is not None and token.get("content") == name]
-    return ids[0] if ids and type(ids[0]) is int else None
+    """The id of the tokenizer's mask token, or None if it has none. Raises `UserError` for a damaged file."""
+    mask = _read(directory / "tokenizer_config.json", TOKENIZER_CONFIG).get("mask_token")
+    content = mask.get("content") if isinstance(mask, dict) else mask
+    added = _read(directory / "tokenizer.json", TOKENIZER).get("added_tokens") or []
+    return next((token.get("id") for token in added if content is not None and token.get("content") == content), None)
 
 
-def _fields(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.exists() else {}
-
-
-def _token(stated: object) -> object:
-    """The text of a token, which tokenizers state as text or as a record."""
-    return stated.get("content") if isinstance(stated, dict) else stated
+def _read(file: Path, schema: Schema) -> dict[str, Any]:
+    fields = read_json(file) if file.exists() else {}
+    check_fields(fields, schema, str(file))
+    return fields
 
 
 def refuse_unknown(fields: Fields, stored: Mapping[str, Stored]) -> None:

@@ -39,19 +39,17 @@ def encode_in_processes(groups: Iterable[Group], backend: "Backend",
     """
     workers = _Workers(backend)
     waiting: collections.deque[tuple[concurrent.futures.Future, int]] = collections.deque()
-    with contextlib.closing(workers), concurrent.futures.ThreadPoolExecutor(processes) as threads:
-        try:
-            for texts, size in groups:
-                waiting.append((threads.submit(workers.encode, texts), size))
-                if len(waiting) > AHEAD * processes:
-                    yield _result(*waiting.popleft())
-            while waiting:
+    threads = concurrent.futures.ThreadPoolExecutor(processes)
+    try:
+        for texts, size in groups:
+            waiting.append((threads.submit(workers.encode, texts), size))
+            if len(waiting) > AHEAD * processes:
                 yield _result(*waiting.popleft())
-        except (EOFError, ConnectionError) as error:
-            raise UserError("a tokenizer process was killed, most likely for lack of memory; "
-                            "use fewer processes") from error
-        finally:
-            threads.shutdown(cancel_futures=True)
+        while waiting:
+            yield _result(*waiting.popleft())
+    finally:
+        threads.shutdown(cancel_futures=True)
+        workers.close()
 
 
 def _result(future: concurrent.futures.Future, size: int) -> EncodedGroup:
@@ -68,11 +66,15 @@ class _Workers:
         self._pipes: list[Connection] = []
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """What `_encode` returns in this thread's worker. Raises `EOFError` or `ConnectionError` if that is killed."""
+        """What `_encode` returns in this thread's worker. Raises `UserError` if that is killed."""
         if not hasattr(self._thread, "pipe"):
             self._thread.pipe = self._start()
-        self._thread.pipe.send(texts)
-        return self._thread.pipe.recv()
+        try:
+            self._thread.pipe.send(texts)
+            return self._thread.pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise UserError("a tokenizer process was killed, most likely for lack of memory; "
+                            "use fewer processes") from error
 
     def _start(self) -> Connection:
         """A pipe to a new worker. SIGINT is blocked in this thread, and so in the worker from its first instruction."""

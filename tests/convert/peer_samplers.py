@@ -2,8 +2,8 @@
 
 They need only torch and a model of transformers, and nothing of dlm_jax. Read in the sources of LLaDA (`generate.py`),
 Fast-dLLM (`llada/generate.py`), dLLM (`core/samplers/mdlm.py`) and SDAR (`generate.py`), whose quirks they keep: none
-forbids the mask token, which `forbid` does from outside. SDAR's
-confidence here is that before truncation; its own is the one after, which is 1 everywhere for `top_k=1`.
+forbids the mask token, which `forbid` does from outside. SDAR's confidence here is that before truncation; its own is
+the one after, which is 1 everywhere for `top_k=1`.
 """
 
 import math

@@ -147,6 +147,15 @@ def test_a_killed_worker_process_is_reported_and_leaves_nothing(tmp_path, runnin
     assert {path.name for path in tmp_path.iterdir()} == {"endless.py"}
 
 
+def test_a_source_that_breaks_off_is_not_taken_for_a_killed_worker(tokenizer):
+    def groups():
+        yield ["a text"], 6
+        raise ConnectionResetError("the store hung up")
+
+    with pytest.raises(ConnectionResetError, match="the store hung up"):
+        list(encode_in_processes(groups(), tokenizer.backend, 2))
+
+
 def test_bad_text_is_reported_and_leaves_nothing(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(module, "BATCH_DOCUMENTS", 1)
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' * 9 + '{"text": bad}\n')

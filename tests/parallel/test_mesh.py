@@ -133,7 +133,8 @@ def test_sigterm_ends_all_processes_at_the_same_step_and_they_resume_from_there(
         output = process.stdout.read()
     assert process.returncode == 143, output
     [step] = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
-    assert output.count(f"dlm: the run was asked to stop and is saved at step {step} in ") == 2
+    assert output.count(f"dlm: the run was asked to stop and is saved at step {step} in "
+                        f"{tmp_path / 'run' / 'checkpoints'}; rerun the same command to resume") == 2
     done = subprocess.run([*launch, *arguments, f"--config.train.steps={int(step) + 2}"], capture_output=True,
                           text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     assert done.returncode == 0, done.stdout + done.stderr
