@@ -19,7 +19,7 @@ setup: .venv/.ready ## make .venv with the package, its tests and PyTorch
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -qq --upgrade pip
 	.venv/bin/python -m pip install -qq "$(TORCH)"
-	.venv/bin/python -m pip install -qq -e ".[test,torch,tpu]"
+	.venv/bin/python -m pip install -qq -e ".[test,eval,torch,tpu]"
 	touch $@
 
 demo: setup ## adapt the bundled model, compare, infill and export, about 5 minutes on two CPU cores

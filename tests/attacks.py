@@ -186,7 +186,7 @@ def planted(folder: Path, times: int) -> Counter[str]:
     (foreign / "tokenizer_config.json").write_text(json.dumps(settings))
     (foreign / "evil.py").write_text(f"open({str(place / 'ran')!r}, 'w')")
     prepared = ["prepare", "--model", folder / "native", "--length", 32, "--out", place / "out", "--text"]
-    usual_seconds, usual_rss, _ = measured("eval", folder / "native", "--task", "nelbo", "--text", place / "none.txt")
+    usual_seconds, usual_rss, _ = measured("eval", folder / "native", "--tasks", "nelbo", "--text", place / "none.txt")
     outcomes = Counter[str]()
     for what, code, command in (("a FIFO as a model", 2, ["export", place / "fifo", "--out", place / "out"]),
                                 ("a FIFO as text", 2, [*prepared, place / "text.txt"]),

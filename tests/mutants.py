@@ -47,7 +47,13 @@ CORE = {
     ("training/step.py",): ("tests/training/test_step.py", "tests/training/test_loop.py", "tests/objective"),
 }
 TIMEOUT = 900  # seconds; a change that makes a loop endless is noticed by its length
-EQUAL: dict[str, str] = {}  # what `Change.line` prints: why no test can notice it
+# What `Change.line` prints: why no test can notice it.
+EQUAL: dict[str, str] = {
+    "diffusion/schedule.py: return jnp.minimum(1.0, (step + 1) / max(steps, 1)).astype(jnp.float32) -> "
+    "return jnp.minimum(1.0, (step + 1) / max(steps, 0)).astype(jnp.float32)":
+        "a ramp of no steps is then the minimum of 1 and infinity",
+    "sampling/proposal.py: if p >= 1: -> if p >= 2:": "a shortcut: the search keeps every token as well where p is 1",
+}
 
 
 class Change(NamedTuple):
@@ -118,11 +124,12 @@ def tests_fail(tests: Iterable[str], copy: Path) -> bool:
 
 
 def noticed(change: Change, copy: Path) -> bool:
-    """Whether a test fails in `copy` with the change."""
+    """Whether a test fails in `copy` with the change. Tests named after the changed file run first."""
     target = copy / "dlm_jax" / change.file
+    own = [str(path.relative_to(copy)) for path in (copy / "tests").rglob(f"test_{target.stem}.py")]
     target.write_text(change.changed, encoding="utf-8")
     try:
-        return tests_fail(change.tests, copy)
+        return tests_fail((*own, *change.tests), copy)
     finally:
         target.write_text(change.source, encoding="utf-8")
 

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Distributions whose name is not that of their module.
 DISTRIBUTION = {"orbax": "orbax-checkpoint", "ml_collections": "ml-collections", "PIL": "pillow",
                 "tensorflow_datasets": "tensorflow-datasets", "apache_beam": "apache-beam", "yaml": "pyyaml"}
-OPTIONAL = {"torch", "wandb", "apache-beam", "beartype"}  # imported where they are asked for
+# Imported where they are asked for.
+OPTIONAL = {"torch", "wandb", "apache-beam", "beartype", "lm_eval", "datasets", "tqdm"}
 
 
 @pytest.fixture(scope="module")

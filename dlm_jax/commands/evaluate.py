@@ -1,40 +1,101 @@
-"""`dlm eval`: the likelihood of texts."""
+"""`dlm eval`: the likelihood of texts, and tasks of lm-evaluation-harness."""
 
 import argparse
 import itertools
+import math
 import sys
+from pathlib import Path
 from typing import Any
 
 from dlm_jax.commands.arguments import MODEL_HELP, TEXT_FIELD_HELP, Arguments, integer_at_least, unicode_text
 from dlm_jax.commands.progress import count_progress
+from dlm_jax.errors import UserError
+
+OWN = ("nelbo", "ar_nll")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `dlm eval`."""
     parser.add_argument("model", help=MODEL_HELP)
-    parser.add_argument("--task", required=True, choices=["nelbo", "ar_nll"],
-                        help="nelbo: the diffusion model's upper bound; ar_nll: exact, left to right")
-    parser.add_argument("--text", required=True, nargs="+", help="text, JSONL or Parquet files")
+    parser.add_argument("--tasks", required=True, type=task_names, metavar="TASK,TASK,...",
+                        help="nelbo: the diffusion model's upper bound; ar_nll: exact, left to right (both in nats per "
+                             "token of the --text); or tasks of lm-evaluation-harness, such as hellaswag,gsm8k")
+    parser.add_argument("--text", nargs="+", metavar="FILE", help="for nelbo and ar_nll: text, JSONL or Parquet files")
     parser.add_argument("--text-field", type=unicode_text, default="text", metavar="NAME", help=TEXT_FIELD_HELP)
-    parser.add_argument("--limit", type=integer_at_least(1), metavar="N", help="read at most N documents")
+    parser.add_argument("--limit", type=integer_at_least(1), metavar="N", help="read at most N documents of each task")
     parser.add_argument("--mc-samples", type=integer_at_least(1), default=4, metavar="N",
                         help="for nelbo: Monte Carlo samples (noisings) per text (default 4)")
     parser.add_argument("--seed", type=integer_at_least(0), default=0, metavar="N",
-                        help="for nelbo: random seed of the noise (default 0)")
+                        help="random seed of the noise (default 0)")
+    harness = parser.add_argument_group("tasks of lm-evaluation-harness, which needs pip install 'dlm-jax[eval]'")
+    harness.add_argument("--out", metavar="DIR", help="keep answers, results and samples there; a command that was "
+                                                      "stopped and is run again asks nothing twice")
+    harness.add_argument("--data", metavar="DIR", help="the files of the tasks named ..._local")
+    harness.add_argument("--include-path", metavar="DIR", help="a folder of more task files")
+    harness.add_argument("--likelihood", choices=["monte_carlo", "decoding_order"], default="monte_carlo",
+                         help="a diffusion model's likelihood: its bound by Monte Carlo (default), or exact in the "
+                              "order in which it decodes")
+    harness.add_argument("--max-draws", type=integer_at_least(8), default=128, metavar="N",
+                         help="the most Monte Carlo draws per question (default 128); fewer where fewer settle it")
+    harness.add_argument("--num-fewshot", type=integer_at_least(0), metavar="N", help="examples in each prompt")
+    harness.add_argument("--batch-size", type=integer_at_least(1), metavar="N",
+                         help="the most texts per batch, which changes no result")
+    harness.add_argument("--apply-chat-template", action="store_true", help="ask in the tokenizer's chat format")
+    harness.add_argument("--unmasking", default="confidence", metavar="STRATEGY",
+                         help="how tasks that generate decode, as in `dlm sample`")
+    harness.add_argument("--steps", type=integer_at_least(1), metavar="N", help="denoising steps of a generated text")
+    harness.add_argument("--cfg-scale", type=float, default=0.0, metavar="X", help="classifier-free guidance")
+
+
+def task_names(text: str) -> list[str]:
+    """An argument type: names, separated by commas."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of tasks such as nelbo or hellaswag,piqa")
+    return list(dict.fromkeys(names))
 
 
 def run(a: Arguments) -> dict[str, Any]:
-    """Evaluates; returns nats per token and over how many tokens."""
+    """Evaluates; returns the metrics of each task, or those of the only one."""
+    own = [task for task in a.tasks if task in OWN]
+    others = [task for task in a.tasks if task not in OWN]
+    if own and not a.text:
+        raise UserError(f"{own[0]} is a likelihood of texts; name their files with --text")
+    if a.text and not own:
+        raise UserError("--text is for nelbo and ar_nll; add one of them to --tasks or leave it out")
     from dlm_jax.data.text import read_documents
     from dlm_jax.language_model import load
-    documents = read_documents(a.text, a.text_field)
+    documents = read_documents(a.text, a.text_field) if own else iter(())
     lm = load(a.model)
     texts = list(itertools.islice(documents, a.limit))
-    if a.task == "nelbo" and lm.spec.mask_token_id is None:
+    results = {task: likelihood_of(lm, task, texts, a) for task in own}
+    if others:
+        results |= harness_results(lm, others, a)
+    return {"task": a.tasks[0], **results[a.tasks[0]]} if len(results) == 1 and not others else results
+
+
+def likelihood_of(lm: Any, task: str, texts: list[str], a: Arguments) -> dict[str, Any]:
+    """Nats per token, and over how many tokens."""
+    if task == "nelbo" and lm.spec.mask_token_id is None:
         print("this model has no mask token: a new one, with the mean embedding, is used instead", file=sys.stderr)
     with count_progress("measured") as progress:
-        if a.task == "ar_nll":
+        if task == "ar_nll":
             result = lm.ar_nll(texts, progress)
         else:
             result = lm.nelbo(texts, mc_samples=a.mc_samples, seed=a.seed, progress=progress)
-    return {"task": a.task, "nats_per_token": result, "tokens": result.tokens, "texts": len(texts)}
+    error = {} if math.isnan(result.error) else {"standard_error": result.error}
+    return {"nats_per_token": result, **error, "tokens": result.tokens, "texts": len(texts)}
+
+
+def harness_results(lm: Any, tasks: list[str], a: Arguments) -> dict[str, Any]:
+    """The metrics of each task of the harness."""
+    try:
+        from dlm_jax.harness.model import HarnessModel
+        from dlm_jax.harness.run import evaluate
+    except ModuleNotFoundError as error:
+        raise UserError(f"the task {tasks[0]} belongs to lm-evaluation-harness, which is not installed ({error.name}); "
+                        "pip install 'dlm-jax[eval]'") from error
+    model = HarnessModel(lm, a.likelihood, a.max_draws, a.batch_size, seed=a.seed, unmasking=a.unmasking, steps=a.steps,
+                         cfg_scale=a.cfg_scale)
+    return evaluate(model, tasks, None if a.out is None else Path(a.out), a.data, a.include_path, limit=a.limit,
+                    num_fewshot=a.num_fewshot, apply_chat_template=a.apply_chat_template)

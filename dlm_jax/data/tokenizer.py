@@ -115,6 +115,11 @@ class Tokenizer:
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @property
+    def wrapped(self) -> Any:
+        """The tokenizer as `transformers` has it, with its chat template and its own idea of start and end tokens."""
+        return self._wrapped
+
+    @property
     def backend(self) -> "Backend":
         """The underlying `tokenizers.Tokenizer`, which other processes can unpickle without importing this package."""
         return self._backend

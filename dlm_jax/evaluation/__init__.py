@@ -1,4 +1,4 @@
-"""Likelihood of texts under a model."""
+"""Likelihood of texts, and of continuations of contexts, under a model."""
 
 import lazy_loader
 

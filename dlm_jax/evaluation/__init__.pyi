@@ -1,3 +1,10 @@
+from .intervals import Estimate as Estimate
+from .intervals import estimate as estimate
 from .log_likelihood import Likelihood as Likelihood
 from .log_likelihood import denoising_recipe as denoising_recipe
 from .log_likelihood import likelihood as likelihood
+from .prediction import Denoiser as Denoiser
+from .questions import Choice as Choice
+from .questions import Question as Question
+from .questions import Score as Score
+from .questions import Scorer as Scorer

@@ -57,6 +57,12 @@ def mesh_sizes(replica: int, fsdp: int, tensor: int, count: int) -> list[int]:
     return [count // known if size == -1 else size for size in sizes]
 
 
+def local_mesh(batch: int) -> Mesh | None:
+    """The devices of this host that a batch is split over, or None for one device."""
+    count = math.gcd(batch, jax.local_device_count())
+    return Mesh(np.asarray(jax.local_devices()[:count]), ("batch",)) if count > 1 else None
+
+
 def axis_size(*axes: str) -> int:
     """The number of shards that these mesh axes make together, in the mesh of the program being traced; else 1."""
     sizes = jax.sharding.get_abstract_mesh().shape

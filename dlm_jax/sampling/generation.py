@@ -1,7 +1,6 @@
 """From requests to canvases, and from traces to samples."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.models.padding import next_power_of_two
 from dlm_jax.models.weights import Params
+from dlm_jax.parallel.mesh import local_mesh
 from dlm_jax.sampling.engine import run
 from dlm_jax.sampling.requests import Request, check, check_left_to_right, check_suppressed
 from dlm_jax.sampling.sample import BatchCost, Sample, peak_bytes
@@ -88,12 +88,6 @@ def run_timed(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: S
 def anonymous(spec: DiffusionSpec) -> DiffusionSpec:
     """The fields of a spec that the engine reads, so that other names or end tokens recompile nothing."""
     return DiffusionSpec(spec.alignment, spec.rule, spec.block_size, spec.mask_token_id, clean_half=spec.clean_half)
-
-
-def local_mesh(batch: int) -> Mesh | None:
-    """The devices of this host that a batch is split over, or None for one device."""
-    count = math.gcd(batch, jax.local_device_count())
-    return Mesh(np.asarray(jax.local_devices()[:count]), ("batch",)) if count > 1 else None
 
 
 def steps_and_end(requests: Sequence[Request], steps: int | None, spec: DiffusionSpec

@@ -36,8 +36,9 @@ def left(directory: Path) -> set[str]:
     (["sample", "m", "--temperature", "hot"], "invalid float value: 'hot'"),
     (["sample", "m", "--prompt", "\udcff"], "the text is not UTF-8"),
     (["sample", "m", "--config.train.steps=3"], "belongs to `dlm train`"),
-    (["eval", "m", "--task", "guess", "--text", "x"], "invalid choice: 'guess'"),
-    (["eval", "m", "--task", "nelbo", "--text", "x", "--limit", "-3"], "'-3' is not a whole number of at least 1"),
+    (["eval", "m", "--tasks", "guess", "--text", "x"], "--text is for nelbo and ar_nll"),
+    (["eval", "m", "--tasks", "guess,", "--limit", "3"], "is not a list of tasks"),
+    (["eval", "m", "--tasks", "nelbo", "--text", "x", "--limit", "-3"], "'-3' is not a whole number of at least 1"),
     (["prepare", "--text", "x", "--model", "m", "--length", "1", "--out", "o"], "not a whole number of at least 2"),
     (["import", "x", "--out", "o", "--dtype", "int4"], "invalid choice: 'int4'"),
     (["train", "--config", "c", "--workdir", "w", "--config.train.steps", "3"],
@@ -129,7 +130,7 @@ def test_an_import_that_makes_no_sense_is_refused(refused, base, tmp_path, flags
 def test_text_that_cannot_be_read_is_refused_and_leaves_nothing(refused, base, tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     for command in (["prepare", "--model", base, "--length", 8, "--out", tmp_path / "out"],
-                    ["eval", base, "--task", "ar_nll"]):
+                    ["eval", base, "--tasks", "ar_nll"]):
         assert words in refused(*command, "--text", tmp_path / name)
     assert left(tmp_path) == {name}
 

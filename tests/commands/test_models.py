@@ -103,7 +103,7 @@ def test_the_three_kinds_of_directory_give_the_same_samples_and_bounds(dlm, work
     models = (workdir, tmp_path / "hf", tmp_path / "native")
     samples = [json_of(dlm("sample", m, "--prompt", "the cat", "--max-tokens", 8, "--json")) for m in models]
     holes = [json_of(dlm("infill", m, "the [MASK:4] mat", "--json")) for m in models]
-    bounds = [json_of(dlm("eval", m, "--task", "nelbo", "--text", texts, "--limit", 3, "--json")) for m in models]
+    bounds = [json_of(dlm("eval", m, "--tasks", "nelbo", "--text", texts, "--limit", 3, "--json")) for m in models]
     for results in (samples, holes, bounds):
         for result in results:
             for measured in ("seconds", "tokens_per_second", "peak_bytes"):
@@ -122,12 +122,12 @@ def test_an_export_has_the_requested_dtype(dlm, base, tmp_path):
 
 
 def test_the_nll_of_an_autoregressive_model(dlm, base, texts):
-    result = json_of(dlm("eval", base, "--task", "ar_nll", "--text", texts, "--limit", 2, "--json"))
+    result = json_of(dlm("eval", base, "--tasks", "ar_nll", "--text", texts, "--limit", 2, "--json"))
     assert 0 < result["nats_per_token"] < 50 and result["texts"] == 2 and result["tokens"] > 10
 
 
 def test_the_nelbo_of_an_autoregressive_model_reports_what_is_used_as_its_mask(dlm, base, texts):
-    result = dlm("eval", base, "--task", "nelbo", "--text", texts, "--limit", 2)
+    result = dlm("eval", base, "--tasks", "nelbo", "--text", texts, "--limit", 2)
     assert "no mask token" in result.err and result.out.startswith("task: nelbo\nnats_per_token: ")
 
 

@@ -26,7 +26,7 @@ def test_a_sample_is_all_there_is_on_stdout_and_stderr_is_empty(process, workdir
 
 
 def test_json_is_all_there_is_on_stdout(process, workdir, texts):
-    result = process("eval", workdir, "--task", "nelbo", "--text", texts, "--limit", 2, "--json")
+    result = process("eval", workdir, "--tasks", "nelbo", "--text", texts, "--limit", 2, "--json")
     assert (result.code, result.err) == (0, "")
     assert json.loads(result.out)["task"] == "nelbo" and result.out.count("\n") == 1
 
@@ -85,7 +85,7 @@ def test_every_flag_of_every_command_is_explained(command, capsys):
 @pytest.mark.parametrize("result", [{"nats_per_token": float("nan")}, {"seconds": {"compute": float("inf")}}])
 def test_a_number_that_is_not_finite_is_an_error_and_never_a_result(dlm, monkeypatch, result, json_flag):
     monkeypatch.setattr("dlm_jax.commands.evaluate.run", lambda a: result)
-    done = dlm("eval", "m", "--task", "nelbo", "--text", "t", *json_flag)
+    done = dlm("eval", "m", "--tasks", "nelbo", "--text", "t", *json_flag)
     assert (done.code, done.out) == (2, "") and "because the model computes with numbers too large" in done.err
 
 
@@ -98,14 +98,14 @@ def test_the_likelihood_under_weights_that_overflow_is_an_error(dlm, base, texts
     copy = shutil.copytree(base, tmp_path / "m", ignore=shutil.ignore_patterns("config.json", "*.safetensors"))
     wild = bundle.params | {"head": jax.tree.map(lambda w: np.sign(w) * np.finfo(w.dtype).max, bundle.params["head"])}
     write_native(copy, dataclasses.replace(bundle, params=wild))
-    done = dlm("eval", copy, "--task", "ar_nll", "--text", texts, "--limit", 1, "--json")
+    done = dlm("eval", copy, "--tasks", "ar_nll", "--text", texts, "--limit", 1, "--json")
     assert (done.code, done.out) == (2, "") and done.err.startswith("dlm: nats_per_token is nan")
 
 
 def test_names_and_errors_are_printed_without_what_a_terminal_would_obey(dlm, monkeypatch):
     name = "a\x1b[2J\u202eb"
     monkeypatch.setattr("dlm_jax.commands.evaluate.run", lambda a: {"name": name, "group": {"name": name}})
-    arguments = ["eval", "m", "--task", "nelbo", "--text", "t"]
+    arguments = ["eval", "m", "--tasks", "nelbo", "--text", "t"]
     shown = dlm(*arguments).out + dlm("sample", f"/nowhere/{name}").err
     assert shown.count(r"a\x1b[2J\u202eb") == 3 and all(char.isprintable() or char == "\n" for char in shown)
 

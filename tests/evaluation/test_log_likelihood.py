@@ -90,6 +90,16 @@ def test_the_autoregressive_likelihood_is_the_sum_over_the_tokens(model):
     assert found == pytest.approx(found.nats / 5)
 
 
+def test_the_standard_error_is_that_of_the_estimates_of_many_seeds(model):
+    config, params = model
+    recipe = dataclasses.replace(denoising_recipe(DiffusionSpec()), t_min=T_MIN)
+    rows = texts_to_rows([TEXT, TEXT[:3]])
+    found = [likelihood(params, config, recipe, MASK, rows, 16, seed) for seed in range(60)]
+    assert 0.8 < np.mean([each.error for each in found]) / np.std(found) < 2  # stratification makes it too large
+    exact, single = (likelihood(params, config, each, MASK, rows).error for each in (AR, recipe))
+    assert exact == 0 and math.isnan(single)
+
+
 def test_the_noise_is_a_function_of_the_seed(model):
     config, params = model
     recipe = denoising_recipe(DiffusionSpec())
@@ -102,7 +112,9 @@ def test_every_row_is_in_exactly_one_batch_of_few_shapes():
     random = np.random.default_rng(0)
     rows = texts_to_rows([random.integers(1, 30, random.integers(1, 200)) for _ in range(300)])
     found, shapes = [], set()
-    for tokens, segments in batches(rows):
+    for indices, tokens, segments in batches(rows):
+        assert [rows[i][0].tolist() for i in indices] == [
+            row[kept > 0].tolist() for row, kept in zip(tokens, segments) if kept.any()]
         shapes.add(tokens.shape)
         found += [tuple(row[kept > 0]) for row, kept in zip(tokens, segments) if kept.any()]
     assert sorted(found) == sorted(tuple(row) for row, _ in rows)
@@ -126,5 +138,5 @@ def test_nothing_to_predict_gives_zero_and_zero_mc_samples_are_refused(model):
 
 
 def test_a_likelihood_is_a_float_that_can_be_copied_and_serialized():
-    copied = copy.deepcopy(Likelihood(6.0, 4))
-    assert (copied, copied.tokens, copied.nats) == (1.5, 4, 6.0) and json.dumps(copied) == "1.5"
+    copied = copy.deepcopy(Likelihood(6.0, 4, 0.25))
+    assert (copied, copied.tokens, copied.nats, copied.error) == (1.5, 4, 6.0, 0.25) and json.dumps(copied) == "1.5"

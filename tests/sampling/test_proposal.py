@@ -39,6 +39,14 @@ def test_top_p_keeps_the_smallest_set_that_holds_p(p):
     np.testing.assert_array_equal(np.isfinite(keep_top_p(jnp.asarray(LOGITS), p)), nucleus(LOGITS, p))
 
 
+@pytest.mark.parametrize("kept", range(1, 33))
+def test_top_p_tells_neighbouring_floats_apart(kept):
+    bits = np.float32(1).view(np.int32) + np.random.default_rng(0).permutation(32).astype(np.int32)
+    logits = bits.view(np.float32)  # 32 floats with none between them, all of a probability of 1/32
+    found = np.isfinite(keep_top_p(jnp.asarray(logits), (kept - 0.5) / 32))
+    np.testing.assert_array_equal(found, bits >= np.sort(bits)[-kept])
+
+
 @pytest.mark.parametrize("p", (0.0, 0.05, 0.3, 1.0))
 def test_min_p_keeps_tokens_at_least_p_times_as_probable_as_the_most_likely(p):
     probabilities = softmax(LOGITS)

@@ -1,0 +1,81 @@
+"""The documents of the tasks beside this file, from the files that their authors publish.
+
+Each function gets `data`, a folder, from `dlm eval --data DIR` or `lm_eval --metadata data=DIR`. The files lie in it,
+or in its folder named after the function.
+"""
+
+import bz2
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from dlm_jax.errors import UserError
+
+OPENERS = {".bz2": bz2.open, ".gz": gzip.open}
+Documents = dict[str, Dataset]  # by split
+
+
+def lambada(data: str | None = None, **_: Any) -> Documents:
+    """`lambada_test_plain_text.txt`, one passage per line (Paperno et al. 2016)."""
+    return as_test_split({"text": line} for line in lines(data, "lambada", "lambada_test_plain_text.txt"))
+
+
+def hellaswag(data: str | None = None, **_: Any) -> Documents:
+    """`hellaswag_val_full.txt`, as prepared for llama.cpp: six lines per question, the context, the right ending's
+    number and four endings (Zellers et al. 2019)."""
+    rows = lines(data, "hellaswag", "hellaswag_val_full.txt", "hellaswag_val_full.txt.bz2")
+    return as_test_split({"query": rows[i], "label": int(rows[i + 1]), "choices": rows[i + 2:i + 6]}
+                      for i in range(0, len(rows) - 5, 6))
+
+
+def piqa(data: str | None = None, **_: Any) -> Documents:
+    """`valid.jsonl` and `valid-labels.lst` (Bisk et al. 2020)."""
+    return labelled(data, "piqa", "valid.jsonl", "valid-labels.lst")
+
+
+def siqa(data: str | None = None, **_: Any) -> Documents:
+    """`dev.jsonl` and `dev-labels.lst` (Sap et al. 2019)."""
+    return labelled(data, "siqa", "dev.jsonl", "dev-labels.lst")
+
+
+def winogrande(data: str | None = None, **_: Any) -> Documents:
+    """`dev.jsonl`, with its answers inside (Sakaguchi et al. 2020)."""
+    return as_test_split(map(json.loads, lines(data, "winogrande", "dev.jsonl")))
+
+
+def gsm8k(data: str | None = None, **_: Any) -> Documents:
+    """`test.jsonl`, and `train.jsonl` for examples in the prompt (Cobbe et al. 2021)."""
+    return {split: Dataset.from_list([json.loads(line) for line in lines(data, "gsm8k", f"{split}.jsonl")])
+            for split in ("train", "test")}
+
+
+def countdown(data: str | None = None, **_: Any) -> Documents:
+    """`cd3_test.jsonl`, `cd4_test.jsonl` or `cd5_test.jsonl` of Dream, whichever is there first."""
+    names = (f"cd{numbers}_test.jsonl" for numbers in (3, 4, 5))
+    return as_test_split(map(json.loads, lines(data, "countdown", *names)))
+
+
+def labelled(data: str | None, task: str, questions: str, labels: str) -> Documents:
+    """Questions with their labels from a file beside them."""
+    return as_test_split(json.loads(question) | {"label": int(label)}
+                      for question, label in zip(lines(data, task, questions), lines(data, task, labels), strict=True))
+
+
+def as_test_split(documents: Any) -> Documents:
+    """The documents as a split named test."""
+    return {"test": Dataset.from_list(list(documents))}
+
+
+def lines(data: str | None, task: str, *names: str) -> list[str]:
+    """The lines of the first of these files that there is. Raises `UserError` if there is none."""
+    if data is None:
+        raise UserError(f"the task {task}_local reads files; name their folder with --data DIR, or with --metadata "
+                        "data=DIR for lm_eval")
+    for path in (Path(data) / folder / name for folder in ("", task) for name in names):
+        if path.is_file():
+            with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
+                return [line for line in file.read().split("\n") if line]
+    raise UserError(f"there is no {' or '.join(names)} in {data}, nor in {Path(data) / task}; put it there")
