@@ -17,9 +17,10 @@ import dlm_jax
 ROOT = Path(__file__).resolve().parents[1]
 # Distributions whose name is not that of their module.
 DISTRIBUTION = {"orbax": "orbax-checkpoint", "ml_collections": "ml-collections", "PIL": "pillow",
-                "tensorflow_datasets": "tensorflow-datasets", "apache_beam": "apache-beam", "yaml": "pyyaml"}
+                "tensorflow_datasets": "tensorflow-datasets", "apache_beam": "apache-beam", "yaml": "pyyaml",
+                "rouge_score": "rouge-score"}
 # Imported where they are asked for.
-OPTIONAL = {"torch", "wandb", "apache-beam", "beartype", "lm_eval", "datasets", "tqdm"}
+OPTIONAL = {"torch", "wandb", "apache-beam", "beartype", "lm_eval", "datasets", "tqdm", "rouge-score"}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,9 @@ from dlm_jax.commands.arguments import MODEL_HELP, TEXT_FIELD_HELP, Arguments, i
 from dlm_jax.commands.progress import count_progress
 from dlm_jax.errors import UserError
 
-OWN = ("nelbo", "ar_nll")
+LIKELIHOODS = ("nelbo", "ar_nll")
+INFILLING = ("humaneval_single_line", "humaneval_multi_line", "humaneval_span", "humaneval_span_light",
+             "rocstories_infill")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +21,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("--tasks", required=True, type=task_names, metavar="TASK,TASK,...",
                         help="nelbo: the diffusion model's upper bound; ar_nll: exact, left to right (both in nats per "
-                             "token of the --text); or tasks of lm-evaluation-harness, such as hellaswag,gsm8k")
+                             f"token of the --text); {', '.join(INFILLING)}: filling the middle of the texts in "
+                             "--data; or tasks of lm-evaluation-harness, such as hellaswag,gsm8k")
     parser.add_argument("--text", nargs="+", metavar="FILE", help="for nelbo and ar_nll: text, JSONL or Parquet files")
     parser.add_argument("--text-field", type=unicode_text, default="text", metavar="NAME", help=TEXT_FIELD_HELP)
     parser.add_argument("--limit", type=integer_at_least(1), metavar="N", help="read at most N documents of each task")
@@ -27,24 +30,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="for nelbo: Monte Carlo samples (noisings) per text (default 4)")
     parser.add_argument("--seed", type=integer_at_least(0), default=0, metavar="N",
                         help="random seed of the noise (default 0)")
+    parser.add_argument("--data", metavar="DIR", help="the files of tasks that fill a middle or are named ..._local")
+    parser.add_argument("--unmasking", default="confidence", metavar="STRATEGY",
+                        help="how tasks that generate decode, as in `dlm sample`")
+    parser.add_argument("--steps", type=integer_at_least(1), metavar="N", help="denoising steps of a generated text")
+    parser.add_argument("--cfg-scale", type=float, default=0.0, metavar="X", help="classifier-free guidance")
+    parser.add_argument("--allow-code-execution", action="store_true",
+                        help="run the programs that the model writes for humaneval_..., confined: without files, "
+                             "processes and network")
     harness = parser.add_argument_group("tasks of lm-evaluation-harness, which needs pip install 'dlm-jax[eval]'")
     harness.add_argument("--out", metavar="DIR", help="keep answers, results and samples there; a command that was "
                                                       "stopped and is run again asks nothing twice")
-    harness.add_argument("--data", metavar="DIR", help="the files of the tasks named ..._local")
     harness.add_argument("--include-path", metavar="DIR", help="a folder of more task files")
     harness.add_argument("--likelihood", choices=["monte_carlo", "decoding_order"], default="monte_carlo",
                          help="a diffusion model's likelihood: its bound by Monte Carlo (default), or exact in the "
                               "order in which it decodes")
-    harness.add_argument("--max-draws", type=integer_at_least(8), default=128, metavar="N",
-                         help="the most Monte Carlo draws per question (default 128); fewer where fewer settle it")
+    harness.add_argument("--max-draws", type=integer_at_least(8), default=32, metavar="N",
+                         help="the most Monte Carlo draws per question (default 32); fewer where fewer settle it")
     harness.add_argument("--num-fewshot", type=integer_at_least(0), metavar="N", help="examples in each prompt")
     harness.add_argument("--batch-size", type=integer_at_least(1), metavar="N",
                          help="the most texts per batch, which changes no result")
     harness.add_argument("--apply-chat-template", action="store_true", help="ask in the tokenizer's chat format")
-    harness.add_argument("--unmasking", default="confidence", metavar="STRATEGY",
-                         help="how tasks that generate decode, as in `dlm sample`")
-    harness.add_argument("--steps", type=integer_at_least(1), metavar="N", help="denoising steps of a generated text")
-    harness.add_argument("--cfg-scale", type=float, default=0.0, metavar="X", help="classifier-free guidance")
 
 
 def task_names(text: str) -> list[str]:
@@ -57,8 +63,8 @@ def task_names(text: str) -> list[str]:
 
 def run(a: Arguments) -> dict[str, Any]:
     """Evaluates; returns the metrics of each task, or those of the only one."""
-    own = [task for task in a.tasks if task in OWN]
-    others = [task for task in a.tasks if task not in OWN]
+    own = [task for task in a.tasks if task in LIKELIHOODS]
+    others = [task for task in a.tasks if task not in (*LIKELIHOODS, *INFILLING)]
     if own and not a.text:
         raise UserError(f"{own[0]} is a likelihood of texts; name their files with --text")
     if a.text and not own:
@@ -69,6 +75,7 @@ def run(a: Arguments) -> dict[str, Any]:
     lm = load(a.model)
     texts = list(itertools.islice(documents, a.limit))
     results = {task: likelihood_of(lm, task, texts, a) for task in own}
+    results |= {task: infilling_result(lm, task, a) for task in a.tasks if task in INFILLING}
     if others:
         results |= harness_results(lm, others, a)
     return {"task": a.tasks[0], **results[a.tasks[0]]} if len(results) == 1 and not others else results
@@ -85,6 +92,15 @@ def likelihood_of(lm: Any, task: str, texts: list[str], a: Arguments) -> dict[st
             result = lm.nelbo(texts, mc_samples=a.mc_samples, seed=a.seed, progress=progress)
     error = {} if math.isnan(result.error) else {"standard_error": result.error}
     return {"nats_per_token": result, **error, "tokens": result.tokens, "texts": len(texts)}
+
+
+def infilling_result(lm: Any, task: str, a: Arguments) -> dict[str, Any]:
+    """The grades of what was written into the middle of texts."""
+    from dlm_jax.harness.infilling import evaluate_infilling
+    from dlm_jax.sampling.settings import Settings
+    settings = Settings(unmasking=a.unmasking, steps=a.steps, cfg_scale=a.cfg_scale, seed=a.seed)
+    with count_progress("graded") as progress:
+        return evaluate_infilling(lm, task, a.data, settings, a.limit, a.allow_code_execution, progress)
 
 
 def harness_results(lm: Any, tasks: list[str], a: Arguments) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Scorer:
     params: Params
     model: Denoiser
     method: str = "monte_carlo"  # of a diffusion model; an autoregressive one is exact
-    max_draws: int = 128
+    max_draws: int = 32
     seed: int = 0
     batch_tokens: int = 8192  # of a batch, padding included
     batch_rows: int | None = None  # continuations of a batch; default: as many as `batch_tokens` hold

@@ -40,7 +40,7 @@ SETTINGS = {field.name for field in dataclasses.fields(Settings)}
 class HarnessModel(TemplateLM):
     """A model of this library, with the harness's interface."""
 
-    def __init__(self, pretrained: str | LanguageModel, likelihood: str = "monte_carlo", max_draws: int = 128,
+    def __init__(self, pretrained: str | LanguageModel, likelihood: str = "monte_carlo", max_draws: int = 32,
                  batch_size: int | str | None = None, max_gen_toks: int = 256, add_bos_token: bool | None = None,
                  max_batch_size: int | None = None, device: str | None = None, **settings: Any) -> None:
         """Loads a model.

@@ -144,6 +144,7 @@ def test_two_layers_of_a_shipped_model_take_the_memory_that_they_took(topology, 
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_the_command_ends_stdout_with_one_json_object(tiny_config, tiny_run, capsys):
     overrides = [f"--config.{x}" for x in (*tiny_run, "train.global_batch_size=8", "train.grad_accum_steps=1")]
     assert main(["aot", "--config", str(tiny_config), "--topology", "v6e:2x2", "--json", *overrides]) == 0

@@ -2,19 +2,25 @@
 
 import dataclasses
 import itertools
+import json
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlm_jax.convert.native import write_native
 from dlm_jax.errors import UserError
 from dlm_jax.evaluation.estimators import STRATA, draw_noise, masked_draw
 from dlm_jax.evaluation.intervals import Estimate, estimate
 from dlm_jax.evaluation.log_likelihood import AR, denoising_recipe
 from dlm_jax.evaluation.prediction import Denoiser, predict
 from dlm_jax.evaluation.questions import Choice, Question, Scorer, make_rows, question_key, settled
+from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.diffusion_spec import DiffusionSpec
 
 MASK = 30
@@ -192,3 +198,37 @@ def test_a_choice_that_cannot_be_scored_is_refused(model, choice, said):
 def test_settings_out_of_range_are_refused(model, fields, said):
     with pytest.raises(UserError, match=said):
         scorer_of(model, **fields)
+
+
+ON_DEVICES = """
+import json, runpy, sys
+import jax
+tests = runpy.run_path(sys.argv[1])
+from dlm_jax.convert.native import read_native
+from dlm_jax.evaluation.questions import Scorer
+bundle = read_native(sys.argv[2])
+found = {}
+for alignment, block in tests["WAYS"]:
+    asked = tests["denoiser"](bundle.config, alignment, block)
+    for method in ("monte_carlo", "decoding_order"):
+        scorer = Scorer(bundle.params, asked, method, max_draws=8)
+        found[f"{alignment} {block} {method}"] = [score for each in scorer.score(tests["QUESTIONS"]) for score in each]
+print(json.dumps([jax.local_device_count(), found]))
+"""
+
+
+@pytest.mark.slow
+def test_a_score_does_not_depend_on_the_number_of_devices(random_model, tmp_path):
+    config, params = random_model("qwen2", tied_head=False)
+    write_native(tmp_path, Bundle(config, params, DiffusionSpec()))
+    results = {}
+    for count in (1, 2, 8):
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(count)}
+        done = subprocess.run([sys.executable, "-c", ON_DEVICES, __file__, str(tmp_path)], env=environment,
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        devices, results[count] = json.loads(done.stdout.splitlines()[-1])
+        assert devices == count
+    for count in (2, 8):
+        for way, scores in results[1].items():
+            assert np.allclose(results[count][way], scores, atol=1e-3), (count, way)

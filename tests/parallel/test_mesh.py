@@ -81,7 +81,8 @@ print(json.dumps([list(losses(config, *each)) for each in shapes]))
 """
 
 
-@pytest.mark.parametrize("changes", [["recipe.anneal_steps=4", "train.grad_accum_steps=2"],
+@pytest.mark.parametrize("changes", [pytest.param(["recipe.anneal_steps=4", "train.grad_accum_steps=2"],
+                                                  marks=pytest.mark.slow, id="annealing"),
                                      pytest.param(["recipe=bd3lm", "recipe.block_size=8", "model.remat=full",
                                                    "train.grad_accum_steps=1"], marks=pytest.mark.slow, id="bd3lm"),
                                      pytest.param([

@@ -37,7 +37,10 @@ def outcome(samples):
     return [(sample.tokens, sample.commit_step, sample.nfe) for sample in samples]
 
 
-@pytest.mark.parametrize("way", WAYS)
+FAST = {"confidence", "threshold", "factor", "speculate"}
+
+
+@pytest.mark.parametrize("way", [way if way in FAST else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])
 def test_a_sequence_depends_neither_on_its_batch_nor_on_padding(toy, prompts, way):
     (rule, alignment, block, half), settings = WAYS[way]
     model = toy(rule, alignment, block, half=half or "block_causal", max_length=128)
@@ -51,7 +54,7 @@ def test_a_sequence_depends_neither_on_its_batch_nor_on_padding(toy, prompts, wa
     assert outcome([others[0], others[3]]) == outcome(together[:2])  # in a canvas of half the length
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("cache", ["prefix", pytest.param("dual", marks=pytest.mark.slow)])
 def test_a_full_block_waits_for_its_prefill_however_long_its_batch_takes(toy, prompts, cache):
     model = toy("bidirectional", max_length=128)
     requests = [continuation(prompt, 20) for prompt in prompts]
@@ -74,6 +77,7 @@ def test_an_empty_request_in_between_changes_nothing(toy, prompts):
     assert model.continued([prompts[0], [], prompts[1]], 9)[0].tokens == alone.tokens
 
 
+@pytest.mark.slow
 def test_a_hundred_requests_of_varied_lengths_compile_at_most_a_handful(toy):
     model = toy("block_causal", "same_position", 4, max_length=512, width=14)  # a model of its own
     before, random = run._cache_size(), np.random.default_rng(0)

@@ -139,7 +139,8 @@ def test_a_run_that_ends_with_no_finite_nelbo_is_an_error_and_keeps_its_checkpoi
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_to_stop_saves_that_step_and_the_same_command_resumes(how, runs, tiny_config, tiny_run, unbroken,
                                                                         tmp_path):
     workdir = tmp_path / "run"
