@@ -7,13 +7,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dlm_jax.commands.arguments import MODEL_HELP, TEXT_FIELD_HELP, Arguments, integer_at_least, unicode_text
+from dlm_jax.commands.arguments import (
+    MODEL_HELP,
+    TEXT_FIELD_HELP,
+    Arguments,
+    add_draw_flags,
+    integer_at_least,
+    unicode_text,
+)
 from dlm_jax.commands.progress import count_progress
 from dlm_jax.errors import UserError
 
+SETTINGS = ("unmasking", "steps", "temperature", "top_k", "top_p", "min_p", "cfg_scale", "seed")
 LIKELIHOODS = ("nelbo", "ar_nll")
 INFILLING = ("humaneval_single_line", "humaneval_multi_line", "humaneval_span", "humaneval_span_light",
              "rocstories_infill")
+GENERATIVE = "generative_perplexity"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -22,25 +31,33 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", required=True, type=task_names, metavar="TASK,TASK,...",
                         help="nelbo: the diffusion model's upper bound; ar_nll: exact, left to right (both in nats per "
                              f"token of the --text); {', '.join(INFILLING)}: filling the middle of the texts in "
-                             "--data; or tasks of lm-evaluation-harness, such as hellaswag,gsm8k")
+                             f"--data; {GENERATIVE}: of samples, under --judge; or tasks of "
+                             "lm-evaluation-harness, such as hellaswag,gsm8k")
     parser.add_argument("--text", nargs="+", metavar="FILE", help="for nelbo and ar_nll: text, JSONL or Parquet files")
     parser.add_argument("--text-field", type=unicode_text, default="text", metavar="NAME", help=TEXT_FIELD_HELP)
     parser.add_argument("--limit", type=integer_at_least(1), metavar="N", help="read at most N documents of each task")
     parser.add_argument("--mc-samples", type=integer_at_least(1), default=4, metavar="N",
                         help="for nelbo: Monte Carlo samples (noisings) per text (default 4)")
-    parser.add_argument("--seed", type=integer_at_least(0), default=0, metavar="N",
-                        help="random seed of the noise (default 0)")
     parser.add_argument("--data", metavar="DIR", help="the files of tasks that fill a middle or are named ..._local")
     parser.add_argument("--unmasking", default="confidence", metavar="STRATEGY",
                         help="how tasks that generate decode, as in `dlm sample`")
     parser.add_argument("--steps", type=integer_at_least(1), metavar="N", help="denoising steps of a generated text")
     parser.add_argument("--cfg-scale", type=float, default=0.0, metavar="X", help="classifier-free guidance")
+    add_draw_flags(parser, temperature=0.0)
+    parser.add_argument("--judge", metavar="MODEL", help=f"for {GENERATIVE}: an autoregressive model")
+    parser.add_argument("--samples", type=integer_at_least(1), default=64, metavar="N",
+                        help=f"for {GENERATIVE}: how many (default 64)")
+    parser.add_argument("--max-tokens", type=integer_at_least(1), default=128, metavar="N",
+                        help=f"for {GENERATIVE}: the most tokens of each (default 128)")
     parser.add_argument("--allow-code-execution", action="store_true",
                         help="run the programs that the model writes for humaneval_..., confined: without files, "
                              "processes and network")
     harness = parser.add_argument_group("tasks of lm-evaluation-harness, which needs pip install 'dlm-jax[eval]'")
     harness.add_argument("--out", metavar="DIR", help="keep answers, results and samples there; a command that was "
                                                       "stopped and is run again asks nothing twice")
+    harness.add_argument("--against", metavar="MODEL",
+                         help="ask this model the same and say where the difference exceeds noise, such as the "
+                              "autoregressive base")
     harness.add_argument("--include-path", metavar="DIR", help="a folder of more task files")
     harness.add_argument("--likelihood", choices=["monte_carlo", "decoding_order"], default="monte_carlo",
                          help="a diffusion model's likelihood: its bound by Monte Carlo (default), or exact in the "
@@ -64,9 +81,13 @@ def task_names(text: str) -> list[str]:
 def run(a: Arguments) -> dict[str, Any]:
     """Evaluates; returns the metrics of each task, or those of the only one."""
     own = [task for task in a.tasks if task in LIKELIHOODS]
-    others = [task for task in a.tasks if task not in (*LIKELIHOODS, *INFILLING)]
+    others = [task for task in a.tasks if task not in (*LIKELIHOODS, *INFILLING, GENERATIVE)]
     if own and not a.text:
         raise UserError(f"{own[0]} is a likelihood of texts; name their files with --text")
+    if GENERATIVE in a.tasks and a.judge is None:
+        raise UserError(f"{GENERATIVE} is measured by an autoregressive model; name one with --judge")
+    if a.against and not others:
+        raise UserError("--against compares tasks of lm-evaluation-harness; add one to --tasks or leave it out")
     if a.text and not own:
         raise UserError("--text is for nelbo and ar_nll; add one of them to --tasks or leave it out")
     from dlm_jax.data.text import read_documents
@@ -76,6 +97,8 @@ def run(a: Arguments) -> dict[str, Any]:
     texts = list(itertools.islice(documents, a.limit))
     results = {task: likelihood_of(lm, task, texts, a) for task in own}
     results |= {task: infilling_result(lm, task, a) for task in a.tasks if task in INFILLING}
+    if GENERATIVE in a.tasks:
+        results[GENERATIVE] = generative_result(lm, load(a.judge), a)
     if others:
         results |= harness_results(lm, others, a)
     return {"task": a.tasks[0], **results[a.tasks[0]]} if len(results) == 1 and not others else results
@@ -98,9 +121,21 @@ def infilling_result(lm: Any, task: str, a: Arguments) -> dict[str, Any]:
     """The grades of what was written into the middle of texts."""
     from dlm_jax.harness.infilling import evaluate_infilling
     from dlm_jax.sampling.settings import Settings
-    settings = Settings(unmasking=a.unmasking, steps=a.steps, cfg_scale=a.cfg_scale, seed=a.seed)
     with count_progress("graded") as progress:
-        return evaluate_infilling(lm, task, a.data, settings, a.limit, a.allow_code_execution, progress)
+        return evaluate_infilling(lm, task, a.data, Settings(**settings_of(a)), a.limit, a.allow_code_execution,
+                                  progress)
+
+
+def generative_result(lm: Any, judge: Any, a: Arguments) -> dict[str, Any]:
+    """How likely and how varied the model's own samples are."""
+    from dlm_jax.harness.samples import evaluate_samples
+    from dlm_jax.sampling.settings import Settings
+    return evaluate_samples(lm, judge, Settings(**settings_of(a)), a.samples, a.max_tokens)
+
+
+def settings_of(a: Arguments) -> dict[str, Any]:
+    """The fields of the sampler's `Settings` that there are flags for."""
+    return {name: getattr(a, name) for name in SETTINGS}
 
 
 def harness_results(lm: Any, tasks: list[str], a: Arguments) -> dict[str, Any]:
@@ -111,7 +146,20 @@ def harness_results(lm: Any, tasks: list[str], a: Arguments) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         raise UserError(f"the task {tasks[0]} belongs to lm-evaluation-harness, which is not installed ({error.name}); "
                         "pip install 'dlm-jax[eval]'") from error
-    model = HarnessModel(lm, a.likelihood, a.max_draws, a.batch_size, seed=a.seed, unmasking=a.unmasking, steps=a.steps,
-                         cfg_scale=a.cfg_scale)
-    return evaluate(model, tasks, None if a.out is None else Path(a.out), a.data, a.include_path, limit=a.limit,
-                    num_fewshot=a.num_fewshot, apply_chat_template=a.apply_chat_template)
+
+    def asked(lm: Any, out: Path | None) -> tuple[dict, dict]:
+        model = HarnessModel(lm, a.likelihood, a.max_draws, a.batch_size, **settings_of(a))
+        return evaluate(model, tasks, out, a.data, a.include_path, limit=a.limit, num_fewshot=a.num_fewshot,
+                        apply_chat_template=a.apply_chat_template)
+
+    out = None if a.out is None else Path(a.out)
+    results, samples = asked(lm, out)
+    if a.against is None:
+        return results
+    from dlm_jax.harness.compare import compare
+    from dlm_jax.language_model import load
+    theirs, their_samples = asked(load(a.against), None if out is None else out / "against")
+    differences = {task: compare(samples[task], their_samples[task]) for task in samples}
+    return {**results, "against": theirs, "difference": {
+        task: {name: {**found._asdict(), "exceeds_noise": found.exceeds_noise} for name, found in each.items()}
+        for task, each in differences.items()}}

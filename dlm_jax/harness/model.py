@@ -9,7 +9,7 @@ is in a batch.
 
 import dataclasses
 import hashlib
-import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -30,7 +30,8 @@ from dlm_jax.language_model import LanguageModel, load
 from dlm_jax.sampling.requests import continuation
 from dlm_jax.sampling.settings import Settings
 
-log = logging.getLogger("lm_eval")
+# The harness would bootstrap in forked processes, and a fork of a process with threads, as JAX has, may wait forever.
+os.environ.setdefault("DISABLE_MULTIPROC", "1")
 QUESTIONS_AT_ONCE = 256  # scored together; what is done is in the harness's cache after each such group
 GENERATED_AT_ONCE = 32
 SETTINGS = {field.name for field in dataclasses.fields(Settings)}

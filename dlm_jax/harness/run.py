@@ -18,8 +18,10 @@ BOOTSTRAP = 1000  # resamplings for the standard error of a metric that is no me
 
 
 def evaluate(model: HarnessModel, tasks: Sequence[str], out: Path | None = None, data: str | None = None,
-             include_path: str | None = None, **arguments: Any) -> dict[str, dict[str, float]]:
-    """The metrics of each task, by name, with their standard errors.
+             include_path: str | None = None, **arguments: Any
+             ) -> tuple[dict[str, dict[str, float]], dict[str, list[dict]]]:
+    """The metrics of each task, by name, with their standard errors; and the documents of each, with what was asked,
+    answered and measured.
 
     out: a directory for `results.json`, in the harness's own format, `samples_TASK.jsonl`, and the answers so far: a
     command that is stopped and run again asks nothing twice. data: the folder of the tasks of ours, which read files.
@@ -41,10 +43,11 @@ def evaluate(model: HarnessModel, tasks: Sequence[str], out: Path | None = None,
         out.mkdir(parents=True, exist_ok=True)
         answers = str(out / f"answers-{identity(model)}")
     found = simple_evaluate(model=model, tasks=list(tasks), task_manager=manager, use_cache=answers,
-                            bootstrap_iters=BOOTSTRAP, log_samples=out is not None, **arguments)
+                            bootstrap_iters=BOOTSTRAP, **arguments)
+    samples = found.pop("samples", {})
     if out is not None:
-        write_results(found, out)
-    return {task: metrics_of(values) for task, values in found["results"].items()}
+        write_results(found, samples, out)
+    return {task: metrics_of(values) for task, values in found["results"].items()}, samples
 
 
 def check_tasks(tasks: Sequence[str], manager: Any) -> None:
@@ -72,10 +75,9 @@ def identity(model: HarnessModel) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def write_results(found: dict[str, Any], out: Path) -> None:
+def write_results(found: dict[str, Any], samples: dict[str, list[dict]], out: Path) -> None:
     """`results.json`, and the documents with what was asked and answered."""
     from lm_eval.utils import handle_non_serializable
-    samples = found.pop("samples", {})
     for task, documents in samples.items():
         lines = (json.dumps(each, default=handle_non_serializable, ensure_ascii=False) for each in documents)
         write_text(out / f"samples_{task}.jsonl", "".join(f"{line}\n" for line in lines))

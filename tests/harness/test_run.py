@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install 'dlm-jax[eval]'")
 
 from dlm_jax.commands.main import main
 from dlm_jax.errors import UserError
+from dlm_jax.harness.compare import paired_difference
 from dlm_jax.harness.run import OWN_TASKS
 from dlm_jax.harness.tasks import documents
 
@@ -27,6 +29,8 @@ FILES = {
     "siqa/dev-labels.lst": "1\n",
     "winogrande/dev.jsonl": json.dumps({"sentence": "The cup fell off the shelf since _ was small.", "option1": "it",
                                         "option2": "the shelf", "answer": "2"}) + "\n",
+    "countdown/cd3_test.jsonl": "".join(json.dumps({"input": f"{n},1,{n + 1}", "output": f"{n}+1={n + 1}"}) + "\n"
+                                        for n in range(5)),
     "lambada_test_plain_text.txt": "the cat sat on the mat\nthe dog ran up the hill\n",
     "hellaswag/hellaswag_val_full.txt": "A man runs. he\n2\nsits.\neats.\nstops.\nsings.\n",
     "gsm8k/train.jsonl": "".join(json.dumps({"question": f"{n} and 1?", "answer": f"#### {n + 1}"}) + "\n"
@@ -123,3 +127,21 @@ def test_the_harness_own_command_knows_the_model(data):
     done = subprocess.run([sys.executable, "-m", "dlm_jax.harness", *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "|piqa_local|" in done.stdout.replace(" ", "")
+
+
+def test_two_models_are_compared_on_the_same_documents(data, capsys):
+    flags = ["--tasks", "piqa_local", "--data", str(data), "--against", "bundled", "--json"]
+    assert main(["eval", "bundled", *flags]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["against"]["piqa_local"] == found["piqa_local"]
+    assert found["difference"]["piqa_local"]["acc"] == {"difference": 0, "low": 0, "high": 0, "exceeds_noise": False}
+
+
+def test_the_interval_of_a_paired_difference_is_that_of_its_standard_error():
+    random = np.random.default_rng(1)
+    shared = random.random(400)  # what both have in common makes the difference no less certain
+    first, second = (shared + 0.1 * random.normal(size=400) for _ in range(2))
+    found = paired_difference(first + 0.05, second)
+    error = np.std(first - second) / 20
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert found.exceeds_noise and not paired_difference(first, first[::-1]).exceeds_noise
