@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from dlm_jax.attention.rules import Rule
 from dlm_jax.attention.visibility import denoising_rule
 from dlm_jax.convert.hf_export import write_hf
+from dlm_jax.convert.model_card import CardOptions
 from dlm_jax.convert.native import write_native
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.errors import UserError
@@ -219,16 +220,15 @@ class LanguageModel:
         """
         self._write(directory, write_native)
 
-    def export(self, directory: str | Path, dtype: str | None = None, scores: Mapping[str, float] | None = None
-               ) -> None:
+    def export(self, directory: str | Path, dtype: str | None = None, **card: Unpack[CardOptions]) -> None:
         """Writes a Hugging Face directory for PyTorch, completely or not at all.
 
-        dtype: `float32` or `bfloat16`; default: the dtype of the parameters. scores: what the model card says was
-        measured, by name, such as {"GSM8K": 0.31}.
+        dtype: `float32` or `bfloat16`; default: the dtype of the parameters. card: what the model card says beyond what
+        the model knows: scores={"GSM8K": 0.31}, license="apache-2.0", datasets=["allenai/c4"].
         Raises `UserError` for another dtype, if `directory` is not empty or cannot be written, and if the family's
         Hugging Face class cannot express the model.
         """
-        self._write(directory, functools.partial(write_hf, dtype=dtype, scores=scores))
+        self._write(directory, functools.partial(write_hf, dtype=dtype, **card))
 
     def encode(self, text: str) -> list[int]:
         """The start token, if any, and the ids of a text. A model without a start token uses its end token instead."""

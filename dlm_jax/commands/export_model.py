@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dlm_jax.commands.arguments import MODEL_HELP, Arguments
+from dlm_jax.commands.arguments import MODEL_HELP, Arguments, unicode_text
 from dlm_jax.errors import UserError
 from dlm_jax.files import check_new, new_directory
 
@@ -13,6 +13,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `dlm export`."""
     parser.add_argument("model", help=MODEL_HELP)
     parser.add_argument("--out", required=True, help="new directory")
+    parser.add_argument("--license", type=unicode_text, metavar="NAME",
+                        help="for the model card: the license, by the hub's name for it, such as apache-2.0")
+    parser.add_argument("--datasets", type=unicode_text, nargs="+", default=[], metavar="NAME",
+                        help="for the model card: what the model was trained on")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dtype", choices=["float32", "bfloat16"],
                       help="dtype of the weights (default: as held, which is float32 after training)")
@@ -22,11 +26,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(a: Arguments) -> dict[str, Any]:
     """Exports; returns where to."""
     check_new(a.out)
+    if a.adapter and (a.license or a.datasets):
+        raise UserError("--license and --datasets are for the card of a whole model; leave them out with --adapter")
     if a.adapter:
         export_adapter(Path(a.model), Path(a.out))
     else:
         from dlm_jax.language_model import load
-        load(a.model).export(a.out, a.dtype, scores_of(Path(a.model)))
+        load(a.model).export(a.out, a.dtype, scores=scores_of(Path(a.model)), license=a.license, datasets=a.datasets)
     return {"out": str(a.out)}
 
 

@@ -7,13 +7,14 @@ import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
 from dlm_jax.convert.hf_config import Fields, hf_fields
-from dlm_jax.convert.model_card import model_card
+from dlm_jax.convert.model_card import CardOptions, model_card
 from dlm_jax.convert.published import RECORDED
 from dlm_jax.convert.tensor_map import Entry, hf_shape, layer_slice, tensor_map, to_hf
 from dlm_jax.convert.tensors import Outgoing, checked_dtype, write_sharded
@@ -26,13 +27,13 @@ MODELING = Path(__file__).with_name("modeling_dlm.py")
 
 
 def write_hf(directory: Path, bundle: Bundle, shard_bytes: int = 5 * 10**9, dtype: str | None = None,
-             scores: Mapping[str, float] | None = None) -> None:
+             **card: Unpack[CardOptions]) -> None:
     """Writes `bundle` into the existing `directory`: weights, `config.json`, a model card, and for a diffusion model
     the PyTorch code that loads it. Copying the tokenizer files is up to the caller.
 
     shard_bytes: the size at which weights are split into several files.
     dtype: `float32` or `bfloat16`, to which weights are rounded as they are written; default: the dtype they are in.
-    scores: for the model card, by name.
+    card: what the model card says beyond what the model itself knows.
     Raises `UserError` for another dtype, and if the family's class cannot express the model.
     """
     directory = Path(directory)
@@ -45,7 +46,7 @@ def write_hf(directory: Path, bundle: Bundle, shard_bytes: int = 5 * 10**9, dtyp
         total = sum(tensor.nbytes for tensor in tensors)
         write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": files})
     write_json(directory / "config.json", config)
-    (directory / "README.md").write_text(model_card(bundle, scores), encoding="utf-8")
+    (directory / "README.md").write_text(model_card(bundle, **card), encoding="utf-8")
     if bundle.spec.is_diffusion:
         shutil.copyfile(MODELING, directory / MODELING.name)
 

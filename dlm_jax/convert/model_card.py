@@ -5,7 +5,8 @@ Names in it may be a stranger's, so none is written where YAML, Markdown or HTML
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypedDict, Unpack
 
 from dlm_jax.convert.origin import Origin
 from dlm_jax.errors import printable
@@ -32,20 +33,29 @@ TAGS_AUTOREGRESSIVE = ("dlm-jax",)
 ALIGNMENT = {"shifted": "the output at n-1 predicts token n", "same_position": "the output at n predicts token n"}
 
 
-def model_card(bundle: Bundle, scores: Mapping[str, float] | None = None) -> str:
-    """Markdown, starting with the header that the Hugging Face hub reads.
+class CardOptions(TypedDict, total=False):
+    """What a card says beyond what the model itself knows; whoever publishes the model states it."""
 
-    scores: what was measured of the model, by name. The card names no license: that of the base is for whoever
-    publishes the model to state.
-    """
+    scores: Mapping[str, float]  # what was measured of the model, by name
+    license: str | None  # the hub's name of it, such as apache-2.0
+    datasets: Sequence[str]  # what it was trained on, such as the hub's names
+
+
+def model_card(bundle: Bundle, **options: Unpack[CardOptions]) -> str:
+    """Markdown, starting with the header that the Hugging Face hub reads."""
     spec = bundle.spec
     kind = "A masked diffusion" if spec.is_diffusion else "An autoregressive"
     usage = USAGE_DIFFUSION if spec.is_diffusion else USAGE_AUTOREGRESSIVE
     base = f"base_model: {quoted(spec.base_model)}\n" if spec.base_model else ""
     tags = json.dumps(TAGS_DIFFUSION if spec.is_diffusion else TAGS_AUTOREGRESSIVE)
-    measured = {f"{code(name)}": f"{value:.4g}" for name, value in (scores or {}).items()}
-    return (f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: {tags}\n{base}---\n\n"
-            f"# {kind} language model\n\nConverted with dlm-jax.\n\n{table(card_facts(bundle) | measured)}\n"
+    license, datasets = options.get("license"), options.get("datasets") or ()
+    stated = f"license: {quoted(license)}\n" if license else ""
+    stated += f"datasets: [{', '.join(map(quoted, datasets))}]\n" if datasets else ""
+    facts = card_facts(bundle) | {"license": code(license),
+                                  "datasets": ", ".join(str(code(name)) for name in datasets) or None}
+    facts |= {f"{code(name)}": f"{value:.4g}" for name, value in (options.get("scores") or {}).items()}
+    return (f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: {tags}\n{base}{stated}---\n\n"
+            f"# {kind} language model\n\nConverted with dlm-jax.\n\n{table(facts)}\n"
             f"## How to load it\n\n```python\n{usage.format(name='path/to/this/directory')}```\n")
 
 

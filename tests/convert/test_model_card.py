@@ -18,7 +18,8 @@ def cards(name: str, random_model) -> list[str]:
     config, params = random_model("llama")
     spec = DiffusionSpec(rule="bidirectional", mask_token_id=3, recipe=name, base_model=name, base_revision=name)
     bundle = Bundle(config, params, spec)
-    return [model_card(bundle, {name: 0.5}), adapter_card(bundle, Lora(rank=2), Origin(name, name, "0" * 64, 30, name))]
+    card = model_card(bundle, scores={name: 0.5}, license=name, datasets=[name])
+    return [card, adapter_card(bundle, Lora(rank=2), Origin(name, name, "0" * 64, 30, name))]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,8 +47,17 @@ def test_an_ordinary_name_is_shown_as_it_is(random_model):
 def test_the_card_has_the_hubs_tags_and_the_scores(random_model):
     card, _ = cards("org/base", random_model)
     header = yaml.safe_load(card.split("---\n", 2)[1])
-    assert {"diffusion-language-model", "dlm-jax"} <= set(header["tags"]) and "license" not in header
+    assert {"diffusion-language-model", "dlm-jax"} <= set(header["tags"])
     assert "| `org/base` | 0.5 |" in card
+
+
+def test_the_card_states_the_license_and_datasets_that_it_is_given(random_model):
+    config, params = random_model("qwen2")
+    bundle = Bundle(config, params, DiffusionSpec(base_model="org/base"))
+    card = model_card(bundle, license="apache-2.0", datasets=["allenai/c4", "a | b: [c]"])
+    header = yaml.safe_load(card.split("---\n", 2)[1])
+    assert (header["license"], header["datasets"]) == ("apache-2.0", ["allenai/c4", "a | b: [c]"])
+    assert "| license | `apache-2.0` |" in card and "| datasets | `allenai/c4`, `a \N{BROKEN BAR} b: [c]` |" in card
 
 
 def test_the_card_asks_to_trust_only_the_code_that_we_wrote(random_model):
