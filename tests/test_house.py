@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": MODEL | {"config", "data", "evaluation", "files", "objective", "runs"},
     "loading": BASE | {"convert", "data", "files", "models", "runs"},
     "language_model": MODEL | {"convert", "data", "evaluation", "files", "loading", "sampling"},
-    "harness": BASE | {"convert", "evaluation", "files", "language_model", "models", "sampling"},
+    "harness": BASE | {"convert", "data", "evaluation", "files", "language_model", "models", "sampling"},
     "adapt": set(ORDER[:-3]) - {"harness"},
     "aot": set(ORDER[:-3]) - {"harness", "language_model"},
     "commands": set(ORDER[:-1]),

@@ -5,13 +5,12 @@ The hole is as wide as the true middle in tokens, as DiffuLLaMA's evaluation has
 """
 
 import csv
-import gzip
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dlm_jax.data.text import check_text, json_lines, numbered_lines
 from dlm_jax.errors import UserError
 from dlm_jax.harness.execution import check_confinement, passes
 from dlm_jax.language_model import LanguageModel
@@ -19,6 +18,8 @@ from dlm_jax.sampling.requests import Request
 from dlm_jax.sampling.settings import Settings
 
 BATCH = 16
+FIELDS = ("prompt", "canonical_solution", "suffix", "test", "entry_point")  # of HumanEval infilling
+COLUMNS = (*(f"InputSentence{i}" for i in range(1, 5)), "AnswerRightEnding")  # of ROCStories
 
 
 class Middle(NamedTuple):
@@ -35,20 +36,19 @@ Grade = Callable[[Middle, str], dict[str, float]]  # of what was written instead
 
 def humaneval(path: Path) -> Iterator[Middle]:
     """A file of OpenAI's HumanEval infilling benchmark (Bavarian et al. 2022), plain or `.gz`."""
-    with gzip.open(path, "rt") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-        for line in file:
-            task = json.loads(line)
-            tests = f"{task['test']}\ncheck({task['entry_point']})\n"
-            yield Middle(task["prompt"], task["canonical_solution"], task["suffix"], tests)
+    for where, task in json_lines(str(path)):
+        before, middle, after, test, name = (check_text(task.get(field), where, field) for field in FIELDS)
+        yield Middle(before, middle, after, f"{test}\ncheck({name})\n")
 
 
 def rocstories(path: Path) -> Iterator[Middle]:
     """The third of five sentences of each story, from `cloze_test_val__spring2016.csv` (Mostafazadeh et al. 2016)."""
-    with open(path, encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            one, two, three, four = (row[f"InputSentence{i}"] for i in range(1, 5))
-            five = row[f"RandomFifthSentenceQuiz{row['AnswerRightEnding']}"]
-            yield Middle(f"{one} {two}", f" {three}", f" {four} {five}")
+    reader = csv.DictReader(line for _, line in numbered_lines(str(path)))
+    for row in reader:
+        where = f"{path}, line {reader.line_num}"
+        one, two, three, four, right = (check_text(row.get(column), where, column) for column in COLUMNS)
+        column = f"RandomFifthSentenceQuiz{right}"
+        yield Middle(f"{one} {two}", f" {three}", f" {four} {check_text(row.get(column), where, column)}")
 
 
 def pass_at_1(text: Middle, written: str) -> dict[str, float]:

@@ -32,7 +32,7 @@ from dlm_jax.sampling.settings import Settings
 
 # The harness would bootstrap in forked processes, and a fork of a process with threads, as JAX has, may wait forever.
 os.environ.setdefault("DISABLE_MULTIPROC", "1")
-QUESTIONS_AT_ONCE = 256  # scored together; what is done is in the harness's cache after each such group
+QUESTIONS_AT_ONCE = 64  # scored together; what is done is in the harness's cache after each such group
 GENERATED_AT_ONCE = 32
 SETTINGS = {field.name for field in dataclasses.fields(Settings)}
 

@@ -38,6 +38,8 @@ def evaluate(model: HarnessModel, tasks: Sequence[str], out: Path | None = None,
     if any(task not in manager.all_tasks for task in tasks):  # those of the harness are thousands of files
         manager = TaskManager(include_path=folders, metadata={"data": data})
     check_tasks(tasks, manager)
+    if arguments.get("apply_chat_template") and not model.tokenizer.chat_template:
+        raise UserError("the model's tokenizer has no chat template; leave out --apply-chat-template")
     answers = None
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -91,6 +91,17 @@ def test_the_command_fills_stories(data, capsys):
     assert found["task"] == "rocstories_infill" and found["texts"] == 1 and 0 <= found["rougeL"] <= 1
 
 
+@pytest.mark.parametrize("task,name,text,said", (
+    ("humaneval_single_line", "HumanEval-SingleLineInfilling.jsonl", '{"prompt": 3}\n', "line 1"),
+    ("humaneval_single_line", "HumanEval-SingleLineInfilling.jsonl", "no\n", "line 1 is not JSON"),
+    ("rocstories_infill", "cloze_test_val__spring2016.csv", STORY.replace(",2\n", ",3\n"), "line 2"),
+    ("rocstories_infill", "cloze_test_val__spring2016.csv", "a,b\n1,2\n", "line 2")))
+def test_a_damaged_file_is_refused(tmp_path, blocks, task, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=said):
+        evaluate_infilling(blocks, task, str(tmp_path), Settings(), allow_code_execution=True)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="there is no a.csv in .* nor in"):
         find(str(tmp_path), "stories", "a.csv")

@@ -79,9 +79,9 @@ def test_the_documents_are_those_of_the_files(data):
 
 
 def test_a_packed_file_is_read_as_the_plain_one(data, tmp_path):
-    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
-        file.write("one\ntwo\n")
-    assert documents.lines(str(tmp_path), "task", "a.jsonl", "a.jsonl.gz") == ["one", "two"]
+    with gzip.open(tmp_path / "a.txt.gz", "wt") as file:
+        file.write("one\n\ntwo\n")
+    assert documents.lines(str(tmp_path), "task", "a.txt", "a.txt.gz") == ["one", "two"]
 
 
 def test_files_that_are_not_there_are_named(tmp_path):
@@ -100,6 +100,28 @@ def test_a_task_that_cannot_be_run_is_refused(flags, said, capsys):
     assert main(["eval", "bundled", *flags]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("dlm: ") and said in error
+
+
+@pytest.mark.parametrize("name,text,said", (
+    ("valid.jsonl", "{", "line 1 is not JSON"), ("valid-labels.lst", "0\n", "a number for each of the 12 questions"),
+    ("valid-labels.lst", "\xff" * 12, "a number for each")))
+def test_a_damaged_file_is_refused(data, tmp_path, name, text, said):
+    for file in ("valid.jsonl", "valid-labels.lst"):
+        (tmp_path / file).write_text(text if file == name else FILES[f"piqa/{file}"])
+    with pytest.raises(UserError, match=said):
+        documents.piqa(str(tmp_path))
+
+
+def test_without_the_harness_its_tasks_are_refused(data, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "dlm_jax.harness.model", raising=False)
+    monkeypatch.setitem(sys.modules, "lm_eval.api.instance", None)
+    assert main(["eval", "bundled", "--tasks", "piqa_local", "--data", str(data)]) == 2
+    assert "pip install 'dlm-jax[eval]'" in capsys.readouterr().err
+
+
+def test_a_chat_format_that_the_tokenizer_lacks_is_refused(data, capsys):
+    assert main(["eval", "bundled", "--tasks", "piqa_local", "--data", str(data), "--apply-chat-template"]) == 2
+    assert "has no chat template; leave out --apply-chat-template" in capsys.readouterr().err
 
 
 @pytest.mark.slow

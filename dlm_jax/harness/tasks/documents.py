@@ -4,17 +4,15 @@ Each function gets `data`, a folder, from `dlm eval --data DIR` or `lm_eval --me
 or in its folder named after the function.
 """
 
-import bz2
-import gzip
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
+from dlm_jax.data.text import json_lines, numbered_lines
 from dlm_jax.errors import UserError
 
-OPENERS = {".bz2": bz2.open, ".gz": gzip.open}
 Documents = dict[str, Dataset]  # by split
 
 
@@ -43,39 +41,51 @@ def siqa(data: str | None = None, **_: Any) -> Documents:
 
 def winogrande(data: str | None = None, **_: Any) -> Documents:
     """`dev.jsonl`, with its answers inside (Sakaguchi et al. 2020)."""
-    return as_test_split(map(json.loads, lines(data, "winogrande", "dev.jsonl")))
+    return as_test_split(objects(data, "winogrande", "dev.jsonl"))
 
 
 def gsm8k(data: str | None = None, **_: Any) -> Documents:
     """`test.jsonl`, and `train.jsonl` for examples in the prompt (Cobbe et al. 2021)."""
-    return {split: Dataset.from_list([json.loads(line) for line in lines(data, "gsm8k", f"{split}.jsonl")])
-            for split in ("train", "test")}
+    return {split: Dataset.from_list(objects(data, "gsm8k", f"{split}.jsonl")) for split in ("train", "test")}
 
 
 def countdown(data: str | None = None, **_: Any) -> Documents:
     """`cd3_test.jsonl`, `cd4_test.jsonl` or `cd5_test.jsonl` of Dream, whichever is there first."""
     names = (f"cd{numbers}_test.jsonl" for numbers in (3, 4, 5))
-    return as_test_split(map(json.loads, lines(data, "countdown", *names)))
+    return as_test_split(objects(data, "countdown", *names))
 
 
 def labelled(data: str | None, task: str, questions: str, labels: str) -> Documents:
     """Questions with their labels from a file beside them."""
-    return as_test_split(json.loads(question) | {"label": int(label)}
-                      for question, label in zip(lines(data, task, questions), lines(data, task, labels), strict=True))
+    asked, answers = objects(data, task, questions), lines(data, task, labels)
+    if len(asked) != len(answers) or not all(map(str.isdecimal, answers)):
+        raise UserError(f"{labels} of {task} must have a number for each of the {len(asked)} questions; take both "
+                        "files from one release")
+    return as_test_split(question | {"label": int(label)} for question, label in zip(asked, answers))
 
 
-def as_test_split(documents: Any) -> Documents:
+def as_test_split(documents: Iterable[dict]) -> Documents:
     """The documents as a split named test."""
     return {"test": Dataset.from_list(list(documents))}
 
 
+def objects(data: str | None, task: str, *names: str) -> list[dict]:
+    """The JSON object on each line of the first of these files that there is."""
+    return [fields for _, fields in json_lines(str(find(data, task, *names)))]
+
+
 def lines(data: str | None, task: str, *names: str) -> list[str]:
-    """The lines of the first of these files that there is. Raises `UserError` if there is none."""
+    """The lines, but for empty ones, of the first of these files that there is."""
+    stripped = (line.rstrip("\r\n") for _, line in numbered_lines(str(find(data, task, *names))))
+    return [line for line in stripped if line]
+
+
+def find(data: str | None, task: str, *names: str) -> Path:
+    """The first of these files that there is. Raises `UserError` if there is none."""
     if data is None:
         raise UserError(f"the task {task}_local reads files; name their folder with --data DIR, or with --metadata "
                         "data=DIR for lm_eval")
     for path in (Path(data) / folder / name for folder in ("", task) for name in names):
         if path.is_file():
-            with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
-                return [line for line in file.read().split("\n") if line]
+            return path
     raise UserError(f"there is no {' or '.join(names)} in {data}, nor in {Path(data) / task}; put it there")
