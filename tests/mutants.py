@@ -5,11 +5,15 @@
 A change is one operator or one number of a file in `CORE`, as cosmic-ray makes them. Each is made in a copy of the
 repository, where the tests of its room run until the first fails. A change that no test notices is printed; if it
 changes nothing that can be observed, its line belongs into `EQUAL`, with the reason.
+
+What came of each change is kept in `runs/mutants`, so a run that is stopped goes on when it is started again. Remove
+that folder after changing tests.
 """
 
 import argparse
 import ast
 import concurrent.futures
+import hashlib
 import os
 import queue
 import random
@@ -46,6 +50,7 @@ CORE = {
         ("tests/sampling", "tests/convert/test_modeling_dlm.py", "tests/test_language_model.py"),
     ("training/step.py",): ("tests/training/test_step.py", "tests/training/test_loop.py", "tests/objective"),
 }
+VERDICTS = ROOT / "runs" / "mutants"  # a file for each change that was judged
 TIMEOUT = 900  # seconds; a change that makes a loop endless is noticed by its length
 # What `Change.line` prints: why no test can notice it.
 EQUAL: dict[str, str] = {
@@ -70,6 +75,11 @@ class Change(NamedTuple):
         pairs = zip(self.source.splitlines(), self.changed.splitlines())
         before, after = next((a.strip(), b.strip()) for a, b in pairs if a != b)
         return f"{self.file}: {before} -> {after}"
+
+    @property
+    def verdict(self) -> Path:
+        """The file that says what came of the change."""
+        return VERDICTS / hashlib.sha256(f"{self.file} {self.changed}".encode()).hexdigest()[:16]
 
 
 def changes() -> list[Change]:
@@ -139,14 +149,17 @@ def survivors(sample: list[Change], workers: int) -> list[Change]:
     copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
 
     def survives(change: Change) -> bool:
-        copy = copies.get()
-        try:
-            alive = not noticed(change, copy)
-            print("survived" if alive else "noticed ", change.line, flush=True)
-            return alive
-        finally:
-            copies.put(copy)
+        if not change.verdict.exists():
+            copy = copies.get()
+            try:
+                said = "noticed " if noticed(change, copy) else "survived"
+            finally:
+                copies.put(copy)
+            change.verdict.write_text(f"{said} {change.line}\n")
+        print(change.verdict.read_text(), end="", flush=True)
+        return change.verdict.read_text().startswith("survived")
 
+    VERDICTS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(workers) as threads:
         shared = ROOT.parent / "shared"
         if shared.is_dir():
@@ -155,9 +168,11 @@ def survivors(sample: list[Change], workers: int) -> list[Change]:
             left_out = shutil.ignore_patterns(".*", "runs", "build", "dist", "__pycache__")
             copy = Path(shutil.copytree(ROOT, Path(folder) / str(worker), ignore=left_out))
             copies.put(copy)
-        broken = [tests for tests in {change.tests for change in sample} if tests_fail(tests, copy)]
-        if broken:
-            sys.exit(f"without any change these tests fail already: {broken}; mend them first")
+        for tests in {change.tests for change in sample if not change.verdict.exists()}:
+            passed = VERDICTS / f"unchanged {hashlib.sha256(' '.join(tests).encode()).hexdigest()[:16]}"
+            if not passed.exists() and tests_fail(tests, copy):
+                sys.exit(f"without any change one of these fails already: {' '.join(tests)}; mend it first")
+            passed.touch()
         return [change for change, alive in zip(sample, threads.map(survives, sample)) if alive]
 
 
