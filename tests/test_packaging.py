@@ -121,6 +121,7 @@ def test_the_source_distribution_is_whole(clone, sdist):
     assert held <= {path.relative_to(sdist) for path in sdist.rglob("*")}
 
 
+@pytest.mark.slow
 def test_an_installed_package_lists_its_configs_and_loads_each_by_name(installed):
     listed = json.loads(installed("-m", "dlm_jax", "configs", "--json"))
     assert listed.keys() == {file.stem for file in (ROOT / "configs").glob("*.py")}
@@ -128,6 +129,7 @@ def test_an_installed_package_lists_its_configs_and_loads_each_by_name(installed
     assert installed("-m", "dlm_jax", "configs", "tiny") == (ROOT / "configs" / "tiny.py").read_text()
 
 
+@pytest.mark.slow
 def test_an_installed_package_holds_what_it_needs_to_sample_and_to_draw(installed, tmp_path):
     page, picture = tmp_path / "page.html", tmp_path / "a.gif"
     text = installed("-m", "dlm_jax", "sample", "bundled", "--prompt", "import", "--max-tokens", "2", "--html", page,

@@ -102,9 +102,8 @@ def test_flops_are_six_per_weight_and_token_plus_the_visible_pairs():
 
 
 @needs_compiler
-@pytest.mark.parametrize("topology, mesh", [
-    ("v5p:2x2x1", ["mesh.tensor=2"]),
-    *(pytest.param(name, [], marks=pytest.mark.slow) for name in ("v4:2x2x1", "v5e:2x2"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("topology, mesh", [("v5p:2x2x1", ["mesh.tensor=2"]), ("v4:2x2x1", []), ("v5e:2x2", [])])
 def test_the_step_compiles_for_a_topology_and_reports_its_memory(topology, mesh, tiny_config, tiny_run):
     run = [*tiny_run, "train.global_batch_size=8", "train.grad_accum_steps=1", *mesh]
     report = aot(load_config(tiny_config, run), topology)

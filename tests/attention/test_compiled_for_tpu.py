@@ -36,13 +36,14 @@ def kernels_in(program) -> set[str]:
     return {name for name in ("attention_forward", "attention_backward", "splash") if name in program.as_text()}
 
 
-@pytest.mark.parametrize("chip", TOPOLOGIES)
+@pytest.mark.parametrize("chip", [
+    chip if chip == "v5e" else pytest.param(chip, marks=pytest.mark.slow) for chip in TOPOLOGIES])
 def test_auto_picks_our_kernel_on_every_generation(chip):
     assert kernels_in(compiled(chip, BlockDiffusion(256, 32), 512, packed=True)) == {
         "attention_forward", "attention_backward"}
 
 
-@pytest.mark.parametrize("chip", ["v4", "v6e"])
+@pytest.mark.parametrize("chip", [pytest.param("v4", marks=pytest.mark.slow), "v6e"])
 def test_annealing_compiles_into_the_kernel_and_needs_no_mask_in_memory(chip):
     length = 2048
     program = compiled(chip, Annealed(jnp.float32(0.3), jnp.uint32(1)), length, heads=1)
@@ -51,7 +52,8 @@ def test_annealing_compiles_into_the_kernel_and_needs_no_mask_in_memory(chip):
 
 
 @pytest.mark.parametrize("d, heads, dtype", [(64, 1, jnp.bfloat16), (96, 2, jnp.bfloat16), (256, 8, jnp.bfloat16),
-                                             (128, 2, jnp.float32), (128, 32, jnp.bfloat16)])
+                                             (128, 2, jnp.float32),
+                                             pytest.param(128, 32, jnp.bfloat16, marks=pytest.mark.slow)])
 def test_head_dims_ratios_and_dtypes_compile(d, heads, dtype):
     compiled("v5e", Causal(), 300, d=d, heads=heads, dtype=dtype)
 

@@ -90,11 +90,9 @@ CASES = {
 }
 
 
-FAST = {"two streams", "annealed, packed"}
-
 
 @pytest.mark.parametrize("case", [
-    case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
+    case if case == "two streams" else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 def test_output_and_gradients_are_those_of_the_reference_without_races(case):
     rule, length, segments, heads, kv_heads, d, dtype = CASES[case]
     arrays = draw(length, heads, kv_heads, d, dtype, batch=1 if segments is None else len(segments))

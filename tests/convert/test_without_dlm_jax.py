@@ -85,6 +85,7 @@ print("all")
 """).endswith("all\n")
 
 
+@pytest.mark.slow
 def test_other_projects_samplers_run_and_give_the_tokens_of_generate(python):
     assert python(f"""
 sys.path.insert(0, {str(Path(__file__).parent)!r})

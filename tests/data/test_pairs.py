@@ -81,6 +81,7 @@ def test_a_line_without_its_fields_is_refused(tmp_path, line, words):
         list(read_pairs([tmp_path / "pairs.jsonl"]))
 
 
+@pytest.mark.slow
 def test_gsm8k_is_prepared_and_trained_on_from_the_command_line(shared, base, tiny_config, tiny_run, tmp_path):
     lines = (shared / "gsm8k" / "train.jsonl").read_text().splitlines()[:12]
     (tmp_path / "gsm.jsonl").write_text("\n".join(lines) + "\n")

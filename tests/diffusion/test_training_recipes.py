@@ -34,11 +34,8 @@ def losses(workdir) -> list[dict]:
     return [{key: line[key] for key in ("step", "loss", "masked_loss", "gradient_norm")} for line in lines]
 
 
-FAST = {"bd3lm"}
-
-
-@pytest.mark.parametrize("name", [
-    name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains_resumes_and_exports(name, tiny_config, tiny_run, tmp_path, monkeypatch):
     config = load_config(tiny_config, [*[o for o in tiny_run if "anneal" not in o], *overrides(name)])
     adapt(config, tmp_path / "unbroken")

@@ -85,7 +85,7 @@ def test_greedy_texts_are_those_of_the_harness_own_type(base, hf):
     assert HarnessModel(base).generate_until(asked, disable_tqdm=True) == hf.generate_until(asked, disable_tqdm=True)
 
 
-@pytest.mark.parametrize("likelihood", ("monte_carlo", "decoding_order"))
+@pytest.mark.parametrize("likelihood", (pytest.param("monte_carlo", marks=pytest.mark.slow), "decoding_order"))
 @pytest.mark.parametrize("name", ("blocks", "bidirectional"))
 def test_batch_size_order_and_company_change_no_likelihood(name, likelihood, request):
     lm, settings = request.getfixturevalue(name), {"likelihood": likelihood, "max_draws": 8}

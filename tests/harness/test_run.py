@@ -61,6 +61,7 @@ def result(process):
     return json.loads(out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_every_task_of_ours_reads_its_files_and_is_scored(data, capsys):
     tasks = sorted(path.stem for path in OWN_TASKS.glob("*.yaml"))
     flags = ["--tasks", ",".join(tasks), "--data", str(data), "--num-fewshot", "1", "--json"]

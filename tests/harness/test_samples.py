@@ -27,6 +27,7 @@ def test_equal_texts_have_a_self_bleu_of_one_and_unlike_texts_of_nearly_none():
     assert self_bleu(["the cat sat on the mat", "dogs run over green hills today"]) < 0.1
 
 
+@pytest.mark.slow
 def test_samples_of_a_model_are_judged_and_a_wider_temperature_is_less_likely_and_more_varied(capsys):
     pytest.importorskip("sacrebleu", reason="needs sacrebleu: pip install 'dlm-jax[eval]'")
     found = {}

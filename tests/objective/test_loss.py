@@ -227,6 +227,7 @@ def test_the_loss_of_a_source_is_that_of_its_records_alone(model):
     assert sums.by_source[2].tolist() == [0, 0]
 
 
+@pytest.mark.slow
 def test_the_hybrid_loss_interpolates_between_the_diffusion_loss_and_that_of_the_base(model):
     params, config = model
     batch = noised(12, HYBRID)

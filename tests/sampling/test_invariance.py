@@ -54,7 +54,8 @@ def test_a_sequence_depends_neither_on_its_batch_nor_on_padding(toy, prompts, wa
     assert outcome([others[0], others[3]]) == outcome(together[:2])  # in a canvas of half the length
 
 
-@pytest.mark.parametrize("cache", ["prefix", pytest.param("dual", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_a_full_block_waits_for_its_prefill_however_long_its_batch_takes(toy, prompts, cache):
     model = toy("bidirectional", max_length=128)
     requests = [continuation(prompt, 20) for prompt in prompts]

@@ -72,6 +72,7 @@ def test_a_run_stopped_anywhere_again_and_again_equals_an_uninterrupted_one(runs
     assert runs.same_weights(tmp_path / "run", unbroken)
 
 
+@pytest.mark.slow
 def test_a_run_killed_by_the_system_and_rerun_equals_an_uninterrupted_one(
         runs, tiny_config, tiny_run, unbroken, tmp_path):
     workdir = tmp_path / "run"
