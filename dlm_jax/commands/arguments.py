@@ -28,6 +28,14 @@ class Parser(argparse.ArgumentParser):
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that `sample` and `infill` share."""
+    add_decoding_flags(parser)
+    parser.add_argument("--watch", action="store_true", help="show the denoising in the terminal")
+    parser.add_argument("--gif", metavar="FILE", help="draw the denoising as a GIF")
+    parser.add_argument("--html", metavar="FILE", help="write a page with a slider through the denoising")
+
+
+def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
+    """How a text is decoded: a flag for each field of the sampler's `Settings`."""
     parser.add_argument("--steps", type=integer_at_least(1), metavar="N",
                         help="denoising steps for the text, shared by its blocks (default: one per token)")
     parser.add_argument("--unmasking", default="confidence", metavar="STRATEGY", help=UNMASKING_HELP)
@@ -41,9 +49,6 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
                         help="classifier-free guidance, at twice the forward passes (default 0: none)")
     parser.add_argument("--suppress-tokens", type=token_ids, default=(), metavar="ID,ID,...",
                         help="ids that are never written")
-    parser.add_argument("--watch", action="store_true", help="show the denoising in the terminal")
-    parser.add_argument("--gif", metavar="FILE", help="draw the denoising as a GIF")
-    parser.add_argument("--html", metavar="FILE", help="write a page with a slider through the denoising")
 
 
 def add_draw_flags(parser: argparse.ArgumentParser, temperature: float) -> None:

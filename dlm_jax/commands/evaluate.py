@@ -11,14 +11,13 @@ from dlm_jax.commands.arguments import (
     MODEL_HELP,
     TEXT_FIELD_HELP,
     Arguments,
-    add_draw_flags,
+    add_decoding_flags,
     integer_at_least,
     unicode_text,
 )
 from dlm_jax.commands.progress import count_progress
 from dlm_jax.errors import UserError
 
-SETTINGS = ("unmasking", "steps", "temperature", "top_k", "top_p", "min_p", "cfg_scale", "seed")
 LIKELIHOODS = ("nelbo", "ar_nll")
 INFILLING = ("humaneval_single_line", "humaneval_multi_line", "humaneval_span", "humaneval_span_light",
              "rocstories_infill")
@@ -39,11 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mc-samples", type=integer_at_least(1), default=4, metavar="N",
                         help="for nelbo: Monte Carlo samples (noisings) per text (default 4)")
     parser.add_argument("--data", metavar="DIR", help="the files of tasks that fill a middle or are named ..._local")
-    parser.add_argument("--unmasking", default="confidence", metavar="STRATEGY",
-                        help="how tasks that generate decode, as in `dlm sample`")
-    parser.add_argument("--steps", type=integer_at_least(1), metavar="N", help="denoising steps of a generated text")
-    parser.add_argument("--cfg-scale", type=float, default=0.0, metavar="X", help="classifier-free guidance")
-    add_draw_flags(parser, temperature=0.0)
+    add_decoding_flags(parser)
     parser.add_argument("--judge", metavar="MODEL", help=f"for {GENERATIVE}: an autoregressive model")
     parser.add_argument("--samples", type=integer_at_least(1), default=64, metavar="N",
                         help=f"for {GENERATIVE}: how many (default 64)")
@@ -119,6 +114,7 @@ def likelihood_of(lm: Any, task: str, texts: list[str], a: Arguments) -> dict[st
 
 def infilling_result(lm: Any, task: str, a: Arguments) -> dict[str, Any]:
     """The grades of what was written into the middle of texts."""
+    from dlm_jax.commands.show_sample import settings_of
     from dlm_jax.harness.infilling import evaluate_infilling
     from dlm_jax.sampling.settings import Settings
     with count_progress("graded") as progress:
@@ -128,14 +124,10 @@ def infilling_result(lm: Any, task: str, a: Arguments) -> dict[str, Any]:
 
 def generative_result(lm: Any, judge: Any, a: Arguments) -> dict[str, Any]:
     """How likely and how varied the model's own samples are."""
+    from dlm_jax.commands.show_sample import settings_of
     from dlm_jax.harness.samples import evaluate_samples
     from dlm_jax.sampling.settings import Settings
     return evaluate_samples(lm, judge, Settings(**settings_of(a)), a.samples, a.max_tokens)
-
-
-def settings_of(a: Arguments) -> dict[str, Any]:
-    """The fields of the sampler's `Settings` that there are flags for."""
-    return {name: getattr(a, name) for name in SETTINGS}
 
 
 def harness_results(lm: Any, tasks: list[str], a: Arguments) -> dict[str, Any]:
@@ -146,6 +138,7 @@ def harness_results(lm: Any, tasks: list[str], a: Arguments) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         raise UserError(f"the task {tasks[0]} belongs to lm-evaluation-harness, which is not installed ({error.name}); "
                         "pip install 'dlm-jax[eval]'") from error
+    from dlm_jax.commands.show_sample import settings_of
 
     def asked(lm: Any, out: Path | None) -> tuple[dict, dict]:
         model = HarnessModel(lm, a.likelihood, a.max_draws, a.batch_size, **settings_of(a))

@@ -12,6 +12,7 @@ from flax import struct
 from dlm_jax.attention.rules import Causal
 from dlm_jax.attention.visibility import training_rule
 from dlm_jax.diffusion.cross_entropy import LOGITS_BUDGET
+from dlm_jax.diffusion.guidance import guide
 from dlm_jax.diffusion.noise import NoisyBatch, no_sources
 from dlm_jax.diffusion.recipe import Recipe
 from dlm_jax.models.config import ModelConfig
@@ -83,13 +84,11 @@ def predict(params: Params, rows: Rows, masked: Bool[Array, "b w"], model: Denoi
     targets = jnp.take_along_axis(rows.tokens, positions, 1, mode="clip")
 
     def of_token(hidden: jax.Array, target: jax.Array) -> Prediction:  # k d
-        logits = unembed(params, hidden, model.config)
-        if model.cfg_scale:
-            logits = logits[1:] + (model.cfg_scale + 1) * (logits[:1] - logits[1:])
-        log_p = logits[0]
+        of_each = unembed(params, hidden, model.config)
+        logits = guide(of_each[0], of_each[1], model.cfg_scale) if model.cfg_scale else of_each[0]
         if real_tokens and model.mask_id is not None:
-            log_p = log_p.at[model.mask_id].set(-jnp.inf)
-        log_p = jax.nn.log_softmax(log_p)
+            logits = logits.at[model.mask_id].set(-jnp.inf)
+        log_p = jax.nn.log_softmax(logits)
         return Prediction(log_p[target], jnp.max(log_p), jnp.argmax(log_p) == target)
 
     flat = jax.lax.map(lambda x: of_token(*x), (window.reshape(-1, *window.shape[2:]), targets.reshape(-1)),

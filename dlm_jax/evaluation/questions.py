@@ -20,7 +20,7 @@ from dlm_jax.evaluation.intervals import estimate
 from dlm_jax.evaluation.prediction import Denoiser, Rows
 from dlm_jax.models.padding import next_power_of_two
 from dlm_jax.models.weights import Params
-from dlm_jax.typing import Float, Key
+from dlm_jax.typing import Array, Float, Key
 
 METHODS = ("monte_carlo", "decoding_order")
 CONFIDENCE = 0.99  # that the best choice is the best, or that a lone likelihood is within `TOLERANCE`
@@ -81,7 +81,7 @@ class Scorer:
         if self.model.autoregressive:
             exact = [Score(float(log_p), 0.0, bool(greedy), 0) for log_p, greedy in self.each(left_to_right, choices)]
             return regroup(exact, questions)
-        wanted = [self.method == "decoding_order"] * len(choices)
+        wanted = np.full(len(choices), self.method == "decoding_order")
         decoded = self.each(decoding_order, choices, wanted)
         if self.method == "decoding_order":
             return regroup([Score(float(log_p), 0.0, bool(greedy), 0) for log_p, greedy in decoded], questions)
@@ -92,23 +92,27 @@ class Scorer:
     def draw_until_settled(self, questions: Sequence[Question]) -> list[Float[np.ndarray, "choices draws"]]:
         """The NELBO of each choice of each question, in nats, for every draw that the question took."""
         draws = [np.zeros((len(question.choices), 0)) for question in questions]
+        keys = jnp.stack([question_key(self.seed, question.key) for question in questions])
         waiting = list(range(len(questions)))
         for first in range(0, self.max_draws, STRATA):
-            rows = [(choice, question_key(self.seed, questions[q].key), draw) for q in waiting
-                    for choice in questions[q].choices for draw in range(first, first + STRATA)]
-            nats = iter(self.each(masked_draw, *map(list, zip(*rows))) if rows else ())
+            if not waiting:
+                break
+            rows = [(choice, q, draw) for q in waiting for choice in questions[q].choices
+                    for draw in range(first, first + STRATA)]
+            choices, of_question, numbers = zip(*rows)
+            nats = iter(self.each(masked_draw, choices, keys[np.array(of_question)], np.array(numbers)))
             for q in waiting:
                 new = [[next(nats) for _ in range(STRATA)] for _ in questions[q].choices]
                 draws[q] = np.concatenate([draws[q], np.asarray(new)], 1)
             waiting = [q for q in waiting if not settled(draws[q], [choice.size for choice in questions[q].choices])]
         return draws
 
-    def each(self, estimator: Callable, choices: Sequence[Choice], *columns: Sequence) -> list:
+    def each(self, estimator: Callable, choices: Sequence[Choice], *columns: Array) -> list:
         """`estimator` of each choice, with its entry of the columns, in batches of similar shapes."""
         results = [None] * len(choices)
         for indices, length, size in self.batches(choices):
             rows = make_rows([choices[i] for i in indices], length)
-            chosen = [stack([column[i] for i in indices]) for column in columns]
+            chosen = [column[np.array(indices)] for column in columns]
             found = jax.device_get(estimator(self.params, rows, *chosen, model=self.model, size=size))
             entries = zip(*found) if isinstance(found, tuple) else found
             for i, entry in zip(indices, entries):
@@ -135,11 +139,6 @@ class Scorer:
 def next_power_of_four(n: int) -> int:
     """The smallest power of four that is at least `n`, and at least 4."""
     return 1 << 2 * max(1, ((n - 1).bit_length() + 1) // 2)
-
-
-def stack(values: Sequence) -> jax.Array:
-    """One array of scalars, or of keys."""
-    return jnp.stack(values) if isinstance(values[0], jax.Array) else jnp.asarray(values)
 
 
 def regroup(flat: Sequence, questions: Sequence[Question]) -> list[list]:

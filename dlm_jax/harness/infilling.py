@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from dlm_jax.data.text import check_text, json_lines, numbered_lines
 from dlm_jax.errors import UserError
+from dlm_jax.harness.data_files import find
 from dlm_jax.harness.execution import check_confinement, passes
 from dlm_jax.language_model import LanguageModel
 from dlm_jax.sampling.requests import Request
@@ -90,7 +91,7 @@ def evaluate_infilling(lm: LanguageModel, task: str, data: str | None, settings:
             raise UserError(f"{task} runs programs that the model has written; add --allow-code-execution to run them, "
                             "confined: without files, processes and network")
         check_confinement()
-    texts = list(read(find(data, folder, name)))[:limit]
+    texts = list(read(find(data, folder, name, name.removesuffix(".gz"))))[:limit]
     requests = [hole(lm, text) for text in texts]
     kept = [(text, request) for text, request in zip(texts, requests) if fits(lm, request)]
     grades, tokens, passes_made = [], 0, 0
@@ -104,17 +105,6 @@ def evaluate_infilling(lm: LanguageModel, task: str, data: str | None, settings:
         progress(len(grades), len(kept))
     return summary(grades) | {"texts": len(kept), "too_long": len(texts) - len(kept),
                               "tokens_per_forward": tokens / max(passes_made, 1)}
-
-
-def find(data: str | None, folder: str, name: str) -> Path:
-    """The file, in `data` or its `folder`, packed or not. Raises `UserError` if there is none."""
-    if data is None:
-        raise UserError(f"this task reads {name}; name its folder with --data DIR")
-    for place in (Path(data), Path(data) / folder):
-        for path in (place / name, place / name.removesuffix(".gz")):
-            if path.is_file():
-                return path
-    raise UserError(f"there is no {name} in {data}, nor in {Path(data) / folder}; put it there")
 
 
 def hole(lm: LanguageModel, text: Middle) -> Request:

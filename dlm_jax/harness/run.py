@@ -24,7 +24,7 @@ def evaluate(model: HarnessModel, tasks: Sequence[str], out: Path | None = None,
     answered and measured.
 
     out: a directory for `results.json`, in the harness's own format, `samples_TASK.jsonl`, and the answers so far: a
-    command that is stopped and run again asks nothing twice. data: the folder of the tasks of ours, which read files.
+    command that is stopped and run again asks nothing twice. data: the folder of the files that our own tasks read.
     include_path: a folder of more task files. arguments: of the harness's `simple_evaluate`, such as limit and
     num_fewshot.
 

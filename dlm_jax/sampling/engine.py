@@ -17,6 +17,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from dlm_jax.diffusion.cross_entropy import shift
+from dlm_jax.diffusion.guidance import guide
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.models.transformer import unembed
@@ -198,13 +199,6 @@ def mask_prompt(state: EngineState, fillable: Bool[Array, "b n"], model: CanvasM
     """The state with its prompt masked as well: `fillable` are the positions outside the prompt and padding."""
     prompt = (model.segments > 0) & ~fillable
     return dataclasses.replace(state, trace=dataclasses.replace(state.trace, masked=state.trace.masked | prompt))
-
-
-@shape_checked
-def guide(conditional: Float32[Array, "b w v"], unconditional: Float32[Array, "b w v"], scale: float
-          ) -> Float32[Array, "b w v"]:
-    """Classifier-free guidance: moves the logits away from those without a prompt (LLaDA, arXiv 2502.09992)."""
-    return unconditional + (scale + 1) * (conditional - unconditional)
 
 
 @shape_checked

@@ -9,7 +9,8 @@ import pytest
 import dlm_jax
 from dlm_jax.commands.main import main
 from dlm_jax.errors import UserError
-from dlm_jax.harness.infilling import TASKS, Middle, evaluate_infilling, find, hole, pass_at_1, rocstories, rouge
+from dlm_jax.harness.data_files import find
+from dlm_jax.harness.infilling import TASKS, Middle, evaluate_infilling, hole, pass_at_1, rocstories, rouge
 from dlm_jax.sampling.settings import Settings
 
 ADD = {"prompt": "def add(a, b):\n", "canonical_solution": "    c = a + b\n", "suffix": "    return c\n",

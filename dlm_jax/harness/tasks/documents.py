@@ -5,13 +5,13 @@ or in its folder named after the function.
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from dlm_jax.data.text import json_lines, numbered_lines
 from dlm_jax.errors import UserError
+from dlm_jax.harness.data_files import find
 
 Documents = dict[str, Dataset]  # by split
 
@@ -78,14 +78,3 @@ def lines(data: str | None, task: str, *names: str) -> list[str]:
     """The lines, but for empty ones, of the first of these files that there is."""
     stripped = (line.rstrip("\r\n") for _, line in numbered_lines(str(find(data, task, *names))))
     return [line for line in stripped if line]
-
-
-def find(data: str | None, task: str, *names: str) -> Path:
-    """The first of these files that there is. Raises `UserError` if there is none."""
-    if data is None:
-        raise UserError(f"the task {task}_local reads files; name their folder with --data DIR, or with --metadata "
-                        "data=DIR for lm_eval")
-    for path in (Path(data) / folder / name for folder in ("", task) for name in names):
-        if path.is_file():
-            return path
-    raise UserError(f"there is no {' or '.join(names)} in {data}, nor in {Path(data) / task}; put it there")
