@@ -38,8 +38,8 @@ OPERATORS = [*(f"ReplaceBinaryOperator_{swap}" for swap in SWAPS),
              "ReplaceOrWithAnd", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "NumberReplacer"]
 # The files to change, by the tests that are to notice.
 CORE = {
-    ("diffusion/corruption.py", "diffusion/cross_entropy.py", "diffusion/noise.py", "diffusion/schedule.py",
-     "diffusion/weighting.py"):
+    ("diffusion/corruption.py", "diffusion/cross_entropy.py", "diffusion/guidance.py", "diffusion/noise.py",
+     "diffusion/schedule.py", "diffusion/weighting.py"):
         ("tests/diffusion", "tests/objective", "tests/evaluation", "tests/training/test_step.py"),
     ("attention/rules.py", "attention/tiles.py", "attention/visibility.py", "attention/reference.py"):
         ("tests/attention", "tests/objective", "tests/evaluation", "tests/models"),
