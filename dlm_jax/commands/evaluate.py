@@ -20,7 +20,7 @@ from dlm_jax.errors import UserError
 
 LIKELIHOODS = ("nelbo", "ar_nll")
 INFILLING = ("humaneval_single_line", "humaneval_multi_line", "humaneval_span", "humaneval_span_light",
-             "rocstories_infill")
+             "rocstories_infill", "lambada_infill", "triviaqa_infill")
 GENERATIVE = "generative_perplexity"
 
 
@@ -54,11 +54,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                          help="ask this model the same and say where the difference exceeds noise, such as the "
                               "autoregressive base")
     harness.add_argument("--include-path", metavar="DIR", help="a folder of more task files")
-    harness.add_argument("--likelihood", choices=["monte_carlo", "decoding_order"], default="monte_carlo",
+    harness.add_argument("--likelihood", choices=["monte_carlo", "decoding_order", "diffullama"], default="monte_carlo",
                          help="a diffusion model's likelihood: its bound by Monte Carlo (default), or exact in the "
-                              "order in which it decodes")
+                              "order in which it decodes; or the score of DiffuLLaMA's evaluation, for its table")
     harness.add_argument("--max-draws", type=integer_at_least(8), default=32, metavar="N",
-                         help="the most Monte Carlo draws per question (default 32); fewer where fewer settle it")
+                         help="the most Monte Carlo draws per question (default 32); fewer where fewer settle it, "
+                              "but all for diffullama")
     harness.add_argument("--num-fewshot", type=integer_at_least(0), metavar="N", help="examples in each prompt")
     harness.add_argument("--batch-size", type=integer_at_least(1), metavar="N",
                          help="the most texts per batch, which changes no result")

@@ -1,5 +1,5 @@
 """Three ways to log p(continuation | context): exact left to right, bounded by masking at random, and exact in the
-order in which the model decodes.
+order in which the model decodes; and DiffuLLaMA's score, which is none.
 
 The noise of a row is a function of its key, of the draw's number, and of the token's place in the continuation. So it
 does not depend on the other rows of a batch or on padding, and two rows with one key have it in common.
@@ -57,14 +57,32 @@ def masked_draw(params: Params, rows: Rows, keys: Key[Array, " b"], draws: Int[A
     Of the m tokens of a block k are masked, k uniform in 1 .. m, and their losses count m/k times (LLaDA, arXiv
     2502.09992, equation 6): in expectation the bound with independent masks and the weight 1/t, at a smaller variance.
     """
+    masked, weight = mask_at_random(rows, keys, draws, size, model)
+    return -jnp.sum(weight * predict(params, rows, masked, model, real_tokens=False).log_p, 1)
+
+
+@shape_checked
+def mask_at_random(rows: Rows, keys: Key[Array, " b"], draws: Int[Array, " b"], size: int, model: Denoiser
+                   ) -> tuple[Bool[Array, "b w"], Float32[Array, "b w"]]:
+    """The tokens that a draw of the NELBO masks, and the weights m/k of their losses; 0 for all others."""
     _, there = rows.window(size)
     block = offset_in_block(rows, size, model)
     m = block_totals(there, block)
     t, scores = jax.vmap(draw_noise)(keys, draws, block)
     masked = there & top_k_per_block(jnp.where(there, scores, -jnp.inf), 1 + jnp.floor(t * m), block)
-    k = block_totals(masked, block)
+    return masked, jnp.where(masked, m / block_totals(masked, block), 0).astype(jnp.float32)
+
+
+@by_rows
+@shape_checked
+def diffullama_draw(params: Params, rows: Rows, keys: Key[Array, " b"], t: Float32[Array, " b"], *, model: Denoiser,
+                    size: int) -> Float32[Array, " b"]:
+    """One term of the score by which DiffuLLaMA's evaluation compares answers (arXiv 2410.17891, `eval_forward` of its
+    code): every token is masked with probability t; the mean loss of those that are, 0 where none is."""
+    _, there = rows.window(size)
+    masked = there & jax.vmap(lambda key, t: jax.random.uniform(key, (size,)) < t)(keys, t)
     log_p = predict(params, rows, masked, model, real_tokens=False).log_p
-    return -jnp.sum(jnp.where(masked, m / k * log_p, 0), 1)
+    return -jnp.sum(jnp.where(masked, log_p, 0), 1) / jnp.maximum(jnp.sum(masked, 1), 1)
 
 
 @shape_checked

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm_jax.errors import UserError
-from dlm_jax.evaluation.estimators import STRATA, decoding_order, left_to_right, masked_draw
+from dlm_jax.evaluation.estimators import STRATA, decoding_order, diffullama_draw, left_to_right, masked_draw
 from dlm_jax.evaluation.intervals import estimate
 from dlm_jax.evaluation.prediction import Denoiser, Rows
 from dlm_jax.models.padding import next_power_of_two
 from dlm_jax.models.weights import Params
 from dlm_jax.typing import Array, Float, Key
 
-METHODS = ("monte_carlo", "decoding_order")
+METHODS = ("monte_carlo", "decoding_order", "diffullama")
 CONFIDENCE = 0.99  # that the best choice is the best, or that a lone likelihood is within `TOLERANCE`
 TOLERANCE = 0.01  # of a lone likelihood
 MIN_LENGTH = 32  # of a padded row
@@ -46,7 +46,7 @@ class Question(NamedTuple):
 class Score(NamedTuple):
     """log p(continuation | context), in nats."""
 
-    log_p: float  # an estimate of its lower bound by Monte Carlo, else exact
+    log_p: float  # an estimate of its lower bound by Monte Carlo, or DiffuLLaMA's score; else exact
     error: float  # standard error of the estimate; 0 where it is exact
     greedy: bool  # whether greedy decoding, one token at a time, writes the continuation
     draws: int  # forward passes over noise; 0 where there is none
@@ -86,13 +86,13 @@ class Scorer:
         if self.method == "decoding_order":
             return regroup([Score(float(log_p), 0.0, bool(greedy), 0) for log_p, greedy in decoded], questions)
         greedy = regroup([bool(greedy) for _, greedy in decoded], questions)
-        draws = self.draw_until_settled(questions)
+        draws = self.diffullama_draws(questions) if self.method == "diffullama" else self.draw_until_settled(questions)
         return [[monte_carlo_score(row, g) for row, g in zip(rows, hits)] for rows, hits in zip(draws, greedy)]
 
     def draw_until_settled(self, questions: Sequence[Question]) -> list[Float[np.ndarray, "choices draws"]]:
         """The NELBO of each choice of each question, in nats, for every draw that the question took."""
         draws = [np.zeros((len(question.choices), 0)) for question in questions]
-        keys = jnp.stack([question_key(self.seed, question.key) for question in questions])
+        keys = self.keys(questions)
         waiting = list(range(len(questions)))
         for first in range(0, self.max_draws, STRATA):
             if not waiting:
@@ -106,6 +106,20 @@ class Scorer:
                 draws[q] = np.concatenate([draws[q], np.asarray(new)], 1)
             waiting = [q for q in waiting if not settled(draws[q], [choice.size for choice in questions[q].choices])]
         return draws
+
+    def diffullama_draws(self, questions: Sequence[Question]) -> list[Float[np.ndarray, "choices draws"]]:
+        """The terms of DiffuLLaMA's score of each choice, in nats per token, with t = 1/T, 2/T, .. 1 for T draws."""
+        steps = np.arange(1, self.max_draws + 1)
+        rows = [(choice, q, step) for q, question in enumerate(questions) for choice in question.choices
+                for step in steps]
+        choices, of_question, numbers = zip(*rows)
+        keys = jax.vmap(jax.random.fold_in)(self.keys(questions)[np.array(of_question)], np.array(numbers))
+        nats = iter(self.each(diffullama_draw, choices, keys, np.array(numbers, np.float32) / self.max_draws))
+        return [np.array([[next(nats) for _ in steps] for _ in question.choices]) for question in questions]
+
+    def keys(self, questions: Sequence[Question]) -> Key[jax.Array, " questions"]:
+        """The key of each question's noise."""
+        return jnp.stack([question_key(self.seed, question.key) for question in questions])
 
     def each(self, estimator: Callable, choices: Sequence[Choice], *columns: Array) -> list:
         """`estimator` of each choice, with its entry of the columns, in batches of similar shapes."""

@@ -6,13 +6,14 @@ The hole is as wide as the true middle in tokens, as DiffuLLaMA's evaluation has
 
 import csv
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from dlm_jax.data.text import check_text, json_lines, numbered_lines
 from dlm_jax.errors import UserError
-from dlm_jax.harness.data_files import find
+from dlm_jax.harness.data_files import TRIVIAQA_FILE, find, trivia_questions
 from dlm_jax.harness.execution import check_confinement, passes
 from dlm_jax.language_model import LanguageModel
 from dlm_jax.sampling.requests import Request
@@ -24,12 +25,13 @@ COLUMNS = (*(f"InputSentence{i}" for i in range(1, 5)), "AnswerRightEnding")  # 
 
 
 class Middle(NamedTuple):
-    """A text in three parts, and the tests that a program must pass."""
+    """A text in three parts, and what its grade needs besides."""
 
     before: str
     middle: str
     after: str
-    tests: str = ""
+    tests: str = ""  # that a program must pass
+    accepted: tuple[str, ...] = ()  # answers to a question
 
 
 Grade = Callable[[Middle, str], dict[str, float]]  # of what was written instead of the middle: each from 0 to 1
@@ -52,6 +54,36 @@ def rocstories(path: Path) -> Iterator[Middle]:
         yield Middle(f"{one} {two}", f" {three}", f" {four} {check_text(row.get(column), where, column)}")
 
 
+def lambada(path: Path) -> Iterator[Middle]:
+    """The last word of each passage, from `lambada_test_plain_text.txt` (Paperno et al. 2016)."""
+    for _, line in numbered_lines(str(path)):
+        before, space, word = line.rstrip().rpartition(" ")
+        if space:
+            yield Middle(before, f" {word}", "")
+
+
+def triviaqa(path: Path) -> Iterator[Middle]:
+    """Questions without context, and their answers."""
+    for question, value, accepted in trivia_questions(path):
+        yield Middle(f"Question: {question}\nAnswer:", f" {value}", "", accepted=accepted)
+
+
+def exact(text: Middle, written: str) -> dict[str, float]:
+    """Whether `written` is the true middle, but for space around it."""
+    return {"acc": float(written.strip() == text.middle.strip())}
+
+
+def contains_answer(text: Middle, written: str) -> dict[str, float]:
+    """Whether an accepted answer stands in `written`, by letters and digits alone."""
+    said = f" {letters_and_digits(written)} "
+    return {"acc": float(any(f" {letters_and_digits(answer)} " in said for answer in text.accepted))}
+
+
+def letters_and_digits(text: str) -> str:
+    """The words of a text in lower case, without punctuation."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
 def pass_at_1(text: Middle, written: str) -> dict[str, float]:
     """Whether the program passes its tests with `written` in its middle."""
     return {"pass@1": float(passes(text.before + written + text.after + text.tests))}
@@ -71,6 +103,8 @@ TASKS: dict[str, tuple[str, str, Callable[[Path], Iterator[Middle]], Grade]] = {
     **{name: ("humaneval_infilling", f"HumanEval-{kind}.jsonl.gz", humaneval, pass_at_1)
        for name, kind in HUMANEVAL.items()},
     "rocstories_infill": ("rocstories", "cloze_test_val__spring2016.csv", rocstories, rouge),
+    "lambada_infill": ("lambada", "lambada_test_plain_text.txt", lambada, exact),
+    "triviaqa_infill": ("triviaqa", TRIVIAQA_FILE, triviaqa, contains_answer),
 }
 
 

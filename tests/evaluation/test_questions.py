@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlm_jax.attention.rules import Bidirectional
 from dlm_jax.convert.native import write_native
 from dlm_jax.errors import UserError
 from dlm_jax.evaluation.estimators import STRATA, draw_noise, masked_draw
@@ -22,6 +23,7 @@ from dlm_jax.evaluation.prediction import Denoiser, predict
 from dlm_jax.evaluation.questions import Choice, Question, Scorer, make_rows, question_key, settled
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.diffusion_spec import DiffusionSpec
+from dlm_jax.models.transformer import forward, unembed
 
 MASK = 30
 CONTEXT, CONTINUATION = [4, 7], [21, 11, 3]
@@ -232,3 +234,24 @@ def test_a_score_does_not_depend_on_the_number_of_devices(random_model, tmp_path
     for count in (2, 8):
         for way, scores in results[1].items():
             assert np.allclose(results[count][way], scores, atol=1e-3), (count, way)
+
+
+def test_the_score_of_diffullama_is_the_mean_over_levels_of_the_mean_loss_of_masked_tokens(model):
+    config, params = model
+    asked = denoiser(config, "shifted", None)
+    [[score]] = Scorer(params, asked, "diffullama").score([Question("question", [Choice(CONTEXT, CONTINUATION)])])
+    terms = []
+    for step in range(1, 33):  # as their loop has it, on the same masks
+        key = jax.random.fold_in(question_key(0, "question"), step)
+        masked = np.asarray(jax.random.uniform(key, (4,)) < step / 32)[:3]
+        text = np.array([*CONTEXT, *np.where(masked, MASK, CONTINUATION)])
+        logits = dlm_logits(config, params, text)
+        losses = [-jax.nn.log_softmax(logits[i + 1])[CONTINUATION[i]] for i in range(3) if masked[i]]
+        terms.append(np.mean(losses) if losses else 0.0)
+    assert score.log_p == pytest.approx(-np.mean(terms), abs=1e-4) and score.draws == 32
+
+
+def dlm_logits(config, params, text):
+    """The logits of a bidirectional model: entry i predicts token i + 1."""
+    hidden = forward(params, jnp.asarray(text)[None], config=config, rule=Bidirectional())
+    return unembed(params, hidden, config)[0]

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from dlm_jax.data.text import json_lines, numbered_lines
 from dlm_jax.errors import UserError
-from dlm_jax.harness.data_files import find
+from dlm_jax.harness.data_files import TRIVIAQA_FILE, find, trivia_questions
 
 Documents = dict[str, Dataset]  # by split
 
@@ -53,6 +53,18 @@ def countdown(data: str | None = None, **_: Any) -> Documents:
     """`cd3_test.jsonl`, `cd4_test.jsonl` or `cd5_test.jsonl` of Dream, whichever is there first."""
     names = (f"cd{numbers}_test.jsonl" for numbers in (3, 4, 5))
     return as_test_split(objects(data, "countdown", *names))
+
+
+def sudoku(data: str | None = None, **_: Any) -> Documents:
+    """`sudoku.jsonl`: {"input": GRID} with a row per line and 0 for an open cell, and {"output": GRID} for examples in
+    the prompt, as Dream has its grids of 4 by 4."""
+    return as_test_split(objects(data, "sudoku", "sudoku.jsonl"))
+
+
+def triviaqa(data: str | None = None, **_: Any) -> Documents:
+    """`wikipedia-dev.json` of triviaqa-rc, without its texts (Joshi et al. 2017)."""
+    questions = trivia_questions(find(data, "triviaqa", TRIVIAQA_FILE))
+    return as_test_split({"question": each.question, "aliases": list(each.accepted)} for each in questions)
 
 
 def labelled(data: str | None, task: str, questions: str, labels: str) -> Documents:
