@@ -57,6 +57,8 @@ EQUAL: dict[str, str] = {
     "diffusion/schedule.py: return jnp.minimum(1.0, (step + 1) / max(steps, 1)).astype(jnp.float32) -> "
     "return jnp.minimum(1.0, (step + 1) / max(steps, 0)).astype(jnp.float32)":
         "a ramp of no steps is then the minimum of 1 and infinity",
+    "sampling/selector.py: return top[..., 0] - top[..., 1] -> return top[..., 0] - top[..., 2]":
+        "JAX clamps the index, which is that of the last of two entries again",
     "sampling/proposal.py: if p >= 1: -> if p >= 2:": "a shortcut: the search keeps every token as well where p is 1",
 }
 

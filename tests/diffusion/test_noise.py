@@ -43,6 +43,11 @@ def test_a_prompt_is_never_masked_nor_a_target_and_belongs_to_the_document_of_it
         assert batch.targets[2, 5:8].all() and batch.targets[2, 10:].all()
 
 
+def test_the_levels_of_the_blocks_of_unbroken_rows_cover_every_stratum():
+    t = noised(TWO, segments=np.ones((6, 12), int)).t[:, ::4]  # 3 blocks of 4 tokens in each of 6 rows
+    assert sorted(np.floor(18 * (1 - (t - TWO.t_min) / (TWO.t_max - TWO.t_min)) + 1e-4).ravel()) == list(range(18))
+
+
 @pytest.mark.parametrize("corruption, half_life", [("exact_count", 0), ("position_dependent", 0.1)])
 @pytest.mark.parametrize("min_one_mask", [False, True])
 def test_counts_are_exact_in_each_block_over_its_maskable_tokens(corruption, half_life, min_one_mask):

@@ -22,9 +22,9 @@ from dlm_jax.config import (
 from dlm_jax.diffusion.noise import add_noise
 from dlm_jax.diffusion.recipes import RECIPES, recipe
 from dlm_jax.models.weights import flatten, weight_table
-from dlm_jax.objective.loss import loss_sums
+from dlm_jax.objective.loss import LossSums, loss_sums
 from dlm_jax.training.optimizer import learning_rate, make_optimizer
-from dlm_jax.training.step import init_state, make_step
+from dlm_jax.training.step import extra_losses, init_state, make_step
 
 MASK = 30
 compiled = functools.cache(make_step)
@@ -119,6 +119,11 @@ def test_metrics_are_those_of_the_loss_at_the_parameters_before_the_step(random_
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
     np.testing.assert_allclose([m["learning_rate"] for m in three_steps[1]], PEAK * np.arange(1, 4) / 6, rtol=1e-5)
     assert int(three_steps[0].step) == 3
+
+
+def test_a_source_without_a_masked_token_has_a_loss_of_zero():
+    sums = LossSums(*map(jnp.asarray, (5.0, 9, 5.0, 2, 0.0, 0.0, [[5.0, 2], [0.0, 0]])))
+    assert extra_losses(sums, make_config(), ["code", "prose"]) == {"masked_loss/code": 2.5, "masked_loss/prose": 0}
 
 
 def test_a_step_with_a_finite_loss_and_a_gradient_that_overflows_is_skipped(random_model, text):
