@@ -51,7 +51,7 @@ setup(
                  "nbformat>=5.10", "pyyaml>=6", "setuptools>=77", "jinja2>=3.1", "ipykernel>=6", "matplotlib>=3.10",
                  "accelerate>=1"],
         "eval": ["lm_eval>=0.4.13,<0.5", "datasets>=3", "tqdm>=4.60", "rouge-score>=0.1.2",
-                 "sacrebleu>=2.3"],
+                 "sacrebleu>=2.3", "matplotlib>=3.10", "sqlitedict>=2"],
         "mutants": ["cosmic_ray>=8.4,<9"],
         "torch": ["torch>=2.11,<3"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],

@@ -40,7 +40,8 @@ OPERATORS = [*(f"ReplaceBinaryOperator_{swap}" for swap in SWAPS),
 CORE = {
     ("diffusion/corruption.py", "diffusion/cross_entropy.py", "diffusion/guidance.py", "diffusion/noise.py",
      "diffusion/schedule.py", "diffusion/weighting.py"):
-        ("tests/diffusion", "tests/objective", "tests/evaluation", "tests/training/test_step.py"),
+        ("tests/diffusion", "tests/objective", "tests/evaluation", "tests/sampling/test_selector.py",
+         "tests/training/test_step.py"),
     ("attention/rules.py", "attention/tiles.py", "attention/visibility.py", "attention/reference.py"):
         ("tests/attention", "tests/objective", "tests/evaluation", "tests/models"),
     ("objective/loss.py", "objective/sharded_cross_entropy.py"):
@@ -57,6 +58,19 @@ EQUAL: dict[str, str] = {
     "diffusion/schedule.py: return jnp.minimum(1.0, (step + 1) / max(steps, 1)).astype(jnp.float32) -> "
     "return jnp.minimum(1.0, (step + 1) / max(steps, 0)).astype(jnp.float32)":
         "a ramp of no steps is then the minimum of 1 and infinity",
+    "diffusion/noise.py: visible = (batch.segments > 0) & ~batch.masked -> visible = (batch.segments >= 0) & "
+    "~batch.masked":
+        "padding is a document of its own, of which nothing is masked",
+    "attention/rules.py: block = 1  # a rule without blocks has blocks of one token -> "
+    "block = 2  # a rule without blocks has blocks of one token":
+        "only how many shifts of a document's start are tried, and a rule without blocks is the same for all",
+    "sampling/generation.py: MIN_CANVAS = 64  # the shortest canvas; lengths double from there, so many requests share "
+    "few compilations -> MIN_CANVAS = 65  # the shortest canvas; lengths double from there, so many requests share few "
+    "compilations":
+        "padding on the right changes no text",
+    "sampling/revision.py: logits = jnp.take_along_axis(view.logits, tokens[..., None], -1)[..., 0] -> "
+    "logits = jnp.take_along_axis(view.logits, tokens[..., None], -1)[..., -1]":
+        "the last of one entry is the first",
     "sampling/selector.py: return top[..., 0] - top[..., 1] -> return top[..., 0] - top[..., 2]":
         "JAX clamps the index, which is that of the last of two entries again",
     "sampling/proposal.py: if p >= 1: -> if p >= 2:": "a shortcut: the search keeps every token as well where p is 1",

@@ -20,7 +20,8 @@ DISTRIBUTION = {"orbax": "orbax-checkpoint", "ml_collections": "ml-collections",
                 "tensorflow_datasets": "tensorflow-datasets", "apache_beam": "apache-beam", "yaml": "pyyaml",
                 "rouge_score": "rouge-score"}
 # Imported where they are asked for.
-OPTIONAL = {"torch", "wandb", "apache-beam", "beartype", "lm_eval", "datasets", "tqdm", "rouge-score", "sacrebleu"}
+OPTIONAL = {"torch", "wandb", "apache-beam", "beartype", "lm_eval", "datasets", "tqdm", "rouge-score", "matplotlib",
+            "sacrebleu", "sqlitedict"}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """`dlm eval`: the likelihood of texts, and tasks of lm-evaluation-harness."""
 
 import argparse
+import importlib.util
 import itertools
 import math
 import sys
@@ -17,6 +18,7 @@ from dlm_jax.commands.arguments import (
 )
 from dlm_jax.commands.progress import count_progress
 from dlm_jax.errors import UserError
+from dlm_jax.harness.frontier import aup, strategies
 
 LIKELIHOODS = ("nelbo", "ar_nll")
 INFILLING = ("humaneval_single_line", "humaneval_multi_line", "humaneval_span", "humaneval_span_light",
@@ -44,12 +46,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help=f"for {GENERATIVE}: how many (default 64)")
     parser.add_argument("--max-tokens", type=integer_at_least(1), default=128, metavar="N",
                         help=f"for {GENERATIVE}: the most tokens of each (default 128)")
+    parser.add_argument("--out", metavar="DIR",
+                        help="write report.json, report.md and report.html with pictures there, and for tasks of "
+                             "lm-evaluation-harness its own results and the answers so far: a command that was stopped "
+                             "and is run again asks nothing twice")
+    parser.add_argument("--frontier", type=strategies, metavar="STRATEGY[@STEPS],...",
+                        help="for tasks that generate: the quality and the tokens per forward pass with each of these "
+                             "unmasking strategies, and accuracy under parallelism (AUP)")
     parser.add_argument("--allow-code-execution", action="store_true",
                         help="run the programs that the model writes for humaneval_..., confined: without files, "
                              "processes and network")
     harness = parser.add_argument_group("tasks of lm-evaluation-harness, which needs pip install 'dlm-jax[eval]'")
-    harness.add_argument("--out", metavar="DIR", help="keep answers, results and samples there; a command that was "
-                                                      "stopped and is run again asks nothing twice")
     harness.add_argument("--against", metavar="MODEL",
                          help="ask this model the same and say where the difference exceeds noise, such as the "
                               "autoregressive base")
@@ -76,28 +83,87 @@ def task_names(text: str) -> list[str]:
 
 def run(a: Arguments) -> dict[str, Any]:
     """Evaluates; returns the metrics of each task, or those of the only one."""
-    own = [task for task in a.tasks if task in LIKELIHOODS]
-    others = [task for task in a.tasks if task not in (*LIKELIHOODS, *INFILLING, GENERATIVE)]
-    if own and not a.text:
-        raise UserError(f"{own[0]} is a likelihood of texts; name their files with --text")
-    if GENERATIVE in a.tasks and a.judge is None:
-        raise UserError(f"{GENERATIVE} is measured by an autoregressive model; name one with --judge")
-    if a.against and not others:
-        raise UserError("--against compares tasks of lm-evaluation-harness; add one to --tasks or leave it out")
-    if a.text and not own:
-        raise UserError("--text is for nelbo and ar_nll; add one of them to --tasks or leave it out")
+    check_flags(a)
     from dlm_jax.data.text import read_documents
     from dlm_jax.language_model import load
+    own = [task for task in a.tasks if task in LIKELIHOODS]
     documents = read_documents(a.text, a.text_field) if own else iter(())
     lm = load(a.model)
     texts = list(itertools.islice(documents, a.limit))
     results = {task: likelihood_of(lm, task, texts, a) for task in own}
-    results |= {task: infilling_result(lm, task, a) for task in a.tasks if task in INFILLING}
+    if a.frontier:
+        results |= frontier_of(lm, a)
+    else:
+        results |= generated_and_asked(lm, a, None if a.out is None else Path(a.out))
+    if a.out:
+        report(lm, texts, results, a)
+    return {"task": a.tasks[0], **results[a.tasks[0]]} if len(results) == 1 and not harness_tasks(a) else results
+
+
+def check_flags(a: Arguments) -> None:
+    """Raises `UserError` for flags that do not fit the tasks."""
+    own = [task for task in a.tasks if task in LIKELIHOODS]
+    if own and not a.text:
+        raise UserError(f"{own[0]} is a likelihood of texts; name their files with --text")
+    if GENERATIVE in a.tasks and a.judge is None:
+        raise UserError(f"{GENERATIVE} is measured by an autoregressive model; name one with --judge")
+    if a.against and not harness_tasks(a):
+        raise UserError("--against compares tasks of lm-evaluation-harness; add one to --tasks or leave it out")
+    if a.text and not own:
+        raise UserError("--text is for nelbo and ar_nll; add one of them to --tasks or leave it out")
+    if a.frontier and (own or a.against):
+        raise UserError("--frontier compares ways to generate; leave out --against and the tasks nelbo and ar_nll")
+    if a.out and importlib.util.find_spec("matplotlib") is None:
+        raise UserError("the report of --out has pictures and matplotlib is not installed; pip install 'dlm-jax[eval]'")
+
+
+def harness_tasks(a: Arguments) -> list[str]:
+    """The tasks that are not ours."""
+    return [task for task in a.tasks if task not in (*LIKELIHOODS, *INFILLING, GENERATIVE)]
+
+
+def generated_and_asked(lm: Any, a: Arguments, out: Path | None) -> dict[str, Any]:
+    """The metrics of each task that is no likelihood of texts."""
+    from dlm_jax.language_model import load
+    results = {task: infilling_result(lm, task, a) for task in a.tasks if task in INFILLING}
     if GENERATIVE in a.tasks:
         results[GENERATIVE] = generative_result(lm, load(a.judge), a)
-    if others:
-        results |= harness_results(lm, others, a)
-    return {"task": a.tasks[0], **results[a.tasks[0]]} if len(results) == 1 and not others else results
+    return results | (harness_results(lm, harness_tasks(a), a, out) if harness_tasks(a) else {})
+
+
+def frontier_of(lm: Any, a: Arguments) -> dict[str, Any]:
+    """For each task its metrics with every strategy of --frontier, and the AUP of those whose quality is a share."""
+    points: dict[str, dict[str, Any]] = {}
+    for strategy in a.frontier:
+        chosen = argparse.Namespace(**vars(a) | strategy._asdict())
+        out = None if a.out is None else Path(a.out) / str(strategy).replace(":", "_")
+        for task, metrics in generated_and_asked(lm, chosen, out).items():
+            if "tokens_per_forward" not in metrics:
+                raise UserError(f"{task} generates nothing, so it has no frontier; leave it or --frontier out")
+            points.setdefault(task, {})[str(strategy)] = metrics
+    results: dict[str, Any] = {}
+    for task, found in points.items():
+        quality = next(iter(next(iter(found.values()))))
+        pairs = [(each["tokens_per_forward"], each[quality]) for each in found.values()]
+        results[task] = {**({} if task == GENERATIVE else {"aup": aup(pairs)}), "points": found}
+    return results
+
+
+def report(lm: Any, texts: list[str], results: dict[str, Any], a: Arguments) -> None:
+    """Writes the report of --out."""
+    from dlm_jax.commands.show_sample import settings_of
+    from dlm_jax.evaluation.diagnosis import diagnose
+    from dlm_jax.evaluation.log_likelihood import AR, denoising_recipe
+    from dlm_jax.evaluation.prediction import Denoiser
+    from dlm_jax.harness.report import facts_of, write_report
+    from dlm_jax.sampling.settings import Settings
+    diagnosis = None
+    if texts:
+        ar = a.tasks[0] == "ar_nll" or not lm.spec.is_diffusion
+        model = Denoiser(lm.config, AR if ar else denoising_recipe(lm.spec), lm.spec.mask_token_id)
+        rows = [row for row in (lm.encode(text)[:lm.config.max_length] for text in texts) if len(row) > 1]
+        diagnosis = diagnose(lm.params, model, rows, seed=a.seed)
+    write_report(Path(a.out), facts_of(lm, a.model, Settings(**settings_of(a))), results, diagnosis)
 
 
 def likelihood_of(lm: Any, task: str, texts: list[str], a: Arguments) -> dict[str, Any]:
@@ -131,7 +197,7 @@ def generative_result(lm: Any, judge: Any, a: Arguments) -> dict[str, Any]:
     return evaluate_samples(lm, judge, Settings(**settings_of(a)), a.samples, a.max_tokens)
 
 
-def harness_results(lm: Any, tasks: list[str], a: Arguments) -> dict[str, Any]:
+def harness_results(lm: Any, tasks: list[str], a: Arguments, out: Path | None) -> dict[str, Any]:
     """The metrics of each task of the harness."""
     try:
         from dlm_jax.harness.model import HarnessModel
@@ -146,7 +212,6 @@ def harness_results(lm: Any, tasks: list[str], a: Arguments) -> dict[str, Any]:
         return evaluate(model, tasks, out, a.data, a.include_path, limit=a.limit, num_fewshot=a.num_fewshot,
                         apply_chat_template=a.apply_chat_template)
 
-    out = None if a.out is None else Path(a.out)
     results, samples = asked(lm, out)
     if a.against is None:
         return results

@@ -25,9 +25,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--pairs", nargs="+",
                       help="JSONL of prompts and answers (prompt, answer; question, answer; or instruction, output)")
     parser.add_argument("--text-field", type=unicode_text, metavar="NAME", help=TEXT_FIELD_HELP)
-    parser.add_argument("--layout", choices=["packed", "diffullama"],
-                        help="how pairs fill a record: packed, whole pairs one after another (default); diffullama, "
-                             "one pair per record, filled with end tokens")
+    parser.add_argument("--end-tokens", type=end_tokens, metavar="N",
+                        help="for --pairs: end tokens that follow an answer and count in the loss (default 1), or all: "
+                             "one pair per record, filled with them, as DiffuLLaMA does")
+    parser.add_argument("--apply-chat-template", action="store_true",
+                        help="for --pairs: the prompt as a user's turn in the tokenizer's chat format; otherwise a "
+                             "line break follows it")
     parser.add_argument("--model", required=True, help="whose tokenizer to use: " + MODEL_HELP)
     parser.add_argument("--length", required=True, type=integer_at_least(2), help="tokens per record")
     how = parser.add_mutually_exclusive_group()
@@ -36,6 +39,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--beam", metavar="FLAGS",
                      help="run as an Apache Beam pipeline with these flags, as in --beam='--runner=DirectRunner'")
     parser.add_argument("--out", required=True, help="new directory")
+
+
+def end_tokens(text: str) -> int | str:
+    """An argument type: a number of at least 1, or all."""
+    return text if text == "all" else integer_at_least(1)(text)
 
 
 def run(a: Arguments) -> dict[str, Any]:
@@ -61,13 +69,14 @@ def pack_pairs(a: Arguments, names: list[str], tokenizer: Any) -> dict[str, Any]
     if a.text_field is not None:
         raise UserError("--text-field is for --text; leave it out")
     with byte_progress("prepared") as progress:
-        return prepare_pairs(read_pairs(names), tokenizer, a.length, a.out, a.layout or "packed", progress)
+        count = None if a.end_tokens == "all" else a.end_tokens or 1
+        return prepare_pairs(read_pairs(names), tokenizer, a.length, a.out, count, a.apply_chat_template, progress)
 
 
 def pack_text(a: Arguments, names: list[str], tokenizer: Any) -> dict[str, Any]:
     """The description of the records made from --text."""
-    if a.layout is not None:
-        raise UserError("--layout is for --pairs; leave it out")
+    if a.end_tokens is not None or a.apply_chat_template:
+        raise UserError("--end-tokens and --apply-chat-template are for --pairs; leave them out")
     field = a.text_field or "text"
     if a.beam is not None:
         from dlm_jax.data.beam import prepare_with_beam

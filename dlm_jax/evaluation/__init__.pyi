@@ -1,3 +1,5 @@
+from .diagnosis import Diagnosis as Diagnosis
+from .diagnosis import diagnose as diagnose
 from .intervals import Estimate as Estimate
 from .intervals import estimate as estimate
 from .log_likelihood import Likelihood as Likelihood

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dlm_jax.data.text import check_text
 from dlm_jax.errors import UserError
@@ -37,8 +37,10 @@ def trivia_questions(path: Path) -> Iterator[Trivia]:
         raise UserError(f"{path} has no list 'Data'; take {TRIVIAQA_FILE} of triviaqa-rc")
     for number, entry in enumerate(entries):
         where, fields = f"{path}, question {number + 1}", entry if isinstance(entry, dict) else {}
-        answer = fields.get("Answer") if isinstance(fields.get("Answer"), dict) else {}
-        aliases = answer.get("Aliases") if isinstance(answer.get("Aliases"), list) else []
-        value = check_text(answer.get("Value"), where, "Answer.Value")
-        accepted = tuple(check_text(alias, where, "Answer.Aliases") for alias in aliases)
+        answer = fields.get("Answer")
+        known: dict[str, Any] = answer if isinstance(answer, dict) else {}
+        aliases = known.get("Aliases")
+        value = check_text(known.get("Value"), where, "Answer.Value")
+        accepted = tuple(check_text(alias, where, "Answer.Aliases")
+                         for alias in (aliases if isinstance(aliases, list) else []))
         yield Trivia(check_text(fields.get("Question"), where, "Question"), value, accepted or (value,))

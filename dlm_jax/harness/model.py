@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from dlm_jax.evaluation.prediction import Denoiser
 from dlm_jax.evaluation.questions import Choice, Question, Score, Scorer
 from dlm_jax.language_model import LanguageModel, load
 from dlm_jax.sampling.requests import continuation
+from dlm_jax.sampling.sample import Sample
 from dlm_jax.sampling.settings import Settings
 
 # The harness would bootstrap in forked processes, and a fork of a process with threads, as JAX has, may wait forever.
@@ -78,6 +79,8 @@ class HarnessModel(TemplateLM):
         self.scorer = Scorer(self.lm.params, denoiser, likelihood, int(max_draws), self.settings.seed,
                              batch_rows=self.batch_rows)
         self.draws: Counter[int] = Counter()  # how many likelihoods took how many draws
+        # (tokens, forward passes) of what was written for a document; `run.evaluate` keeps them with the answers.
+        self.costs: MutableMapping[str, tuple[int, int]] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -213,19 +216,20 @@ class HarnessModel(TemplateLM):
                 group.sort(key=lambda job: len(job[1]))
                 size = self.batch_rows or GENERATED_AT_ONCE
                 for batch in (group[start:start + size] for start in range(0, len(group), size)):
-                    for i, text in self.generate(batch, settings, length):
+                    for i, sample, text in self.generate(batch, settings, length):
                         results[i] = cut(text, self.generation(requests[i].args[1])[2])
+                        self.costs[cost_key(requests[i])] = sample.new_tokens, sample.nfe
                         self.remember("generate_until", {i: requests[i]}, results)
                         bar.update()
         return results
 
     def generate(self, jobs: Sequence[tuple[int, list[int], int]], settings: Settings, length: int
-                 ) -> Iterator[tuple[int, str]]:
-        """The number and new text of each job (number, prompt, random stream), as one batch."""
+                 ) -> Iterator[tuple[int, Sample, str]]:
+        """The number, sample and new text of each job (number, prompt, random stream), as one batch."""
         requests = [continuation(prompt, length) for _, prompt, _ in jobs]
         samples = self.lm.fill(requests, settings, [stream for _, _, stream in jobs])
         for (i, prompt, _), sample in zip(jobs, samples):
-            yield i, self.lm.text_tokenizer().decode(sample.tokens[len(prompt):])
+            yield i, sample, self.lm.text_tokenizer().decode(sample.tokens[len(prompt):])
 
     def generation(self, arguments: dict[str, Any]) -> tuple[Settings, int, list[str]]:
         """(settings, most tokens, stop sequences) of a request's own arguments, over the model's settings."""
@@ -247,6 +251,11 @@ def document_of(request: Instance) -> str:
     """What identifies the document of a request: its task and number, or else its context."""
     if request.task_name is None or request.doc_id is None:
         return repr(request.args[0])
+    return f"{request.task_name} {request.doc_id}"
+
+
+def cost_key(request: Instance) -> str:
+    """What the cost of an answer is filed under."""
     return f"{request.task_name} {request.doc_id}"
 
 

@@ -42,14 +42,24 @@ def evaluate(model: HarnessModel, tasks: Sequence[str], out: Path | None = None,
         raise UserError("the model's tokenizer has no chat template; leave out --apply-chat-template")
     answers = None
     if out is not None:
+        from sqlitedict import SqliteDict
         out.mkdir(parents=True, exist_ok=True)
         answers = str(out / f"answers-{identity(model)}")
+        model.costs = SqliteDict(f"{answers}.costs.db", autocommit=True)
     found = simple_evaluate(model=model, tasks=list(tasks), task_manager=manager, use_cache=answers,
                             bootstrap_iters=BOOTSTRAP, **arguments)
     samples = found.pop("samples", {})
     if out is not None:
         write_results(found, samples, out)
-    return {task: metrics_of(values) for task, values in found["results"].items()}, samples
+    return {task: metrics_of(values) | speed(model, task, samples.get(task, []))
+            for task, values in found["results"].items()}, samples
+
+
+def speed(model: HarnessModel, task: str, samples: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Tokens per forward pass of what was written for a task's documents; nothing if nothing was."""
+    costs = [model.costs.get(f"{task} {document}") for document in {sample["doc_id"] for sample in samples}]
+    tokens, passes = (sum(cost[i] for cost in costs if cost) for i in (0, 1))
+    return {"tokens_per_forward": tokens / passes} if passes else {}
 
 
 def check_tasks(tasks: Sequence[str], manager: Any) -> None:

@@ -50,6 +50,15 @@ def test_a_training_step_is_timed_on_both_sides_which_have_the_same_loss(printed
     assert all(positive(row[-1]) for row in rows(table, 6))
 
 
+@needs("lm_eval")
+@pytest.mark.slow
+def test_a_base_is_fine_tuned_both_ways_and_scored_on_the_same_questions(printed, tmp_path):
+    table = printed("finetune", "countdown", "--base", BUNDLED, "--workdir", tmp_path, "--steps", 2, "--train", 64,
+                    "--test", 4, "--length", 64)
+    assert [row[0] for row in rows(table, 5)] == ["ar", "hybrid_shifted"]
+    assert all(positive(row[3]) for row in rows(table, 5))
+
+
 def test_attention_on_a_cpu_is_timed_forward_and_with_gradients(printed):
     table = printed("attention_cpu", "--repeats", 1, "--shapes", "tiny_stories_blocks (stories260k)")
     lines = [line.split() for line in table.splitlines()[1:]]
