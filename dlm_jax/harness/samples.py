@@ -9,6 +9,7 @@ import math
 from collections.abc import Hashable, Sequence
 
 from dlm_jax.errors import UserError
+from dlm_jax.evaluation.log_likelihood import Likelihood
 from dlm_jax.language_model import LanguageModel
 from dlm_jax.sampling.settings import Settings
 
@@ -19,7 +20,8 @@ BLEU_SAMPLES = 50  # texts whose self-BLEU is taken; it compares all pairs
 def evaluate_samples(lm: LanguageModel, judge: LanguageModel, settings: Settings, count: int, max_tokens: int
                      ) -> dict[str, float]:
     """Draws `count` texts of up to `max_tokens` tokens without a prompt. Returns their perplexity under `judge`, an
-    autoregressive model, `variety` of their tokens, their self-BLEU, and tokens per forward pass.
+    autoregressive model, with its standard error over the texts, `variety` of their tokens, their self-BLEU, and tokens
+    per forward pass.
 
     Raises `UserError` at temperature 0, where all texts are one, and if the judge is no autoregressive model.
     """
@@ -35,9 +37,21 @@ def evaluate_samples(lm: LanguageModel, judge: LanguageModel, settings: Settings
             texts.append(sample.text)
             tokens.append(sample.tokens[request.masked.index(True):])
             nfe += sample.nfe
-    perplexity = math.exp(judge.ar_nll(texts))
-    return {"perplexity": perplexity, **variety(tokens), "self_bleu": self_bleu(texts[:BLEU_SAMPLES]),
-            "tokens_per_forward": sum(map(len, tokens)) / max(nfe, 1), "samples": count}
+    perplexity, error = perplexity_of([judge.ar_nll(text) for text in texts if len(judge.encode(text)) > 1])
+    return {"perplexity": perplexity, "perplexity_stderr": error, **variety(tokens),
+            "self_bleu": self_bleu(texts[:BLEU_SAMPLES]), "tokens_per_forward": sum(map(len, tokens)) / max(nfe, 1),
+            "samples": count}
+
+
+def perplexity_of(texts: Sequence[Likelihood]) -> tuple[float, float]:
+    """The perplexity of all tokens of the texts, and its standard error over the texts, of which there is a likelihood
+    each: that of a ratio of sums (Cochran, Sampling Techniques, section 2.11), carried through the exponential."""
+    n, tokens = len(texts), sum(text.tokens for text in texts)
+    if not tokens:
+        raise UserError("all samples are empty, so they have no perplexity; check the model, or raise --temperature")
+    nats = math.fsum(text.nats for text in texts) / tokens
+    squares = math.fsum((text.nats - nats * text.tokens)**2 for text in texts)
+    return math.exp(nats), math.exp(nats) * math.sqrt(n / max(n - 1, 1) * squares) / tokens
 
 
 def variety(texts: Sequence[Sequence[Hashable]]) -> dict[str, float]:

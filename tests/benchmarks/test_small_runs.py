@@ -59,6 +59,15 @@ def test_a_base_is_fine_tuned_both_ways_and_scored_on_the_same_questions(printed
     assert all(positive(row[3]) for row in rows(table, 5))
 
 
+@needs("lm_eval")
+@pytest.mark.slow
+def test_base_adapted_and_from_scratch_are_evaluated_on_the_same_texts(printed, shared, tmp_path):
+    table = printed("quality", "--base", shared / "stories260k", "--data", shared, "--workdir", tmp_path, "--steps", 2,
+                    "--limit", 3, "--samples", 4, "--max-tokens", 16)
+    assert [row[0] for row in rows(table, 7)] == ["base", "adapted", "from scratch"]
+    assert all(positive(row[1], row[5], row[6]) for row in rows(table, 7))
+
+
 def test_attention_on_a_cpu_is_timed_forward_and_with_gradients(printed):
     table = printed("attention_cpu", "--repeats", 1, "--shapes", "tiny_stories_blocks (stories260k)")
     lines = [line.split() for line in table.splitlines()[1:]]

@@ -4,12 +4,14 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 
 import dlm_jax
 from dlm_jax.commands.main import main
 from dlm_jax.errors import UserError
-from dlm_jax.harness.samples import evaluate_samples, self_bleu, variety
+from dlm_jax.evaluation.log_likelihood import Likelihood
+from dlm_jax.harness.samples import evaluate_samples, perplexity_of, self_bleu, variety
 from dlm_jax.sampling.settings import Settings
 
 
@@ -19,6 +21,19 @@ def test_variety_counts_what_repeats():
     assert found["distinct_1"] == 3 / 12 and found["distinct_2"] == 3 / 10
     assert found["repetition"] == pytest.approx((1 / 3 + 2 / 3) / 2)
     assert variety([[1, 2, 3, 4, 5]])["repetition"] == 0
+
+
+def test_the_error_of_a_perplexity_is_that_of_resampling_the_texts():
+    random = np.random.default_rng(0)
+    sizes = random.integers(5, 60, 300)
+    texts = [Likelihood(size * rate, int(size)) for size, rate in zip(sizes, random.normal(3, 0.5, 300))]
+    perplexity, error = perplexity_of(texts)
+    assert perplexity == pytest.approx(math.exp(sum(text.nats for text in texts) / sizes.sum()))
+    drawn = [perplexity_of([texts[i] for i in random.integers(0, 300, 300)])[0] for _ in range(400)]
+    assert error == pytest.approx(np.std(drawn), rel=0.15)
+    assert perplexity_of(texts[:1] * 5)[1] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(UserError, match="all samples are empty"):
+        perplexity_of([])
 
 
 def test_equal_texts_have_a_self_bleu_of_one_and_unlike_texts_of_nearly_none():
