@@ -10,7 +10,14 @@ import pytest
 from dlm_jax.attention.rules import BlockDiffusion
 from dlm_jax.errors import UserError
 from dlm_jax.models import transformer
-from dlm_jax.sampling.cached_forward import CACHES, CanvasModel, empty_cache_state, forward_block, prefill
+from dlm_jax.sampling.cached_forward import (
+    CACHES,
+    CanvasModel,
+    empty_cache_state,
+    forward_block,
+    forward_suffix,
+    prefill,
+)
 from dlm_jax.sampling.engine import run
 from dlm_jax.sampling.generation import make_canvas
 from dlm_jax.sampling.proposal import Proposal
@@ -69,6 +76,19 @@ def test_two_stream_training_logits_are_cached_decoding_logits(toy, half, alignm
         if start:  # the first token of a block is predicted, in a shifted model, by the clean output before it
             np.testing.assert_allclose(previous, two[:, n + start - 1], atol=1e-4)
         _, _, state = logits(clean, at, at + size, state, forward_block)
+
+
+def test_a_forward_pass_over_a_suffix_gives_the_window_of_one_over_the_canvas(toy):
+    """Where the cache holds what the pass would compute, wherever in the suffix the window lies."""
+    lm, n, size = toy("bidirectional", "same_position"), 32, 4
+    tokens, segments = jnp.asarray(np.random.default_rng(0).integers(0, 30, (2, n))), jnp.ones((2, n), jnp.int32)
+    model = CanvasModel(lm.params, segments, find_documents(n, segments), jnp.zeros(2, jnp.int32), lm.config, lm.spec,
+                        size)
+    start = jnp.array([18, 24])
+    expected, _, state = prefill(model, tokens, start, start, empty_cache_state(model, CACHES["prefix"]))
+    for width in (16, n):
+        found, _, _ = forward_suffix(model, tokens, start, start, state, width)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_cache_of_a_bidirectional_model_is_exact_until_something_is_committed(toy, prompts):
