@@ -220,15 +220,18 @@ class LanguageModel:
         """
         self._write(directory, write_native)
 
-    def export(self, directory: str | Path, dtype: str | None = None, **card: Unpack[CardOptions]) -> None:
+    def export(self, directory: str | Path, dtype: str | None = None, layout: str | None = None,
+               **card: Unpack[CardOptions]) -> None:
         """Writes a Hugging Face directory for PyTorch, completely or not at all.
 
-        dtype: `float32` or `bfloat16`; default: the dtype of the parameters. card: what the model card says beyond what
-        the model knows: scores={"GSM8K": 0.31}, license="apache-2.0", datasets=["allenai/c4"].
+        dtype: `float32` or `bfloat16`; default: the dtype of the parameters. layout: a name in `convert.LAYOUTS`, by
+        which an inference engine reads the model; default: our own, or the family's if the model does not denoise.
+        card: what the model card says beyond what the model knows: scores={"GSM8K": 0.31}, license="apache-2.0",
+        datasets=["allenai/c4"].
         Raises `UserError` for another dtype, if `directory` is not empty or cannot be written, and if the family's
-        Hugging Face class cannot express the model.
+        Hugging Face class or the layout cannot express the model.
         """
-        self._write(directory, functools.partial(write_hf, dtype=dtype, **card))
+        self._write(directory, functools.partial(write_hf, dtype=dtype, layout=layout, **card))
 
     def encode(self, text: str) -> list[int]:
         """The start token, if any, and the ids of a text. A model without a start token uses its end token instead."""

@@ -17,23 +17,40 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="for the model card: the license, by the hub's name for it, such as apache-2.0")
     parser.add_argument("--datasets", type=unicode_text, nargs="+", default=[], metavar="NAME",
                         help="for the model card: what the model was trained on")
+    parser.add_argument("--layout", metavar="NAME", type=layout_name,
+                        help="the names by which an inference engine reads the model: dlm (our own, the default), ar "
+                             "(the plain class, of models that are or contain an autoregressive one), sdar, "
+                             "fast_dllm_v2, stable_diffcoder, llada; or auto: the first of an engine that fits")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dtype", choices=["float32", "bfloat16"],
                       help="dtype of the weights (default: as held, which is float32 after training)")
     what.add_argument("--adapter", action="store_true", help="export only the adapters of a LoRA run, for PEFT")
 
 
+def layout_name(text: str) -> str:
+    """An argument type: the name of a layout, or auto."""
+    from dlm_jax.convert.layouts import LAYOUTS
+    if text not in (*LAYOUTS, "auto"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a layout; choose auto, {', '.join(LAYOUTS)}")
+    return text
+
+
 def run(a: Arguments) -> dict[str, Any]:
     """Exports; returns where to."""
     check_new(a.out)
-    if a.adapter and (a.license or a.datasets):
-        raise UserError("--license and --datasets are for the card of a whole model; leave them out with --adapter")
+    if a.adapter and (a.license or a.datasets or a.layout):
+        raise UserError("--license, --datasets and --layout are for a whole model; leave them out with --adapter")
     if a.adapter:
         export_adapter(Path(a.model), Path(a.out))
-    else:
-        from dlm_jax.language_model import load
-        load(a.model).export(a.out, a.dtype, scores=scores_of(Path(a.model)), license=a.license, datasets=a.datasets)
-    return {"out": str(a.out)}
+        return {"out": str(a.out)}
+    from dlm_jax.convert.layouts import default_layout, engines, fitting
+    from dlm_jax.language_model import load
+    from dlm_jax.models.bundle import Bundle
+    lm = load(a.model)
+    bundle = Bundle(lm.config, lm.params, lm.spec)
+    layout = fitting(bundle)[0] if a.layout == "auto" else a.layout or default_layout(bundle)
+    lm.export(a.out, a.dtype, layout, scores=scores_of(Path(a.model)), license=a.license, datasets=a.datasets)
+    return {"out": str(a.out), "layout": layout, "engines": ", ".join(engines(bundle, layout)) or None}
 
 
 def scores_of(model: Path) -> dict[str, float]:

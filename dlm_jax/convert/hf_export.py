@@ -1,6 +1,6 @@
-"""Writes bundles as Hugging Face directories that PyTorch users load as usual.
+"""Writes bundles as Hugging Face directories that PyTorch users load as usual, and that inference engines read.
 
-A layout for another engine is a function beside `write_hf`: see CONTRIBUTING.md.
+The engines' layouts are in `layouts.py`.
 """
 
 import dataclasses
@@ -14,6 +14,16 @@ from typing import Unpack
 import numpy as np
 
 from dlm_jax.convert.hf_config import Fields, hf_fields
+from dlm_jax.convert.layouts import (
+    LAYOUTS,
+    autoregressive,
+    check_fit,
+    default_layout,
+    engines,
+    layout_fields,
+    renames,
+    write_companions,
+)
 from dlm_jax.convert.model_card import CardOptions, model_card
 from dlm_jax.convert.published import RECORDED
 from dlm_jax.convert.tensor_map import Entry, hf_shape, layer_slice, tensor_map, to_hf
@@ -27,18 +37,27 @@ MODELING = Path(__file__).with_name("modeling_dlm.py")
 
 
 def write_hf(directory: Path, bundle: Bundle, shard_bytes: int = 5 * 10**9, dtype: str | None = None,
-             **card: Unpack[CardOptions]) -> None:
+             layout: str | None = None, **card: Unpack[CardOptions]) -> None:
     """Writes `bundle` into the existing `directory`: weights, `config.json`, a model card, and for a diffusion model
-    the PyTorch code that loads it. Copying the tokenizer files is up to the caller.
+    the PyTorch code that loads it. Writing the tokenizer files, before, is up to the caller.
 
     shard_bytes: the size at which weights are split into several files.
     dtype: `float32` or `bfloat16`, to which weights are rounded as they are written; default: the dtype they are in.
+    layout: a name in `LAYOUTS`; default: our own for a diffusion model, the family's for an autoregressive one.
     card: what the model card says beyond what the model itself knows.
-    Raises `UserError` for another dtype, and if the family's class cannot express the model.
+    Raises `UserError` for another dtype, and if the family's class or the layout cannot express the model.
     """
-    directory = Path(directory)
-    tensors = list(outgoing(bundle, dtype))
+    directory, layout = Path(directory), layout or default_layout(bundle)
+    check_fit(bundle, layout)
+    served = engines(bundle, layout)
+    if layout == "ar":
+        bundle = autoregressive(bundle)
+    rename = renames(layout)
+    tensors = [dataclasses.replace(tensor, name=rename(tensor.name)) for tensor in outgoing(bundle, dtype)]
     config = config_fields(bundle, tensors[0].dtype)
+    if layout not in ("dlm", "ar"):
+        config = layout_fields(bundle, layout, config)
+        write_companions(directory, bundle, layout)
     files = write_sharded(directory, tensors, "model", shard_bytes)
     if len(set(files.values())) == 1:
         (directory / files[tensors[0].name]).rename(directory / "model.safetensors")
@@ -46,8 +65,8 @@ def write_hf(directory: Path, bundle: Bundle, shard_bytes: int = 5 * 10**9, dtyp
         total = sum(tensor.nbytes for tensor in tensors)
         write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": files})
     write_json(directory / "config.json", config)
-    (directory / "README.md").write_text(model_card(bundle, **card), encoding="utf-8")
-    if bundle.spec.is_diffusion:
+    (directory / "README.md").write_text(model_card(bundle, served, LAYOUTS[layout].own_code, **card), encoding="utf-8")
+    if bundle.spec.is_diffusion and LAYOUTS[layout].own_code:
         shutil.copyfile(MODELING, directory / MODELING.name)
 
 

@@ -41,8 +41,10 @@ class CardOptions(TypedDict, total=False):
     datasets: Sequence[str]  # what it was trained on, such as the hub's names
 
 
-def model_card(bundle: Bundle, **options: Unpack[CardOptions]) -> str:
-    """Markdown, starting with the header that the Hugging Face hub reads."""
+def model_card(bundle: Bundle, engines: Mapping[str, str] | None = None, loads: bool = True,
+               **options: Unpack[CardOptions]) -> str:
+    """Markdown, starting with the header that the Hugging Face hub reads. engines: those that read the model, each with
+    the command that serves it. loads: whether `transformers` loads it."""
     spec = bundle.spec
     kind = "A masked diffusion" if spec.is_diffusion else "An autoregressive"
     usage = USAGE_DIFFUSION if spec.is_diffusion else USAGE_AUTOREGRESSIVE
@@ -56,7 +58,19 @@ def model_card(bundle: Bundle, **options: Unpack[CardOptions]) -> str:
     facts |= {f"{code(name)}": f"{value:.4g}" for name, value in (options.get("scores") or {}).items()}
     return (f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: {tags}\n{base}{stated}---\n\n"
             f"# {kind} language model\n\nConverted with dlm-jax.\n\n{table(facts)}\n"
-            f"## How to load it\n\n```python\n{usage.format(name='path/to/this/directory')}```\n")
+            + how_to_run(engines or {}, usage if loads else ""))
+
+
+def how_to_run(engines: Mapping[str, str], usage: str) -> str:
+    """The sections on PyTorch, where it loads the model, and on engines."""
+    path, sections = "path/to/this/directory", []
+    if usage:
+        sections.append(f"## How to load it\n\n```python\n{usage.format(name=path)}```\n")
+    if engines:
+        rows = (f"* {engine}" + (f": `{command.format(path=path)}`" if command else "")
+                for engine, command in engines.items())
+        sections.append("## Engines that read it\n\n" + "\n".join(rows) + "\n")
+    return "\n".join(sections)
 
 
 def card_facts(bundle: Bundle) -> dict[str, object]:

@@ -43,8 +43,11 @@ def recognize(fields: Fields, stored: Mapping[str, Stored]) -> Source:
         return llada(fields)
     if any(name.startswith("denoise_model.") for name in stored):
         return diffugpt(fields, stored)
+    if any("StableDiffcoder" in name for name in fields.get("architectures") or []):
+        return stable_diffcoder(fields)
     if fields.get("model_type") in WRAPPERS:
-        return Source(*unwrap(fields))
+        family, spec = unwrap(fields)
+        return Source(family, spec | recorded(fields))
     if fields.get("model_type") not in FAMILIES:
         refuse_unknown(fields, stored)
     return autoregressive(fields, stored)
@@ -105,6 +108,18 @@ def efficient_dlm(fields: Fields, stored: Mapping[str, Stored]) -> Source:
     return Source(fields | {"model_type": "qwen3"}, spec, renames)
 
 
+def stable_diffcoder(fields: Fields) -> Source:
+    """Stable-DiffCoder (arXiv 2601.15892): LLaMA made block-causal, without the shift."""
+    spec = {"alignment": "same_position", "rule": "block_causal", "block_size": optional(fields, "block_size", 4),
+            "mask_token_id": require(fields, "mask_token_id")}
+    return Source(fields, spec | recorded(fields))
+
+
+def recorded(fields: Fields) -> Fields:
+    """What our own export states besides."""
+    return {name: fields[name] for name in ("recipe", "base_model", "base_revision") if fields.get(name) is not None}
+
+
 LLADA_HARMLESS = {
     "block_type": ("llama",), "layer_norm_type": ("rms",), "activation_type": ("silu",), "rope": (True,),
     "alibi": (None, False), "include_bias": (None, False), "include_qkv_bias": (None, False),
@@ -136,7 +151,7 @@ def llada(fields: Fields) -> Source:
         "bos_token_id": fields.get("bos_token_id"), "eos_token_id": fields.get("eos_token_id")}
     spec = {"alignment": "same_position", "rule": "bidirectional",
             "mask_token_id": optional(fields, "mask_token_id", 126336)}
-    return Source(llama, spec, LLADA_NAMES)
+    return Source(llama, spec | recorded(fields), LLADA_NAMES)
 
 
 def checked_spec(spec: Mapping[str, object], config: ModelConfig) -> DiffusionSpec:
