@@ -71,6 +71,20 @@ EQUAL: dict[str, str] = {
     "sampling/revision.py: logits = jnp.take_along_axis(view.logits, tokens[..., None], -1)[..., 0] -> "
     "logits = jnp.take_along_axis(view.logits, tokens[..., None], -1)[..., -1]":
         "the last of one entry is the first",
+    "sampling/proposal.py: picked = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0] -> "
+    "picked = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 1]":
+        "JAX clamps the index, which is that of the only entry",
+    "sampling/speculation.py: index = jnp.clip(jnp.arange(trace.tokens.shape[1]) - 1 - start[:, None], 0, size - 1) -> "
+    "index = jnp.clip(jnp.arange(trace.tokens.shape[1]) - 1 - start[:, None], 0, size + 1)":
+        "what lies beyond the block is not read",
+    "sampling/selector.py: return view.masked & (uniform(view) < unmask_fraction(linear, view)) -> "
+    "return view.masked & (uniform(view) <= unmask_fraction(linear, view))":
+        "a random number equals the fraction once in 2^23 draws",
+    "sampling/selector.py: best_first = jnp.argsort(jnp.where(masked, -jnp.nan_to_num(score), jnp.inf), -1)  # stable "
+    "-> best_first = jnp.argsort(jnp.where(masked, -jnp.nan_to_num(score), jnp.inf), 1)  # stable":
+        "the last axis of two is axis 1",
+    "training/step.py: if parts == 1: -> if parts == 2:":
+        "two micro-batches at once have the same sums; only memory tells them apart",
     "sampling/selector.py: return top[..., 0] - top[..., 1] -> return top[..., 0] - top[..., 2]":
         "JAX clamps the index, which is that of the last of two entries again",
     "sampling/proposal.py: if p >= 1: -> if p >= 2:": "a shortcut: the search keeps every token as well where p is 1",

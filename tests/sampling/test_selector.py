@@ -128,6 +128,12 @@ def test_where_the_bound_holds_parallel_greedy_equals_sequential_greedy():
     assert met > 20
 
 
+def test_the_entropy_bound_of_a_broken_model_still_commits_a_token():
+    logits = np.full((1, 4, 3), np.nan)
+    chosen = np.asarray(EntropyBound(1.0)(view(np.full((1, 4), 0.5), np.ones((1, 4), bool), logits=logits)))
+    assert chosen.sum() == 1
+
+
 def test_the_entropy_bound_leaves_out_the_largest():
     p = np.array([[[0.9, 0.1], [0.5, 0.5], [0.99, 0.01], [0.8, 0.2]]])
     h = np.sort(-np.sum(p * np.log(p), -1)[0])

@@ -121,6 +121,13 @@ def test_metrics_are_those_of_the_loss_at_the_parameters_before_the_step(random_
     assert int(three_steps[0].step) == 3
 
 
+def test_the_means_of_a_batch_with_one_target_are_its_sums():
+    config = make_config()
+    config = dataclasses.replace(config, recipe=dataclasses.replace(recipe("nemotron"), kl_weight=0.5))
+    sums = LossSums(*map(jnp.asarray, (5.0, 1, 5.0, 1, 2.0, 3.0, np.zeros((0, 2)))))
+    assert extra_losses(sums, config, []) == {"ar_loss": 2, "kl": 3}
+
+
 def test_a_source_without_a_masked_token_has_a_loss_of_zero():
     sums = LossSums(*map(jnp.asarray, (5.0, 9, 5.0, 2, 0.0, 0.0, [[5.0, 2], [0.0, 0]])))
     assert extra_losses(sums, make_config(), ["code", "prose"]) == {"masked_loss/code": 2.5, "masked_loss/prose": 0}
