@@ -85,6 +85,9 @@ EQUAL: dict[str, str] = {
         "the last axis of two is axis 1",
     "training/step.py: if parts == 1: -> if parts == 2:":
         "two micro-batches at once have the same sums; only memory tells them apart",
+    "objective/loss.py: return sharded_cross_entropy(params, shift(clean), tokens, targets[None], config)[0] -> "
+    "return sharded_cross_entropy(params, shift(clean), tokens, targets[None], config)[ -1]":
+        "the last of one entry is the first",
     "sampling/selector.py: return top[..., 0] - top[..., 1] -> return top[..., 0] - top[..., 2]":
         "JAX clamps the index, which is that of the last of two entries again",
     "sampling/proposal.py: if p >= 1: -> if p >= 2:": "a shortcut: the search keeps every token as well where p is 1",

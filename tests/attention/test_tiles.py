@@ -29,6 +29,14 @@ def random_case(seed: int):
     return rule, np.tile(segments, (1, streams)).astype(np.int32), streams * length
 
 
+@pytest.mark.parametrize("ahead", (0, 1, 5, 40))
+def test_looking_ahead_a_token_sees_the_past_and_so_many_of_the_next_in_its_document(ahead):
+    segments = np.repeat([1, 2], (13, 19))[None]
+    visible = np.asarray(make_plan(LookAhead(jnp.int32(ahead)), 32, jnp.asarray(segments)).visible(np.arange(32)))[0]
+    query, key = np.mgrid[:32, :32]
+    np.testing.assert_array_equal(visible, (key <= query + ahead) & (segments[0][query] == segments[0][key]))
+
+
 def plan_and_mask(seed: int):
     rule, segments, length = random_case(seed)
     plan = make_plan(rule, length, None if segments is None else jnp.asarray(segments))

@@ -9,6 +9,7 @@ import pytest
 
 from dlm_jax.diffusion.noise import NoisyBatch, add_noise
 from dlm_jax.diffusion.recipes import Recipe, recipe
+from dlm_jax.diffusion.weighting import normalize_weights
 from dlm_jax.segments import PROMPT_BIT
 
 draw = jax.jit(add_noise, static_argnames="recipe")
@@ -106,6 +107,13 @@ def test_cart_sums_a_geometric_distribution_over_the_visible_tokens():
         for i in np.flatnonzero(visible[row] & (batch.segments[row] == batch.segments[row, n])):
             expected[row, n] += 0.5 * 0.3 * 0.7 ** (abs(int(n) - int(i)) - 1)
     np.testing.assert_allclose(batch.weight, expected, atol=1e-6)
+
+
+def test_one_masked_token_among_many_is_divided_by_one():
+    masked, targets = jnp.zeros((2, 4), bool).at[1, 2].set(True), jnp.ones((2, 4), bool)
+    weight = normalize_weights(masked.astype(jnp.float32), masked, targets, "masked")
+    np.testing.assert_array_equal(weight, 8.0 * masked)
+    assert not normalize_weights(jnp.zeros((2, 4)), jnp.zeros((2, 4), bool), targets, "masked").any()
 
 
 def test_normalizers_divide_by_all_tokens_by_the_masked_or_by_the_masked_of_each_record():

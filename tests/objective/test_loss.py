@@ -220,6 +220,8 @@ def test_the_loss_of_a_source_is_that_of_its_records_alone(model):
     batch, source = noised(3, recipe), np.array([1, 0, 1])
     rows = np.repeat(source, 2)  # a record becomes two rows
     sums = run_sums(model[0], with_sources(batch, jnp.asarray(source), 3), recipe=recipe, config=model[1])
+    together = run_sums(model[0], batch, recipe=recipe, config=model[1])
+    np.testing.assert_allclose([sums.loss, sums.masked_loss], [together.loss, together.masked_loss], rtol=1e-5)
     for number in (0, 1):
         own = jax.tree.map(lambda x, mine=rows == number: x[mine], batch)
         alone = run_sums(model[0], own, recipe=recipe, config=model[1])

@@ -52,6 +52,8 @@ def test_min_p_keeps_tokens_at_least_p_times_as_probable_as_the_most_likely(p):
     probabilities = softmax(LOGITS)
     kept = np.isfinite(keep_min_p(jnp.asarray(LOGITS), p))
     np.testing.assert_array_equal(kept, probabilities >= p * probabilities.max())
+    rows = jnp.stack([jnp.asarray(LOGITS), jnp.asarray(LOGITS)[::-1] * 0.5])  # each has a maximum of its own
+    np.testing.assert_array_equal(keep_min_p(rows, p), jnp.stack([keep_min_p(row, p) for row in rows]))
 
 
 @pytest.mark.parametrize("temperature,top_k,top_p", ((1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 3, 1.0), (0.7, 0, 0.8),
