@@ -25,6 +25,7 @@ from dlm_jax.config import load_config
 from dlm_jax.data.pairs import prepare_pairs, read_pairs
 from dlm_jax.diffusion.recipe import Recipe
 from dlm_jax.diffusion.recipes import RECIPES
+from dlm_jax.errors import UserError
 from dlm_jax.harness.charts import stderr
 from dlm_jax.harness.compare import compare
 from dlm_jax.harness.model import HarnessModel
@@ -38,7 +39,9 @@ CONFIG = Path(__file__).parent.parent / "configs" / "tiny_stories.py"
 def countdown(count: int, numbers: int, largest: int) -> list[dict[str, str]]:
     """Different puzzles with a solution: input '3,8,5,6' (the target last) and output '8-5=3,3+3=6'."""
     chance, puzzles = random.Random(0), {}
-    while len(puzzles) < count:
+    for _ in range(50 * count):
+        if len(puzzles) == count:
+            break
         given = [chance.randint(1, largest) for _ in range(numbers)]
         left, steps = list(given), []
         while len(left) > 1:
@@ -51,6 +54,9 @@ def countdown(count: int, numbers: int, largest: int) -> list[dict[str, str]]:
             steps.append(f"{a}{name}{b}={result}")
         else:
             puzzles[",".join(map(str, [*given, *left]))] = ",".join(steps)
+    else:
+        raise UserError(f"there are hardly {count} puzzles of {numbers} numbers up to {largest}; raise --largest or "
+                        "--numbers, or lower --train")
     return [{"input": asked, "output": answer} for asked, answer in puzzles.items()]
 
 
@@ -106,7 +112,7 @@ def main() -> None:
     parser.add_argument("--unmasking", default="threshold:0.9")
     parser.add_argument("--chat", action="store_true", help="ask in the tokenizer's chat format")
     parser.add_argument("--numbers", type=int, default=2, help="of a Countdown puzzle, without its target")
-    parser.add_argument("--largest", type=int, default=30, help="of these numbers")
+    parser.add_argument("--largest", type=int, default=99, help="of these numbers")
     parser.add_argument("--train", type=int, default=10_000, help="puzzles to learn from")
     parser.add_argument("--test", type=int, default=200, help="questions to answer")
     a = parser.parse_args()
