@@ -25,7 +25,6 @@ from dlm_jax.config import load_config
 from dlm_jax.data.pairs import prepare_pairs, read_pairs
 from dlm_jax.diffusion.recipe import Recipe
 from dlm_jax.diffusion.recipes import RECIPES
-from dlm_jax.errors import UserError
 from dlm_jax.harness.charts import stderr
 from dlm_jax.harness.compare import compare
 from dlm_jax.harness.model import HarnessModel
@@ -55,8 +54,8 @@ def countdown(count: int, numbers: int, largest: int) -> list[dict[str, str]]:
         else:
             puzzles[",".join(map(str, [*given, *left]))] = ",".join(steps)
     else:
-        raise UserError(f"there are hardly {count} puzzles of {numbers} numbers up to {largest}; raise --largest or "
-                        "--numbers, or lower --train")
+        raise SystemExit(f"there are hardly {count} puzzles of {numbers} numbers up to {largest}; raise --largest or "
+                         "--numbers, or lower --train")
     return [{"input": asked, "output": answer} for asked, answer in puzzles.items()]
 
 
