@@ -37,7 +37,7 @@ test: lint ## lint, and every test that is not slow
 test-slow: setup ## the tests that take long: the notebook, the demo, the benchmarks, kills at random
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m slow
 
-fuzz: setup ## 2,000 changes of each file that comes from outside (DLM_FUZZ=N: N of each), and what came of them, 7 minutes
+fuzz: setup ## 2,000 changes of each file that comes from outside (DLM_FUZZ=N: N of each), and what came of them, 9 minutes
 	DLM_FUZZ=$${DLM_FUZZ:-2000} .venv/bin/python -m pytest -q -s tests/test_fuzz.py
 
 attacks: setup ## 200 flipped bits, 20 pairs of runs on one directory, 40 kills and planted files, and what came of them
