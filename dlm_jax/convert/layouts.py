@@ -48,7 +48,7 @@ LAYOUTS = {
     "dlm": Layout({"rule": ("bidirectional", "block_causal")}, {}),
     "ar": Layout({"visibility": ("causal", "token_causal"), "alignment": ("shifted",)}, {
         "vLLM": "vllm serve {path}", "SGLang": "python -m sglang.launch_server --model-path {path}",
-        "llama.cpp, after its own conversion": ""}),
+        "llama.cpp (convert_hf_to_gguf.py)": ""}),
     "sdar": Layout(BLOCKS | {"family": ("qwen3",), "alignment": ("same_position",)}, {
         "SGLang": "python -m sglang.launch_server --model-path {path} --trust-remote-code --dllm-algorithm "
                   "LowConfidence --dllm-algorithm-config {path}/dllm_config.yaml",

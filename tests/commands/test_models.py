@@ -30,7 +30,8 @@ def test_import_and_export_give_back_the_same_bits_and_tokenizer(dlm, base, tmp_
     assert description == {"out": str(tmp_path / "native"), "family": "llama", "mask_token_id": None, "rule": "causal",
                            "parameters": description["parameters"], "alignment": "shifted", "block_size": None}
     exported = json_of(dlm("export", tmp_path / "native", "--out", tmp_path / "hf", "--json"))
-    assert exported == {"out": str(tmp_path / "hf")}
+    assert exported == {"out": str(tmp_path / "hf"), "layout": "ar",
+                        "engines": "vLLM, SGLang, llama.cpp (convert_hf_to_gguf.py)"}
     original, native, exported = (load_bundle(path) for path in (base, tmp_path / "native", tmp_path / "hf"))
     assert same(original, native) and same(original, exported)
     assert original.spec.bos_token_id == exported.spec.bos_token_id == 0
