@@ -46,7 +46,7 @@ def facts_of(lm: LanguageModel, name: str, settings: Settings) -> dict[str, str]
 
 
 def write_report(out: Path, facts: Mapping[str, str], results: Mapping[str, Any], diagnosis: Diagnosis | None) -> None:
-    """Writes `report.json`, `report.md` and `report.html` into the directory `out`, which is made if need be.
+    """Writes `report.json`, `report.md` and `report.html` into the directory `out`, new or not.
 
     results: as `dlm eval --json` prints them, by task. diagnosis: of the texts of its likelihoods, if there were any.
     """
