@@ -52,6 +52,7 @@ def frontier_chart(task: str, values: Mapping[str, Any]) -> str:
             place = point["tokens_per_forward"], point[metric]
             axes.errorbar(*place, yerr=1.96 * stderr(point, metric), fmt="o", color=BLUE, elinewidth=1)
             axes.annotate(name, place, textcoords="offset points", xytext=(6, 5), fontsize=9)
+        axes.margins(x=0.2)
         axes.set_xlim(left=0)
         return svg(figure)
 
