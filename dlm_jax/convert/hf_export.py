@@ -5,7 +5,6 @@ The engines' layouts are in `layouts.py`.
 
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from dlm_jax.convert.layouts import (
     layout_fields,
     renames,
     write_companions,
+    write_json,
 )
 from dlm_jax.convert.model_card import CardOptions, model_card
 from dlm_jax.convert.published import RECORDED
@@ -96,7 +96,3 @@ def config_fields(bundle: Bundle, dtype: np.dtype) -> Fields:
     recorded = {name: spec[name] for name in ("bos_token_id", "eos_token_id")}
     recorded |= {name: spec[name] for name in RECORDED if spec[name] is not None}
     return fields | recorded | {"architectures": [CLASSES[bundle.config.family]]}
-
-
-def write_json(path: Path, fields: Fields) -> None:
-    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

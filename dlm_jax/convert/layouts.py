@@ -161,7 +161,7 @@ def write_companions(directory: Path, bundle: Bundle, name: str) -> None:
     """What engines read beside weights and `config.json`."""
     layout, spec = LAYOUTS[name], bundle.spec
     ids = {"bos_token_id": spec.bos_token_id, "eos_token_id": spec.eos_token_id, "pad_token_id": spec.eos_token_id}
-    write(directory / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+    write_json(directory / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
     if layout.own_code:
         code = CODE.format(name=layout.name, model_type=layout.model_type)
         (directory / f"modeling_{name}.py").write_text(code, encoding="utf-8")
@@ -171,8 +171,8 @@ def write_companions(directory: Path, bundle: Bundle, name: str) -> None:
     if tokenizer.exists():
         special = {key: value for key, value in read_json(tokenizer).items()
                    if key in ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token") and value is not None}
-        write(directory / "special_tokens_map.json", special)
+        write_json(directory / "special_tokens_map.json", special)
 
 
-def write(path: Path, fields: Fields) -> None:
+def write_json(path: Path, fields: Fields) -> None:
     path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
