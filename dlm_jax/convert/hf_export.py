@@ -20,12 +20,11 @@ from dlm_jax.convert.layouts import (
     default_layout,
     engines,
     layout_fields,
-    renames,
     write_companions,
     write_json,
 )
 from dlm_jax.convert.model_card import CardOptions, model_card
-from dlm_jax.convert.published import RECORDED
+from dlm_jax.convert.published import RECORDED, renamed
 from dlm_jax.convert.tensor_map import Entry, hf_shape, layer_slice, tensor_map, to_hf
 from dlm_jax.convert.tensors import Outgoing, checked_dtype, write_sharded
 from dlm_jax.models.bundle import Bundle
@@ -52,8 +51,8 @@ def write_hf(directory: Path, bundle: Bundle, shard_bytes: int = 5 * 10**9, dtyp
     served = engines(bundle, layout)
     if layout == "ar":
         bundle = autoregressive(bundle)
-    rename = renames(layout)
-    tensors = [dataclasses.replace(tensor, name=rename(tensor.name)) for tensor in outgoing(bundle, dtype)]
+    tensors = [dataclasses.replace(tensor, name=renamed(tensor.name, LAYOUTS[layout].renames))
+               for tensor in outgoing(bundle, dtype)]
     config = config_fields(bundle, tensors[0].dtype)
     if layout not in ("dlm", "ar"):
         config = layout_fields(bundle, layout, config)

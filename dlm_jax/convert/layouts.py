@@ -6,17 +6,16 @@ load it, a few lines that give that code the class name the engine looks for. `c
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from dlm_jax.convert.hf_config import Fields
-from dlm_jax.convert.published import LLADA_NAMES
+from dlm_jax.convert.published import LLADA_NAMES, Renames
 from dlm_jax.errors import UserError
 from dlm_jax.files import read_json
 from dlm_jax.models.bundle import Bundle
 
-Renames = tuple[tuple[str, str], ...]  # (old, new), applied in order to the family's tensor names
 FIXED_MASK = 151669  # SGLang and LMDeploy take no other mask id for SDAR
 CODE = '''"""The class that engines know this model by; what it computes is in modeling_dlm.py."""
 
@@ -41,6 +40,7 @@ class Layout(NamedTuple):
     name: str = ""  # of the class, before ForCausalLM
     block_field: str = "block_size"
     own_code: bool = True  # whether our PyTorch code loads it
+    renames: Renames = ()  # of the family's tensors
 
 
 BLOCKS = {"rule": ("block_causal",), "visibility": ("block_causal",)}
@@ -61,7 +61,7 @@ LAYOUTS = {
                                "llama", "StableDiffcoder"),
     "llada": Layout({"family": ("llama",), "alignment": ("same_position",), "rule": ("bidirectional",),
                      "biases": ("none",), "rope": ("none",), "heads": ("the width together",)},
-                    {"JetEngine": "", "dInfer": ""}, "llada", "LLaDA", own_code=False),
+                    {"JetEngine": "", "dInfer": ""}, "llada", "LLaDA", own_code=False, renames=LLADA_NAMES),
 }
 
 
@@ -143,18 +143,6 @@ def llada_fields(bundle: Bundle, own: Fields) -> Fields:
         "include_qkv_bias": False, "mask_token_id": spec.mask_token_id, "bos_token_id": spec.bos_token_id,
         "eos_token_id": spec.eos_token_id, "pad_token_id": spec.eos_token_id, "recipe": spec.recipe,
         "base_model": spec.base_model, "base_revision": spec.base_revision}
-
-
-def renames(name: str) -> Callable[[str], str]:
-    """The layout's name for a tensor of the family."""
-    pairs: Renames = LLADA_NAMES if name == "llada" else ()
-
-    def renamed(tensor: str) -> str:
-        for old, new in pairs:
-            tensor = tensor.replace(old, new)
-        return tensor
-
-    return renamed
 
 
 def write_companions(directory: Path, bundle: Bundle, name: str) -> None:

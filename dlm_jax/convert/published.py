@@ -13,6 +13,15 @@ from dlm_jax.models.config import FAMILIES, ModelConfig
 from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.schema.kinds import check_fields
 
+Renames = tuple[tuple[str, str], ...]  # (old, new), applied in order to the family's tensor names
+
+
+def renamed(name: str, renames: Renames) -> str:
+    """The other name of the family's tensor `name`."""
+    for old, new in renames:
+        name = name.replace(old, new)
+    return name
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -20,13 +29,11 @@ class Source:
 
     fields: Fields  # a `config.json` of the family
     spec: Mapping[str, object]  # the fields of `DiffusionSpec` that the checkpoint determines
-    renames: tuple[tuple[str, str], ...] = ()  # (old, new), applied in order to the family's tensor names
+    renames: Renames = ()
 
     def stored_name(self, name: str) -> str:
         """The checkpoint's name for the family's tensor `name`."""
-        for old, new in self.renames:
-            name = name.replace(old, new)
-        return name
+        return renamed(name, self.renames)
 
 
 def recognize(fields: Fields, stored: Mapping[str, Stored]) -> Source:

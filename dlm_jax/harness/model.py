@@ -218,7 +218,7 @@ class HarnessModel(TemplateLM):
                 for batch in (group[start:start + size] for start in range(0, len(group), size)):
                     for i, sample, text in self.generate(batch, settings, length):
                         results[i] = cut(text, self.generation(requests[i].args[1])[2])
-                        self.costs[cost_key(requests[i])] = sample.new_tokens, sample.nfe
+                        self.costs[document_of(requests[i])] = sample.new_tokens, sample.nfe
                         self.remember("generate_until", {i: requests[i]}, results)
                         bar.update()
         return results
@@ -251,12 +251,12 @@ def document_of(request: Instance) -> str:
     """What identifies the document of a request: its task and number, or else its context."""
     if request.task_name is None or request.doc_id is None:
         return repr(request.args[0])
-    return f"{request.task_name} {request.doc_id}"
+    return document_name(request.task_name, request.doc_id)
 
 
-def cost_key(request: Instance) -> str:
-    """What the cost of an answer is filed under."""
-    return f"{request.task_name} {request.doc_id}"
+def document_name(task: str, number: int) -> str:
+    """What identifies a document of a task."""
+    return f"{task} {number}"
 
 
 def stream_of(context: str, repeat: int) -> int:

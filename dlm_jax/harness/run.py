@@ -10,7 +10,7 @@ from typing import Any
 from dlm_jax.convert.origin import weights_sha256
 from dlm_jax.errors import UserError
 from dlm_jax.files import write_text
-from dlm_jax.harness.model import HarnessModel
+from dlm_jax.harness.model import HarnessModel, document_name
 from dlm_jax.models.bundle import Bundle
 
 OWN_TASKS = Path(__file__).parent / "tasks"
@@ -57,7 +57,7 @@ def evaluate(model: HarnessModel, tasks: Sequence[str], out: Path | None = None,
 
 def speed(model: HarnessModel, task: str, samples: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Tokens per forward pass of what was written for a task's documents; nothing if nothing was."""
-    costs = [model.costs.get(f"{task} {document}") for document in {sample["doc_id"] for sample in samples}]
+    costs = [model.costs.get(document_name(task, document)) for document in {sample["doc_id"] for sample in samples}]
     tokens, passes = (sum(cost[i] for cost in costs if cost) for i in (0, 1))
     return {"tokens_per_forward": tokens / passes} if passes else {}
 
