@@ -76,6 +76,13 @@ def make_plan(rule: Rule | Plan, keys: int, segments: Int[Array, "b K"] | None =
 
 
 @shape_checked
+def plan_intervals(lo: Int[Array, "b regions Q"], hi: Int[Array, "b regions Q"], keys: int) -> Plan:
+    """The plan of queries that see the keys lo .. hi - 1 of each region, of `keys` keys; none where lo = hi."""
+    lo, hi = (jnp.where(hi > lo, x, 0).astype(jnp.int32) for x in (lo, hi))
+    return Plan(lo, hi, tile_ranges(lo, hi, None, keys), edges=None, rule=None, has_documents=True)
+
+
+@shape_checked
 def visible_pairs(rule: Rule, length: int,
                   segments: Int[Array, "b K"] | None = None) -> Int[Array, " batch"] | Float[Array, " batch"]:
     """How many (query, key) pairs are visible in each sequence (one count where all have the same mask), exactly and

@@ -14,7 +14,7 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from dlm_jax.attention.dispatch import attend
-from dlm_jax.attention.plan import make_plan
+from dlm_jax.attention.plan import Plan, make_plan
 from dlm_jax.attention.rules import Rule
 from dlm_jax.models.config import ModelConfig, Rope
 from dlm_jax.models.sharding import gather_weights
@@ -100,13 +100,21 @@ def forward_cached(params: Params, tokens: Tokens, cache: Cache, first: Int[Arra
     n = tokens.shape[1]
     positions = jnp.atleast_1d(jnp.asarray(first, jnp.int32))[:, None] + jnp.arange(n, dtype=jnp.int32)
     plan = make_plan(rule, cache.k.shape[2], segments, n, first, documents)
+    return forward_planned(params, tokens, positions, cache, plan, config,
+                           lambda cached, index, new: write_layer(cached, index, new, first, write))
 
+
+def forward_planned(params: Params, tokens: Tokens, positions: Int[Array, "#b n"], cache: Cache, plan: Plan,
+                    config: ModelConfig, write: Callable[[Array, Array, Array], jax.Array]
+                    ) -> tuple[Float[jax.Array, "b n d"], Cache]:
+    """`forward_cached` for tokens at any `positions`, which see the cache by `plan`, once `write(keys or values of the
+    cache, index of the layer, those of the tokens)` has written theirs into it."""
     def body(carry: tuple[jax.Array, Cache], inputs: tuple[jax.Array, Params]
              ) -> tuple[tuple[jax.Array, Cache], None]:
         (x, cache), (index, w) = carry, inputs
 
         def attend_cache(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[Array, Cache]:
-            new = Cache(write_layer(cache.k, index, k, first, write), write_layer(cache.v, index, v, first, write))
+            new = Cache(write(cache.k, index, k), write(cache.v, index, v))
             return attend(q, new.k[index], new.v[index], plan), new
 
         return layer(x, w, positions, config, attend_cache), None

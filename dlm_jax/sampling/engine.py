@@ -78,8 +78,9 @@ def fill_shard(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: 
     block_size = sampler.block_size or n
     origin = first_blocks(canvas.masked, block_size, spec)
     model = CanvasModel(params, canvas.segments, documents, origin, config, spec, block_size)
-    if isinstance(sampler.unmasking.selector, Speculate):
-        return write_left_to_right(model, new_trace(canvas), keys, sampler)
+    if isinstance(selector := sampler.unmasking.selector, Speculate):
+        outcomes = min(selector.outcomes, block_size) if block_size > 1 else 0
+        return write_left_to_right(model, new_trace(canvas), keys, sampler, outcomes)
     return denoise(model, new_trace(canvas), keys, sampler)
 
 

@@ -1,10 +1,10 @@
 """Left-to-right decoding: autoregressive, and self-speculative, which gives the same text in fewer forward passes.
 
 A model with a token-causal clean half can do both. Its noisy half drafts the rest of a block at once; its clean half
-verifies the draft in one causal forward pass, which gives the token it would have written at each position. The longest
-prefix on which the two agree is kept, and the first token after it is the causal half's own (linear self-speculation,
-Nemotron-Labs-Diffusion, arXiv 2607.05722). What is drawn at a position depends only on its key and on the text before
-it, so the text is that of autoregressive decoding, token for token, at any temperature.
+verifies the draft causally, which gives the token it would have written at each position. The longest prefix on which
+the two agree is kept, and the first token after it is the causal half's own. The same forward pass writes the next
+draft (`drafting.py`), so each gives at least one token. What is drawn at a position depends only on its key and on the
+text before it, so the text is that of autoregressive decoding, token for token, at any temperature.
 
 With blocks of one token there is nothing to draft, and this is plain autoregressive decoding with a cache.
 
@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from dlm_jax.models.transformer import unembed
-from dlm_jax.sampling.cached_forward import CACHES, CacheState, CanvasModel, empty_cache_state, forward_block, prefill
+from dlm_jax.models.transformer import Cache, unembed
+from dlm_jax.sampling.cached_forward import CACHES, CanvasModel, empty_cache_state, prefill
+from dlm_jax.sampling.drafting import Draft, likeliest_outcomes, take_outcome, verify_and_draft, with_scratch
 from dlm_jax.sampling.proposal import without
 from dlm_jax.sampling.trace import (
     Sampler,
@@ -38,14 +39,18 @@ class SpeculationState:
     """The loop carry."""
 
     trace: Trace
-    cache_state: CacheState
-    drafted: Bool[Array, " b"]  # the masked positions of the current block hold a draft
+    cache: Cache
+    draft: Draft
     steps_taken: Int[Array, " b"]  # how often each sequence has committed tokens
 
 
-def write_left_to_right(model: CanvasModel, trace: Trace, keys: Key[Array, " b"], sampler: Sampler) -> Trace:
+def write_left_to_right(model: CanvasModel, trace: Trace, keys: Key[Array, " b"], sampler: Sampler, outcomes: int
+                        ) -> Trace:
     """Fills the masked positions, which are the last of each sequence, one after the other. The prefill of the prompt
-    gives the first token."""
+    gives the first token.
+
+    outcomes: for how many outcomes of a verification the next draft is written; 0 for autoregressive decoding.
+    """
     b, n = trace.tokens.shape
     cache_state = empty_cache_state(model, CACHES["block"])
     first = jnp.argmax(trace.masked, -1)
@@ -55,50 +60,61 @@ def write_left_to_right(model: CanvasModel, trace: Trace, keys: Key[Array, " b"]
     trace = count_forward(trace, jnp.ones(b, bool))
     trace = commit(trace, kept, token, confidence, jnp.ones(b, jnp.int32), sampler)
     notify(sampler.callback, trace)
-    start = SpeculationState(trace, cache_state, drafted=jnp.zeros(b, bool), steps_taken=jnp.ones(b, jnp.int32))
+    assert cache_state.cache is not None
+    cache = with_scratch(cache_state.cache, outcomes * model.block_size)
+    start = SpeculationState(trace, cache, Draft(first + 1, jnp.zeros((b, n))), steps_taken=jnp.ones(b, jnp.int32))
     return jax.lax.while_loop(lambda s: jnp.any(unfinished(s.trace)),
-                              lambda s: draft_or_verify(s, model, keys, sampler), start).trace
+                              lambda s: speculate(s, model, keys, sampler, outcomes), start).trace
 
 
-def draft_or_verify(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"], sampler: Sampler
-                    ) -> SpeculationState:
-    """One forward pass of the batch: some sequences draft the rest of the block that holds their last committed token,
-    and the others verify that block causally."""
+def speculate(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"], sampler: Sampler, outcomes: int
+              ) -> SpeculationState:
+    """One forward pass of the batch, over the block that holds each sequence's last committed token."""
     trace, size = state.trace, model.block_size
-    active = unfinished(trace)
+    index, active = jnp.arange(trace.tokens.shape[1]), unfinished(trace)
     first = jnp.argmax(trace.masked, -1)
     start = (first - 1) // size * size
-    # At a block's start the next token is already predicted, so there is nothing to draft.
-    drafts = (first % size != 0) & ~state.drafted
-    proposed, confidence, cache_state = propose_block(state, start, drafts, model, keys, sampler)
-    # The masked positions, of all n, that this block's outputs predict.
-    open_positions = trace.masked & (jnp.arange(trace.tokens.shape[1]) <= start[:, None] + size) & active[:, None]
-    kept = agreed_prefix(open_positions, proposed == trace.tokens) & ~drafts[:, None]
-    drafted_tokens = jnp.where(open_positions & drafts[:, None], proposed, trace.tokens)
-    trace = dataclasses.replace(count_forward(trace, active), tokens=drafted_tokens)
-    steps_taken = state.steps_taken + (~drafts).astype(jnp.int32)
-    trace = commit(trace, kept, proposed, confidence, steps_taken, sampler)
+    expected = likeliest_outcomes(first, state.draft, size, outcomes)
+    clean, noisy, cache = verify_and_draft(model, trace.tokens, start, expected, state.cache)
+
+    proposed, confidence = propose_block(model, clean, start, keys, sampler)
+    # The drafted positions and the one after them.
+    verified = trace.masked & (index <= state.draft.end[:, None]) & active[:, None]
+    kept = agreed_prefix(verified, proposed == trace.tokens)
+    steps_taken = state.steps_taken + active
+    trace = commit(count_forward(trace, active), kept, proposed, confidence, steps_taken, sampler)
     notify(sampler.callback, trace)
-    return SpeculationState(trace, cache_state, drafts, steps_taken)
+    # The last kept token is the verifier's own; the draft of its outcome starts behind it.
+    last = first + jnp.sum(kept, -1) - 1
+    draft = Draft(last + 1, state.draft.confidence)
+    if outcomes:
+        trace, draft = keep_draft(trace, last, expected, noisy, model, keys, sampler)
+    return SpeculationState(trace, cache, draft, steps_taken)
 
 
-def propose_block(state: SpeculationState, start: Int[Array, " b"], drafts: Bool[Array, " b"], model: CanvasModel,
-                  keys: Key[Array, " b"], sampler: Sampler
-                  ) -> tuple[Int[Array, "b n"], Float32[Array, "b n"], CacheState]:
-    """Proposals from the block at `start`: noisy where a sequence `drafts`, clean elsewhere.
+def keep_draft(trace: Trace, last: Int[Array, " b"], expected: Int[Array, "b m"], noisy: Float[Array, "b m w d"],
+               model: CanvasModel, keys: Key[Array, " b"], sampler: Sampler) -> tuple[Trace, Draft]:
+    """The trace with the draft of what follows position `last`, the outcome, in its block; none if `last` was not among
+    the expected outcomes."""
+    size, index = model.block_size, jnp.arange(trace.tokens.shape[1])
+    start = last // size * size
+    hidden, found = take_outcome(noisy, expected, last)
+    if model.spec.alignment == "same_position":  # move the outputs to one position before their tokens
+        hidden = jnp.roll(hidden, -1, axis=1)
+    tokens, confidence = propose_block(model, hidden, start, keys, sampler)
+    end = jnp.where(found, start + size, last + 1)
+    drafted = trace.masked & (index > last[:, None]) & (index < end[:, None])
+    return dataclasses.replace(trace, tokens=jnp.where(drafted, tokens, trace.tokens)), Draft(end, confidence)
 
-    Returns tokens [b, n], the model's probability of each, and the cache. The output at a position predicts the next
-    one, so they are meaningful at start + 1 .. start + w of each sequence only.
-    """
-    trace, size = state.trace, model.block_size
-    tokens = jnp.where(trace.masked & drafts[:, None], model.spec.mask_token_id or 0, trace.tokens)
-    finished = jnp.where(drafts, start, start + size)
-    hidden, _, cache_state = forward_block(model, tokens, start, finished, state.cache_state)
-    if model.spec.alignment == "same_position":  # move a draft's outputs to one position before their tokens
-        hidden = jnp.where(drafts[:, None, None], jnp.roll(hidden, -1, axis=1), hidden)
+
+def propose_block(model: CanvasModel, hidden: Float[Array, "b w d"], start: Int[Array, " b"], keys: Key[Array, " b"],
+                  sampler: Sampler) -> tuple[Int[Array, "b n"], Float32[Array, "b n"]]:
+    """Tokens [b, n], and the model's probability of each, from the outputs of the block at `start`, each of which
+    predicts the next token. They are meaningful at start + 1 .. start + w of each sequence only."""
+    size, n = model.block_size, model.segments.shape[1]
     proposed, confidence = propose(model, hidden, start[:, None] + 1 + jnp.arange(size), keys, sampler)
-    index = jnp.clip(jnp.arange(trace.tokens.shape[1]) - 1 - start[:, None], 0, size - 1)
-    return (jnp.take_along_axis(proposed, index, -1), jnp.take_along_axis(confidence, index, -1), cache_state)
+    index = jnp.clip(jnp.arange(n) - 1 - start[:, None], 0, size - 1)
+    return jnp.take_along_axis(proposed, index, -1), jnp.take_along_axis(confidence, index, -1)
 
 
 @shape_checked

@@ -1,7 +1,7 @@
 """An unmasking strategy is written as a selector, optionally followed by revisions:
 
     confidence, margin, entropy, left_to_right, random, threshold:0.9, factor:1, entropy_bound:0.5,
-    diffullama_random, diffullama_confidence:0.95, speculate; and +remask:0.3, +edit:0.9
+    diffullama_random, diffullama_confidence:0.95, speculate:4; and +remask:0.3, +edit:0.9
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from dlm_jax.sampling.selector import (
     TopScore,
 )
 
+MAX_OUTCOMES = 64
 SCHEDULES = {"linear": linear, "cosine": cosine}
 
 T = TypeVar("T")
@@ -32,6 +33,14 @@ T = TypeVar("T")
 class Speculate:
     """Not a selector: text is written left to right, exactly as the model's causal half would write it, and diffusion
     only drafts ahead (`speculation.py`)."""
+
+    # For how many outcomes of a verification the next draft is written in the same forward pass, which then computes
+    # 1 + outcomes blocks.
+    outcomes: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.outcomes <= MAX_OUTCOMES:
+            raise UserError(f"speculate drafts for 1 to {MAX_OUTCOMES} outcomes, not for {self.outcomes}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +68,7 @@ SELECTORS: dict[str, tuple[Callable[..., Selector | Speculate], str]] = {
     "diffullama_random": (lambda: DiffuLLaMARandom(), "diffullama_random"),
     "diffullama_confidence": (lambda temperature="0.95": DiffuLLaMAConfidence(float(temperature)),
                               "diffullama_confidence or diffullama_confidence:0.9"),
-    "speculate": (lambda: Speculate(), "speculate"),
+    "speculate": (lambda outcomes="1": Speculate(int(outcomes)), "speculate or speculate:4"),
 }
 REVISIONS: dict[str, tuple[Callable[..., Revision], str]] = {
     "remask": (lambda probability: Remask(float(probability)), "remask:0.3"),

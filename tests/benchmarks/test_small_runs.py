@@ -61,6 +61,19 @@ def test_a_base_is_fine_tuned_both_ways_and_scored_on_the_same_questions(printed
 
 @needs("lm_eval")
 @pytest.mark.slow
+@pytest.mark.parametrize("task", ("records", "countdown"))
+def test_quality_against_speed_is_measured_over_seeds(printed, tmp_path, task):
+    table = printed("frontier", task, "--workdir", tmp_path, "--steps", 2, "--ar-steps", 2, "--train", 64, "--test", 3,
+                    "--alone", 1, "--seeds", 2, "--strategies", "threshold:0.9,speculate:2", "--figure",
+                    tmp_path / "frontier.png")
+    found = rows(table, 7)
+    assert [row[0] for row in found] == ["autoregressive", "threshold:0.9", "speculate:2"]
+    assert all(positive(*row[2:]) for row in found) and found[0][4] == "1.00 ± 0.00"
+    assert (tmp_path / "frontier.png").stat().st_size > 1000
+
+
+@needs("lm_eval")
+@pytest.mark.slow
 def test_base_adapted_and_from_scratch_are_evaluated_on_the_same_texts(printed, shared, tmp_path):
     table = printed("quality", "--base", shared / "stories260k", "--data", shared, "--workdir", tmp_path, "--steps", 2,
                     "--limit", 3, "--samples", 4, "--max-tokens", 16)

@@ -165,7 +165,8 @@ def test_revisions_follow_a_plus(revision):
                                   "threshold:1.5", "threshold:-0.1", "threshold:nan", "factor:0", "factor:-1",
                                   "entropy_bound:-1", "random:even", "left_to_right:", "threshold:0.9+",
                                   "threshold:0.9+remask", "threshold:0.9+edit:2", "confidence+confidence",
-                                  "speculate:3", "speculate+edit:0.9", "diffullama_confidence:0"))
+                                  "speculate:0", "speculate:x", "speculate:65", "speculate+edit:0.9",
+                                  "diffullama_confidence:0"))
 def test_text_that_is_no_unmasking_strategy_is_refused(name):
     with pytest.raises(UserError):
         parse_unmasking(name)

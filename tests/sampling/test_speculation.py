@@ -1,11 +1,15 @@
 """Self-speculation is lossless: the text equals autoregressive decoding of the same model, token for token."""
 
 import dataclasses
+import itertools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
+from scipy.special import softmax
 
 import dlm_jax
 from dlm_jax.errors import UserError
@@ -23,14 +27,14 @@ def autoregressive(model):
 
 @pytest.mark.parametrize("alignment", ("same_position", "shifted"))
 @pytest.mark.parametrize("temperature", (0.0, 1.0))
-@pytest.mark.parametrize("block", (1, 4, 7))
-def test_speculation_equals_autoregressive_decoding_token_for_token(toy, prompts, alignment, temperature, block):
+@pytest.mark.parametrize("block,outcomes", ((1, 1), (4, 1), (4, 4), (7, 1), (7, 3)))
+def test_speculation_equals_autoregressive_decoding_token_for_token(toy, prompts, alignment, temperature, block,
+                                                                    outcomes):
     model = toy("block_causal", alignment, block, half="token_causal")
     expected = autoregressive(model).continued(prompts, 20, temperature=temperature)
-    samples = model.continued(prompts, 20, unmasking="speculate", temperature=temperature)
+    samples = model.continued(prompts, 20, unmasking=f"speculate:{outcomes}", temperature=temperature)
     assert [s.tokens for s in samples] == [s.tokens for s in expected]
-    if block > 1:
-        assert all(s.nfe <= 2 * 20 for s in samples)  # at worst a draft and a verification per token
+    assert all(s.nfe <= 20 for s in samples)  # every forward pass gives a token
 
 
 @pytest.mark.slow
@@ -66,44 +70,64 @@ def test_speculation_keeps_nothing_after_an_end_token(toy, prompts):
         assert a.tokens == b.tokens[:length]
 
 
-def test_a_perfect_draft_gives_one_block_per_two_forward_passes(toy, prompts):
+def test_a_perfect_draft_gives_one_block_per_forward_pass(toy, prompts):
     """A model that always writes the same token: every draft is right."""
     model = toy("block_causal", "shifted", 4, half="token_causal")
     constant = {**model.params, "final_norm": {"scale": model.params["final_norm"]["scale"] * 0}}
-    sample = dataclasses.replace(model, params=constant).continued([[1, 2, 3, 4]], 17, unmasking="speculate")[0]
-    # the prefill gives position 4; each block of four then takes a draft and a verification, which also gives the first
-    # token of the next block
-    assert sample.nfe == 1 + 2 * 4
+    sample = dataclasses.replace(model, params=constant).continued([[1, 2, 3, 4]], 17, unmasking="speculate:4")[0]
+    # The prefill gives position 4 and the next pass position 5 and the first draft; then each gives the rest of a block
+    # and the first token of the next.
+    assert sample.nfe == 2 + 4
 
 
-def passes(model, text, prompt_length, size):
+def passes(model, text, prompt_length, size, outcomes):
     """The forward passes in which a plain loop writes `text`: drafts by full passes, checked against the text."""
     is_shifted, n = model.spec.alignment == "shifted", len(text)
-    count, first = 1, prompt_length + 1  # the prefill gives the first token
+    count, first, draft = 1, prompt_length + 1, []  # the prefill gives the first token
     while first < n:
-        end, draft = min((first - 1) // size * size + size, n), {}
-        if first % size:
-            count += 1
-            noisy = np.array([*text[:first], *[30] * (end - first)])
+        count += 1
+        accepted = np.cumprod([1.0, *(c for _, c in draft)])
+        mismatch = accepted * [*(1 - c for _, c in draft), 1.0]
+        expected = first + np.argsort(-mismatch, kind="stable")[:outcomes]
+        agreed = 0
+        while agreed < len(draft) and first + agreed < n and draft[agreed][0] == text[first + agreed]:
+            agreed += 1
+        outcome = first + agreed
+        first, draft = outcome + 1, []
+        if outcome in expected and first < n:
+            end = outcome // size * size + size
+            noisy = np.array([*text[:outcome], *[30] * (end - outcome)])
             logits = np.array(model.logits(noisy[None], rule="token_causal", block_size=size))[0]
             logits[:, 30] = -np.inf
-            draft = {p: logits[p - is_shifted].argmax() for p in range(first, end)}
-        count += 1
-        while first < min(end, n - 1) and draft.get(first) == text[first]:
-            first += 1
-        first += 1
+            p = np.exp(logits - logits.max(-1, keepdims=True))
+            p /= p.sum(-1, keepdims=True)
+            draft = [(p[i - is_shifted].argmax(), p[i - is_shifted].max()) for i in range(first, end)]
     return count
 
 
 @pytest.mark.parametrize("alignment", ("same_position", "shifted"))
-def test_speculation_takes_as_many_passes_as_its_drafts_deserve(toy, prompts, alignment):
+@pytest.mark.parametrize("outcomes", (1, 2, 4))
+def test_speculation_takes_as_many_passes_as_its_drafts_deserve(toy, prompts, alignment, outcomes):
     """A worse draft changes no text, only this count. A narrow vocabulary makes some drafts right."""
     model = toy("block_causal", alignment, 4, half="token_causal")
     head = {"weight": model.params["head"]["weight"].at[4:].set(0)} if "head" in model.params else None
     model = dataclasses.replace(model, params=model.params | ({"head": head} if head else {}))
-    samples = model.continued(prompts, 21, unmasking="speculate")
-    counts = [passes(model, sample.tokens, len(prompt), 4) for sample, prompt in zip(samples, prompts)]
+    samples = model.continued(prompts, 21, unmasking=f"speculate:{outcomes}")
+    counts = [passes(model, sample.tokens, len(prompt), 4, outcomes) for sample, prompt in zip(samples, prompts)]
     assert [sample.nfe for sample in samples] == counts and len(set(counts)) > 1
+
+
+def test_sampled_speculation_draws_from_the_autoregressive_distribution(toy):
+    """Texts of four tokens out of three against their exact probabilities; drafts are checked from the third on."""
+    model, prompt, count = toy("block_causal", "shifted", 4, half="token_causal"), [5, 6, 7, 8], 4096
+    settings = {"unmasking": "speculate:2", "temperature": 1.0, "suppress_tokens": tuple(range(3, 30))}
+    samples = model.continued([prompt] * count, 4, **settings)
+    texts = np.array(list(itertools.product(range(3), repeat=4)))
+    logits = model.logits(np.array([[*prompt, *text] for text in texts]), rule="causal")[:, 3:-1, :3]
+    log_p = np.take_along_axis(np.array(jax.nn.log_softmax(logits)), texts[..., None], -1).sum((1, 2)).astype(float)
+    drawn = np.bincount([np.ravel_multi_index(sample.tokens[4:], (3,) * 4) for sample in samples], minlength=81)
+    assert scipy.stats.chisquare(drawn, count * softmax(log_p)).pvalue > 1e-3
+    assert len({sample.nfe for sample in samples}) > 1  # some drafts were kept
 
 
 def test_requests_that_cannot_be_written_left_to_right_are_refused(toy):
