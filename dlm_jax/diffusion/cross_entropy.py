@@ -13,6 +13,8 @@ from dlm_jax.typing import Array, Float, Float32, Hidden, Int, Tokens, shape_che
 
 Unembed = Callable[[jax.Array], jax.Array]  # hidden states [..., d] to logits [..., v]
 
+TokenLoss = Callable[[jax.Array, jax.Array], jax.Array]  # (logits [b, n, v], targets [b, n]) to losses [b, n]
+
 # The logits of one chunk are at most this many numbers, 128 MiB in fp32.
 LOGITS_BUDGET = 2**25
 
@@ -42,14 +44,33 @@ def cross_entropy(logits: Float[Array, "*n v"], targets: Int[Array, "*n"]) -> Fl
 
 
 @shape_checked
+def uncertainty(logits: Float[Array, "*n v"], targets: Int[Array, "*n"]) -> Float[jax.Array, "*n"]:
+    """The entropy of softmax(2 logits) in nats where the most likely token is the target, 0 elsewhere: what
+    certainty-forcing minimizes (dParallel, arXiv 2509.26488, with its temperature of 1/2)."""
+    log_p = jax.nn.log_softmax(2 * logits, -1)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.where(picked == jnp.max(logits, -1), -jnp.sum(jnp.exp(log_p) * log_p, -1), 0.0)
+
+
+@shape_checked
 def cross_entropy_sums(hidden: Hidden, targets: Tokens, weights: Float[Array, "c b n"], unembed: Unembed,
-                       vocab_size: int) -> Float32[jax.Array, " c"]:
-    """The sum over tokens of weight times cross-entropy, for each of c weightings. A token of weight 0 adds nothing."""
+                       vocab_size: int, extra: TokenLoss | None = None) -> Float32[jax.Array, " sums"]:
+    """The sum over tokens of weight times cross-entropy, for each of c weightings. A token of weight 0 adds nothing.
+
+    extra: a second loss of each token; its sum under the first weighting is appended.
+    """
     def sums(hidden: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-        losses = cross_entropy(unembed(hidden), targets)
-        return jnp.sum(jnp.where(weights > 0, weights * losses, 0.0), axis=(1, 2))
+        logits = unembed(hidden)
+        found = weighted_sums(cross_entropy(logits, targets), weights)
+        return found if extra is None else jnp.concatenate([found, weighted_sums(extra(logits, targets), weights[:1])])
 
     return sum_in_chunks(sums, vocab_size, (hidden, 1), (targets, 1), (weights, 2))
+
+
+@shape_checked
+def weighted_sums(losses: Float[Array, "b n"], weights: Float[Array, "c b n"]) -> Float[jax.Array, " c"]:
+    """The sum over tokens of weight times loss, for each weighting. A token of weight 0 adds nothing."""
+    return jnp.sum(jnp.where(weights > 0, weights * losses, 0.0), axis=(1, 2))
 
 
 @shape_checked

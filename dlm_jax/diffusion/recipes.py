@@ -48,6 +48,13 @@ RECIPES = {
         # Dream, arXiv 2508.15487: DiffuLLaMA's shift at full visibility, weighted by the closeness of context (CART).
         Recipe("dream", streams=1, alignment="shifted", loss_weight="cart"),
 
+        # dParallel, arXiv 2509.26488: certainty-forcing distillation, on the model's own answers. Half of each block is
+        # masked, and in a second row the other half; the loss is the cross-entropy plus twice the entropy at the tokens
+        # that are right already. Here as a sequel to `hybrid_shifted`, whose clean half stays the AR model; the authors
+        # continue LLaDA and Dream with LoRA of rank 128, in blocks of 32 of one stream.
+        Recipe("dparallel", streams=2, alignment="shifted", block_size=16, complementary=True, t_min=0.49, t_max=0.51,
+               loss_weight="none", normalizer="masked", clean_half="token_causal", ar_weight=1.0, certainty_weight=2.0),
+
         # Our own: shifted, with a token-causal clean half, an AR loss beside the diffusion loss, and position-dependent
         # masking. The argument is in docs/claims.md (a 260k model, 0.8M tokens; numbers in nats). A token-causal clean
         # half costs nothing and leaves an AR model inside. With the shift, both halves predict a token from the

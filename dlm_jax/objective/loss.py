@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from dlm_jax.attention.rules import Causal, Rule
-from dlm_jax.diffusion.cross_entropy import divergence_sum, shift, shift_two_streams
+from dlm_jax.diffusion.cross_entropy import divergence_sum, shift, shift_two_streams, uncertainty
 from dlm_jax.diffusion.noise import NoisyBatch
 from dlm_jax.diffusion.recipe import Recipe
 from dlm_jax.models.config import ModelConfig
@@ -96,8 +96,11 @@ def loss_sums(params: Params, batch: NoisyBatch, rule: Rule, mask_id: TokenId | 
     by_source = masked[None] * batch.source.T[..., None]  # [sources, b, n]
     weights = jnp.concatenate([jnp.stack([batch.weight, masked]), by_source])
     hidden = align_to_targets(noisy, clean, batch.documents, recipe)
-    sums = sharded_cross_entropy(params, hidden, batch.tokens, weights, config)
-    loss, masked_loss, source_losses = sums[0], sums[1], sums[2:]
+    extra = uncertainty if recipe.certainty_weight else None
+    sums = sharded_cross_entropy(params, hidden, batch.tokens, weights, config, extra)
+    loss, masked_loss, source_losses = sums[0], sums[1], sums[2:len(weights)]
+    if recipe.certainty_weight:
+        loss += recipe.certainty_weight * sums[-1]
     by_source_sums = jnp.stack([source_losses, jnp.sum(by_source, (1, 2))], 1)
     ar_loss = kl = jnp.zeros(())
     if recipe.ar_weight and clean is not None:

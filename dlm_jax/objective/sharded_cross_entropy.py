@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 from jax.typing import DTypeLike
 
-from dlm_jax.diffusion.cross_entropy import cross_entropy_sums
+from dlm_jax.diffusion.cross_entropy import TokenLoss, cross_entropy_sums
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.sharding import partition_spec
 from dlm_jax.models.transformer import unembed
@@ -21,9 +21,9 @@ from dlm_jax.typing import Array, Float, Float32, Hidden, Tokens, shape_checked
 
 @shape_checked
 def sharded_cross_entropy(params: Params, hidden: Hidden, targets: Tokens, weights: Float[Array, "c b n"],
-                          config: ModelConfig) -> Float32[jax.Array, " c"]:
+                          config: ModelConfig, extra: TokenLoss | None = None) -> Float32[jax.Array, " sums"]:
     """`cross_entropy_sums` through the model's head: for each weighting, the sum over tokens of weight times
-    cross-entropy.
+    cross-entropy; and with an `extra` loss, that of the first weighting.
 
     In a mesh the head, which has fewer rows than a batch has tokens, is gathered once, and the gradients of all chunks
     of logits add up in fp32 on each device before they travel. Left to itself, the compiler moves them for each chunk.
@@ -33,7 +33,7 @@ def sharded_cross_entropy(params: Params, hidden: Hidden, targets: Tokens, weigh
     head = params[group][name]
     mesh = jax.sharding.get_abstract_mesh()
     if axis_size(*AXES) == 1 or AxisType.Manual in mesh.axis_types:
-        return local_cross_entropy(head, hidden, targets, weights, config)
+        return local_cross_entropy(head, hidden, targets, weights, config, extra)
     head_spec = partition_spec(path, weight_table(config)[path], mesh.shape)
     rows = BATCH_AXES if hidden.shape[0] % axis_size(*BATCH_AXES) == 0 else ()
     columns = ("tensor",) if hidden.shape[1] % axis_size("tensor") == 0 else ()
@@ -42,7 +42,7 @@ def sharded_cross_entropy(params: Params, hidden: Hidden, targets: Tokens, weigh
 
     def local(shard: jax.Array, hidden: Array, targets: Array, weights: Array) -> jax.Array:
         head = all_gather_weight(shard, tuple(head_spec), hidden.dtype)
-        return local_cross_entropy(head, hidden, targets, weights, config)[:, None]
+        return local_cross_entropy(head, hidden, targets, weights, config, extra)[:, None]
 
     sums = jax.shard_map(local, in_specs=(head_spec, tokens_spec, tokens_spec, weights_spec),
                          out_specs=PartitionSpec(None, (*rows, *columns)), check_vma=False)(
@@ -55,11 +55,13 @@ def head_path(config: ModelConfig) -> str:
     return "embed.tokens" if config.tied_head else "head.weight"
 
 
-def local_cross_entropy(head: Array, hidden: Array, targets: Array, weights: Array, config: ModelConfig) -> jax.Array:
+def local_cross_entropy(head: Array, hidden: Array, targets: Array, weights: Array, config: ModelConfig,
+                        extra: TokenLoss | None) -> jax.Array:
     """`cross_entropy_sums` of a device's own tokens under the full head."""
     group, name = head_path(config).split(".")
     params = {group: {name: head}}
-    return cross_entropy_sums(hidden, targets, weights, lambda h: unembed(params, h, config), config.vocab_size)
+    return cross_entropy_sums(hidden, targets, weights, lambda h: unembed(params, h, config), config.vocab_size,
+                              extra)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

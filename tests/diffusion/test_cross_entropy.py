@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlm_jax.diffusion import cross_entropy
-from dlm_jax.diffusion.cross_entropy import cross_entropy_sums, shift, shift_two_streams
+from dlm_jax.diffusion.cross_entropy import cross_entropy_sums, shift, shift_two_streams, uncertainty
 
 
 def test_shift_puts_the_previous_hidden_state_at_each_position_and_zeros_at_the_first():
@@ -64,6 +64,22 @@ def test_chunks_keep_the_logits_within_the_budget(monkeypatch):
     jax.eval_shape(lambda: cross_entropy_sums(jnp.zeros((2, 50, 4)), jnp.zeros((2, 50), int), jnp.ones((1, 2, 50)),
                                               unembed, 11))
     assert set(seen) == {(2, 3, 4)}
+
+
+def test_only_tokens_that_are_already_right_are_pressed_to_be_certain():
+    logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.4, 0.3, 0.3], [0.2, 0.5, 0.3]]))
+    p = np.array([0.49, 0.04, 0.01]) / 0.54  # softmax(2 logits): the probabilities squared
+    expected = [-np.sum(p * np.log(p)), 0, 0]
+    np.testing.assert_allclose(uncertainty(logits, jnp.array([0, 2, 0])), expected, rtol=1e-6)
+
+
+def test_an_extra_loss_is_summed_under_the_first_weighting(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS_BUDGET", 30)  # one token per chunk
+    logits = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    targets, weights = jnp.argmax(logits, -1).at[:, 0].set(0), jax.random.uniform(jax.random.key(1), (2, 2, 5))
+    sums = cross_entropy_sums(logits, targets, weights, lambda h: h, 3, uncertainty)
+    np.testing.assert_allclose(sums[:2], cross_entropy_sums(logits, targets, weights, lambda h: h, 3), rtol=1e-6)
+    np.testing.assert_allclose(sums[2], jnp.sum(weights[0] * uncertainty(logits, targets)), rtol=1e-5)
 
 
 def test_a_token_of_weight_zero_adds_nothing_even_where_its_loss_is_infinite():

@@ -70,7 +70,8 @@ def test_recipes_have_the_settings_of_their_papers():
     efficient = recipe("efficient_dlm")
     assert (efficient.block_size, efficient.half_life, efficient.alignment) == (16, 0.1, "same_position")
     assert (recipe("diffullama").anneal_steps, recipe("diffullama").alignment) == (10_000, "shifted")
-    assert {r.t_min for r in RECIPES.values()} == {1e-3}
+    assert {r.t_min for r in RECIPES.values()} == {1e-3, 0.49}
+    assert (recipe("dparallel").certainty_weight, recipe("dparallel").complementary) == (2.0, True)
     assert (recipe("nemotron").clean_half, recipe("nemotron").level_per) == ("token_causal", "sequence")
     assert (recipe("dream").loss_weight, recipe("dream").alignment) == ("cart", "shifted")
     assert (recipe("fast_dllm_v2").complementary, recipe("fast_dllm_v2").alignment) == (True, "shifted")

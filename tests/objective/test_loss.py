@@ -14,9 +14,10 @@ import pytest
 
 from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, Causal
 from dlm_jax.attention.visibility import training_rule
+from dlm_jax.diffusion.cross_entropy import uncertainty
 from dlm_jax.diffusion.noise import NoisyBatch, add_noise, no_sources, with_sources
 from dlm_jax.diffusion.recipes import Recipe, recipe
-from dlm_jax.models.transformer import empty_cache, forward_cached
+from dlm_jax.models.transformer import empty_cache, forward_cached, unembed
 from dlm_jax.objective.loss import loss_sums, target_hidden
 from dlm_jax.segments import find_documents
 
@@ -277,6 +278,25 @@ def test_the_divergence_from_the_base_is_between_next_token_distributions(model,
             expected += np.sum((np.exp(log_p) * (log_p - log_q))[:-1])
     assert float(other.kl) == pytest.approx(expected, rel=1e-4)
     assert float(other.loss) == pytest.approx(float(free.loss) + 2 * expected, rel=1e-4)
+
+
+def test_certainty_forcing_adds_the_entropy_of_the_masked_tokens_that_are_right(model):
+    params, config = model
+    plain, forced = HYBRID, dataclasses.replace(HYBRID, certainty_weight=2.0)
+    batch = noised(14, plain)
+    hidden = target_hidden(params, batch, rule_of(plain, batch), MASK, plain, config)
+    logits = unembed(params, hidden, config)
+    # As if the model were right at every second masked token.
+    tokens = jnp.where(batch.masked & (jnp.arange(N) % 2 == 0), jnp.argmax(logits, -1), batch.tokens)
+    batch = dataclasses.replace(batch, tokens=tokens)
+    hidden = target_hidden(params, batch, rule_of(plain, batch), MASK, plain, config)
+    logits = unembed(params, hidden, config)
+    expected = jnp.sum(batch.weight * jnp.where(batch.masked, uncertainty(logits, batch.tokens), 0))
+    without, sums = (run_sums(params, batch, recipe=each, config=config) for each in (plain, forced))
+    assert float(expected) > 0
+    assert float(sums.loss) == pytest.approx(float(without.loss) + 2 * float(expected), rel=1e-5)
+    assert float(sums.masked_loss) == pytest.approx(float(without.masked_loss), rel=1e-6)
+    np.testing.assert_allclose(sums.by_source, without.by_source)
 
 
 def test_one_block_of_the_full_length_equals_one_stream(model):
