@@ -1,19 +1,16 @@
 """`dlm demo`: watch an autoregressive model become a diffusion language model. It needs one CPU and no network."""
 
 import argparse
-import dataclasses
 import importlib.util
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlm_jax.commands import demo_records
 from dlm_jax.commands.arguments import Arguments
 from dlm_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from dlm_jax.config import Config
     from dlm_jax.language_model import LanguageModel
     from dlm_jax.training.run import Outcome
 
@@ -25,6 +22,7 @@ CODE = '''    def write(self, data):
         self.buffer.append(data)
         return len(data)
 '''
+LINE = r"Ada Stone, 41, pilot, Lima, 12\n"
 HINT = r"if __name__[MASK:5]\n    main()\n"  # the model writes == '__main__':
 
 
@@ -39,11 +37,11 @@ def run(a: Arguments) -> dict[str, Any]:
 
 
 def demo(out: Path) -> dict[str, Any]:
-    """Adapts the bundled base, trains the same model from scratch for comparison, fills a hole in code, exports.
+    """Adapts the bundled base, fills a hole in code, exports, and writes JSON faster than left to right.
 
-    Writes everything under the new directory `out`: the runs `adapted` and `scratch`, and `export`. Returns the NELBO
-    of the validation text in nats per token (before, after and from scratch), the seconds it all took, and where the
-    export is.
+    Writes everything under the new directory `out`: the run `adapted`, `export`, and those of the JSON under `records`.
+    Returns the NELBO of the validation text in nats per token (before and after), how the JSON was written, the seconds
+    it all took, and where the export is.
     """
     from rich.console import Console
 
@@ -58,36 +56,30 @@ def demo(out: Path) -> dict[str, Any]:
     config = load_config(CONFIG)
     console.rule("1  The bundled autoregressive model becomes a diffusion model")
     adapted = adapt(config, out / "adapted")
-    console.rule("2  For comparison: the same model from random weights, with as many steps")
-    scratch = adapt(from_scratch(config), out / "scratch")
-    console.rule("3  It fills a hole in real code, all positions at once")
+    console.print(nelbo_line(adapted), soft_wrap=True)
+    console.rule("2  It fills a hole in real code, all positions at once")
     lm = load(out / "adapted")
     sample = lm.infill(CODE)
     play(lm.text_tokenizer().pieces(sample.tokens), sample.commit_step, console)
-    console.rule("4  It goes back to PyTorch")
+    console.rule("3  It goes back to PyTorch")
     lm.export(out / "export")
     console.print(check_export(lm, out / "export"), soft_wrap=True)
-    console.print(nelbo_table(adapted, scratch))
+    console.rule("4  On text with structure it writes many tokens at a time")
+    records = demo_records.run(out / "records", console)
     seconds = time.perf_counter() - start
     console.print(f"{seconds:.0f} seconds. Now try:", soft_wrap=True)
-    console.print(f"  printf '{HINT}' | dlm infill {out / 'adapted'} - --watch", markup=False, soft_wrap=True)
-    return {"nelbo_before": adapted.nelbo_before, "nelbo_after": adapted.nelbo_after,
-            "nelbo_scratch": scratch.nelbo_after, "seconds": seconds, "export": str(out / "export")}
+    for text, command in ((HINT, f"dlm infill {out / 'adapted'} - --watch"),
+                          (LINE, f"dlm sample {out / 'records' / 'hybrid_shifted'} --prompt - --max-tokens 96 "
+                                 f"--unmasking {demo_records.UNMASKING} --watch")):
+        console.print(f"  printf '{text}' | {command}", markup=False, soft_wrap=True)
+    return {"nelbo_before": adapted.nelbo_before, "nelbo_after": adapted.nelbo_after, **records, "seconds": seconds,
+            "export": str(out / "export")}
 
 
-def from_scratch(config: "Config") -> "Config":
-    """The same run from random weights."""
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, init="scratch"))
-
-
-def nelbo_table(adapted: "Outcome", scratch: "Outcome") -> "Table":
-    """The three NELBOs side by side."""
-    from rich.table import Table
-    result = Table(title="NELBO of held-out code, nats per token")
-    for column in ("before adaptation", f"adapted, {adapted.steps} steps", f"from scratch, {scratch.steps} steps"):
-        result.add_column(column, justify="right")
-    result.add_row(*(f"{x:.3f}" for x in (adapted.nelbo_before, adapted.nelbo_after, scratch.nelbo_after)))
-    return result
+def nelbo_line(adapted: "Outcome") -> str:
+    """What adaptation did to the NELBO."""
+    return (f"NELBO of held-out code: {adapted.nelbo_before:.3f} nats per token before adaptation, "
+            f"{adapted.nelbo_after:.3f} after {adapted.steps} steps")
 
 
 def check_export(lm: "LanguageModel", directory: Path) -> str:

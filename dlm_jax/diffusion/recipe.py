@@ -56,8 +56,8 @@ class Recipe:
     ar_weight: float = non_negative(0.0)
     # Weight of the divergence from the frozen base on a token-causal clean half; also a mean over tokens, and added.
     kl_weight: float = non_negative(0.0)
-    # Weight of the entropy at masked tokens that the model already predicts (`cross_entropy.uncertainty`), weighted like
-    # the loss and added: distillation towards certainty on the model's own answers (dParallel).
+    # Weight of the entropy at masked tokens that the model already predicts (`cross_entropy.uncertainty`); weighted
+    # like the loss, and added. Distills a model towards certainty on its own answers (dParallel).
     certainty_weight: float = non_negative(0.0)
     # How a mask opens over `anneal_steps`: 'scattered' opens random future edges (DiffuLLaMA); 'look_ahead' moves the
     # horizon ahead.

@@ -5,13 +5,16 @@ Nothing moves as the text appears: a hidden token takes the width it will have, 
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.cells import cell_len
+from rich.columns import Columns
 from rich.console import Console
 from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
+
+from dlm_jax.sampling.sample import Sample
 
 HIDDEN = ("", "░", "〓")  # what stands for a character, by the terminal cells that it takes
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # would move the cursor, or worse
@@ -53,6 +56,37 @@ def play(pieces: Sequence[str], commit_step: Sequence[int], console: Console, se
             live.update(panel, refresh=True)
             if not done:
                 time.sleep(min(seconds / (last + 1), MAX_FRAME_SECONDS))
+
+
+def race(runs: Mapping[str, tuple[Sequence[str], Sample]], console: Console, seconds: float = 6.0) -> None:
+    """Replays samples side by side on a terminal, each at the speed at which it was written, slowed down so that the
+    slowest takes `seconds`; elsewhere prints the text of the first. runs: name to (pieces, sample)."""
+    first, *_ = runs.values()
+    if not console.is_terminal:
+        console.print(frame(first[0], first[1].commit_step, max(first[1].commit_step) + 1), soft_wrap=True)
+        return
+    slowest = max(sample.cost.seconds for _, sample in runs.values())
+    width = min(console.width // len(runs), MAX_WIDTH)
+    start = time.monotonic()
+    with Live(console=console, auto_refresh=False) as live:
+        done = False
+        while not done:
+            now = (time.monotonic() - start) * slowest / seconds
+            done = now > slowest
+            panels = [racing(name, pieces, sample, now, width) for name, (pieces, sample) in runs.items()]
+            live.update(Columns(panels, padding=0), refresh=True)
+            time.sleep(0.03)
+
+
+def racing(name: str, pieces: Sequence[str], sample: Sample, now: float, width: int) -> Panel:
+    """A sample as it stood after `now` seconds of its own time."""
+    last = max(sample.commit_step)
+    step = min(int(now / sample.cost.seconds * last), last)
+    done = step == last
+    milliseconds = 1000 * min(now, sample.cost.seconds)
+    title = f"{name}: {milliseconds:5.1f} ms, {sample.tokens_per_forward:.1f} tokens per forward"
+    return Panel(frame(pieces, sample.commit_step, step + done), title=title, title_align="left", padding=(0, 1),
+                 width=width, border_style="green" if done else "grey42")
 
 
 def caption(commit_step: Sequence[int], step: int) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dlm_jax.commands import demo
+from dlm_jax.commands import demo, demo_records
 from dlm_jax.config.named import config_file
 from dlm_jax.errors import UserError
 from dlm_jax.language_model import load
@@ -21,14 +21,29 @@ def get_config():
 """
 
 
+SHORT_RECORDS = f"""
+import runpy
+
+def get_config():
+    c = runpy.run_path({str(config_file(demo_records.CONFIG))!r})["get_config"]()
+    c.train.steps, c.optimizer.warmup_steps = 4, 2
+    return c
+"""
+
+
 @pytest.mark.slow
-def test_the_demo_adapts_better_than_from_scratch_fills_the_hole_and_exports(tmp_path, monkeypatch):
+def test_the_demo_adapts_fills_the_hole_exports_and_writes_json(tmp_path, monkeypatch):
     short = tmp_path / "short.py"
     short.write_text(SHORT)
     monkeypatch.setattr(demo, "CONFIG", short)
+    records = tmp_path / "records.py"
+    records.write_text(SHORT_RECORDS)
+    for name, value in {"CONFIG": records, "AR_STEPS": 4, "TRAIN": 200, "TEST": 2, "MAX_TOKENS": 24}.items():
+        monkeypatch.setattr(demo_records, name, value)
     result = demo.demo(tmp_path / "out")
-    assert result["nelbo_after"] < result["nelbo_scratch"] < result["nelbo_before"] + 1
     assert result["nelbo_after"] < result["nelbo_before"]
+    assert 0 < result["tokens_per_forward"] <= 17 and result["times_faster"] > 0
+    assert 0 <= result["exact"] <= 1 and 0 <= result["exact_ar"] <= 1
     filled = load(result["export"]).infill(demo.CODE).text
     before, after = demo.CODE.split("[MASK:10]")
     assert filled.startswith(before) and filled.endswith(after)

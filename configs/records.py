@@ -1,0 +1,26 @@
+"""Lines of data to JSON: a base fine-tuned left to right learns to write it many tokens at a time.
+
+    dlm prepare --pairs pairs.jsonl --model MODEL --length 128 --end-tokens 16 --out data/pairs
+    dlm train --config records --workdir runs/records \
+        --config.model.base=MODEL --config.data.train=data/pairs --config.data.validation=data/pairs
+
+MODEL already answers such pairs left to right (`--config.recipe=ar`). `dlm demo` and `benchmarks/frontier.py records`
+run both, on contacts that they make (`dlm_jax/data/contacts.py`).
+"""
+
+from ml_collections import ConfigDict
+
+from dlm_jax.config.shared import tiny_stories_config
+
+
+def get_config() -> ConfigDict:
+    c = tiny_stories_config("hybrid_shifted")
+    c.data.train = c.data.validation = "data/pairs"
+    c.data.validation_records = 64
+    c.train.steps = 300
+    c.train.global_batch_size = 16
+    c.train.grad_accum_steps = 2
+    c.checkpoint.every = 150
+    c.log.every = 25
+    c.evaluate.every = 300
+    return c
