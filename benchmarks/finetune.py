@@ -29,8 +29,8 @@ from dlm_jax.harness.charts import stderr
 from dlm_jax.harness.compare import compare
 from dlm_jax.harness.model import HarnessModel
 from dlm_jax.harness.run import evaluate
-from dlm_jax.harness.tasks.countdown import OPERATIONS
 from dlm_jax.language_model import LanguageModel, load
+from dlm_jax.training.rewards import OPERATIONS
 
 CONFIG = Path(__file__).parent.parent / "configs" / "tiny_stories.py"
 

@@ -29,10 +29,10 @@ from dlm_jax.config import load_config
 from dlm_jax.data.contacts import contacts
 from dlm_jax.data.pairs import prepare_pairs
 from dlm_jax.diffusion.recipes import RECIPES
-from dlm_jax.harness.tasks.countdown import reaches_target
 from dlm_jax.language_model import LanguageModel, load
 from dlm_jax.sampling.sample import Sample
 from dlm_jax.sampling.settings import Settings
+from dlm_jax.training.rewards import reaches_target
 
 Pair = tuple[str, str]  # question and answer
 AR = "autoregressive"

@@ -54,7 +54,7 @@ def _adapt(config: Config, workdir: Path, profile_steps: tuple[int, int] | None)
         del base  # it holds an embedding of its own
         bundle = dataclasses.replace(bundle, spec=_spec(config, bundle.spec))
         sample_texts = _sample_texts(config, bundle, tokenizer) if config.evaluate.num_samples else None
-        return train(config, bundle, training, validation, workdir, sample_texts, profile_steps)
+        return train(config, bundle, training, validation, workdir, sample_texts, profile_steps, tokenizer)
 
 
 def _save_inputs(config: Config, base: Bundle, bundle: Bundle, tokenizer: Tokenizer | None, workdir: Path) -> None:

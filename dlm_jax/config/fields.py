@@ -81,6 +81,18 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reinforce:
+    """Training by reward instead of by text: the model answers the prompts of `data.train`, and answers that are better
+    than others to the same prompt become likelier (GRPO; `diffusion/trajectory.py`)."""
+
+    reward: str = ""  # a name in `training/rewards.py`; empty: train on the text
+    # Answers to each prompt. train.global_batch_size counts answers, so a step has batch / group prompts.
+    group_size: int = within(2, 1024, 8)
+    unmasking: str = "threshold:0.9"  # how answers are written; every token is drawn at temperature 1
+    max_tokens: int = positive(64)  # of an answer
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """How the devices share the work. One size may be -1: all remaining devices. A single device needs no mesh."""
 
@@ -135,12 +147,15 @@ class Config:
     evaluate: EvaluateConfig
     mesh: MeshConfig = MeshConfig()
     lora: Lora = Lora()
+    reinforce: Reinforce = Reinforce()
 
     def __post_init__(self) -> None:
         for group in dataclasses.fields(self):
             check_ranges(f"config: {group.name}.", getattr(self, group.name))
         self._check_recipe_name()
         self._check_optimizer()
+        if self.reinforce.reward:
+            self._check_reinforce()
         if self.lora.rank and self.model.init == "scratch":
             raise UserError("config: lora.rank adapts a base and model.init is 'scratch'; change one of them back")
         batch, parts = self.train.global_batch_size, self.train.grad_accum_steps
@@ -156,6 +171,16 @@ class Config:
             if ours != named:
                 raise UserError(f"config: recipe.name is '{known.name}', whose {key} is {named!r}, and recipe.{key} is "
                                 f"{ours!r}; change both or give the recipe another name")
+
+    def _check_reinforce(self) -> None:
+        """A reward has answers to compare, and a model that is trained by nothing else."""
+        batch, group = self.train.global_batch_size, self.reinforce.group_size
+        if batch % group:
+            raise UserError(f"config: train.global_batch_size {batch} is no multiple of reinforce.group_size {group}; "
+                            "choose one that is")
+        if self.recipe.corruption == "none" or self.recipe.ar_weight or self.recipe.certainty_weight:
+            raise UserError("config: reinforce.reward trains a diffusion model by its reward alone; take a diffusion "
+                            "recipe and set recipe.ar_weight and recipe.certainty_weight to 0")
 
     def _check_optimizer(self) -> None:
         """The phases of the learning-rate schedule fit into the run."""

@@ -70,7 +70,7 @@ def cross_entropy_sums(hidden: Hidden, targets: Tokens, weights: Float[Array, "c
 @shape_checked
 def weighted_sums(losses: Float[Array, "b n"], weights: Float[Array, "c b n"]) -> Float[jax.Array, " c"]:
     """The sum over tokens of weight times loss, for each weighting. A token of weight 0 adds nothing."""
-    return jnp.sum(jnp.where(weights > 0, weights * losses, 0.0), axis=(1, 2))
+    return jnp.sum(jnp.where(weights != 0, weights * losses, 0.0), axis=(1, 2))
 
 
 @shape_checked

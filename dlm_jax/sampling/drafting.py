@@ -1,15 +1,16 @@
 """The forward pass of self-speculation: verifies one draft and writes the next.
 
-A draft has several outcomes: the verifier agrees with none of it, or with its first token, ..., or with all of it. The
-next draft depends on that, and it is written in the same pass, once for each of the likeliest outcomes (TiDAR, arXiv
-2511.08923; the quadratic form of Nemotron-Labs-Diffusion, arXiv 2607.05722). The input is
+The verifier agrees with none of a draft, or with its first token, ..., or with all of it, and then adds a token of its
+own. The next draft depends on where that is and on which token, and it is written in the same pass, once for each of
+the likeliest outcomes (as TiDAR, arXiv 2511.08923, and the quadratic form of Nemotron-Labs-Diffusion, arXiv 2607.05722,
+which do not guess the token). The input is
 
     [clean block | noisy block of outcome 1 | ... | noisy block of outcome m],
 
 and a token sees what it saw in training: a clean token the clean text up to itself, a noisy one its own block and the
 clean text before that. The keys and values of the noisy blocks go to scratch positions behind the text.
 
-Letters: b sequences, n positions of the canvas, w positions of a block, m outcomes, d width.
+Letters: b sequences, n positions of the canvas, w positions of a block, m outcomes, k guesses of a token, d width.
 """
 
 import jax
@@ -26,42 +27,62 @@ from dlm_jax.typing import Bool, Float, Float32, Int, shape_checked
 
 @struct.dataclass
 class Draft:
-    """What the noisy half would write at positions that are still masked; its tokens are in the trace."""
+    """What the noisy half would write at positions that are still masked; its first guesses are in the trace."""
 
     end: Int[Array, " b"]  # one past its last position; where nothing is drafted, the first masked position
-    confidence: Float32[Array, "b n"]  # the noisy half's probability of each token
+    guesses: Int[Array, "b n k"]  # the likeliest tokens of each position, from whichever pass last said
+    probability: Float32[Array, "b n k"]  # of each under the noisy half; 0 where no pass has said
+
+
+@struct.dataclass
+class Outcomes:
+    """Where the verifier may change or add a token, and which; the mask token stands for any other."""
+
+    position: Int[Array, "b m"]
+    token: Int[Array, "b m"]
 
 
 @shape_checked
-def likeliest_outcomes(first: Int[Array, " b"], draft: Draft, size: int, count: int) -> Int[Array, "b {count}"]:
-    """The likeliest positions of the first token that the verifier changes or adds, one past the draft included.
+def likeliest_outcomes(first: Int[Array, " b"], draft: Draft, size: int, count: int, mask_id: int) -> Outcomes:
+    """The `count` likeliest outcomes of the verification of a draft.
 
-    It is at position p with the probability that all tokens before p are accepted and that of p is not, and a token is
-    accepted with its confidence. first: the first masked position of each sequence.
+    A drafted token is accepted with its probability. The verifier's own token stands at position p, one past the draft
+    included, if all before p are accepted and that of p is not. first: the first masked position of each sequence.
     """
-    positions = first[:, None] + jnp.arange(size)
-    drafted = positions < draft.end[:, None]
-    accepted = jnp.where(drafted, jnp.take_along_axis(draft.confidence, positions, -1, mode="clip"), 0.0)
-    before = jnp.pad(jnp.cumprod(accepted, -1)[:, :-1], ((0, 0), (1, 0)), constant_values=1.0)
-    probability = jnp.where(positions <= draft.end[:, None], before * (1 - accepted), -1.0)
-    best = jax.lax.top_k(probability, count)[1]
-    return jnp.minimum(first[:, None] + best, draft.end[:, None])
+    positions = first[:, None] + jnp.arange(size)  # [b, w]
+    index = jnp.minimum(positions, draft.probability.shape[1] - 1)[..., None]
+    probability = jnp.take_along_axis(draft.probability, index, 1)
+    guesses = jnp.take_along_axis(draft.guesses, index, 1)
+    drafted = (positions < draft.end[:, None])[..., None]
+    accepted = jnp.where(drafted, probability[..., :1], 0.0)
+    before = jnp.pad(jnp.cumprod(accepted, 1)[:, :-1], ((0, 0), (1, 0), (0, 0)), constant_values=1.0)
+    other = jnp.clip(1 - jnp.sum(probability, -1, keepdims=True), 0.0)
+    # At a drafted position the first guess is the draft itself, which would have been accepted.
+    changed = jnp.concatenate([probability[..., :1] - accepted, probability[..., 1:], other], -1)
+    tokens = jnp.concatenate([guesses, jnp.full_like(guesses[..., :1], mask_id)], -1)
+    chance = jnp.where((positions <= draft.end[:, None])[..., None], before * changed, -1.0)
+    b, choices = len(first), chance.shape[-1]
+    best = jax.lax.top_k(chance.reshape(b, -1), count)[1]
+    return Outcomes(jnp.minimum(first[:, None] + best // choices, draft.end[:, None]),
+                    jnp.take_along_axis(tokens.reshape(b, -1), best, 1))
 
 
 @shape_checked
-def verify_and_draft(model: CanvasModel, tokens: Int[Array, "b n"], start: Int[Array, " b"],
-                     outcomes: Int[Array, "b m"], cache: Cache
-                     ) -> tuple[Float[Array, "b w d"], Float[Array, "b m w d"], Cache]:
+def verify_and_draft(model: CanvasModel, tokens: Int[Array, "b n"], start: Int[Array, " b"], outcomes: Outcomes,
+                     cache: Cache) -> tuple[Float[Array, "b w d"], Float[Array, "b m w d"], Cache]:
     """Hidden states of the clean block at `start`, and of the noisy block that follows each outcome; and the cache.
 
-    tokens: with the draft. The noisy block of outcome p is the one that holds position p, masked from there on.
+    tokens: with the draft. The noisy block of an outcome is the one that holds its position: the draft before it, the
+    outcome's token, and masks.
     """
-    (b, m), (_, n), w = outcomes.shape, tokens.shape, model.block_size
+    (b, m), (_, n), w = outcomes.position.shape, tokens.shape, model.block_size
     offsets = jnp.arange(w)
-    begin = outcomes // w * w  # of the noisy blocks
+    begin = outcomes.position // w * w  # of the noisy blocks
     positions = jnp.concatenate([start[:, None], begin], 1)[..., None] + offsets  # [b, 1 + m, w]
     blocks = jnp.take_along_axis(tokens, positions.reshape(b, -1), -1, mode="clip").reshape(positions.shape)
-    noisy = jnp.where(positions[:, 1:] >= outcomes[..., None], model.spec.mask_token_id or 0, blocks[:, 1:])
+    behind = positions[:, 1:] - outcomes.position[..., None]
+    noisy = jnp.where(behind > 0, model.spec.mask_token_id or 0,
+                      jnp.where(behind == 0, outcomes.token[..., None], blocks[:, 1:]))
     inputs = jnp.concatenate([blocks[:, :1], noisy], 1).reshape(b, -1)
 
     def write(cached: AnyArray, index: AnyArray, new: AnyArray) -> Array:
@@ -88,12 +109,14 @@ def plan_of_outcomes(model: CanvasModel, start: Int[Array, " b"], begin: Int[Arr
 
 
 @shape_checked
-def take_outcome(hidden: Float[Array, "b m w d"], outcomes: Int[Array, "b m"], actual: Int[Array, " b"]
-                 ) -> tuple[Float[Array, "b w d"], Bool[Array, " b"]]:
-    """The hidden states of the noisy block of the outcome that came true, and whether it is among the outcomes."""
-    matches = outcomes == actual[:, None]
-    index = jnp.argmax(matches, -1)
-    return jnp.take_along_axis(hidden, index[:, None, None, None], 1)[:, 0], jnp.any(matches, -1)
+def take_outcome(hidden: Float[Array, "b m w d"], outcomes: Outcomes, position: Int[Array, " b"],
+                 token: Int[Array, " b"], mask_id: int) -> tuple[Float[Array, "b w d"], Bool[Array, " b"]]:
+    """The hidden states of the noisy block of the outcome that came true, with its token if that was guessed; and
+    whether it is among the outcomes at all."""
+    here = outcomes.position == position[:, None]
+    match = here * (2 * (outcomes.token == token[:, None]) + (outcomes.token == mask_id))
+    best = jnp.argmax(match, -1)
+    return jnp.take_along_axis(hidden, best[:, None, None, None], 1)[:, 0], jnp.max(match, -1) > 0
 
 
 def with_scratch(cache: Cache, positions: int) -> Cache:

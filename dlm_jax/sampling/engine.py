@@ -79,8 +79,7 @@ def fill_shard(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: 
     origin = first_blocks(canvas.masked, block_size, spec)
     model = CanvasModel(params, canvas.segments, documents, origin, config, spec, block_size)
     if isinstance(selector := sampler.unmasking.selector, Speculate):
-        outcomes = min(selector.outcomes, block_size) if block_size > 1 else 0
-        return write_left_to_right(model, new_trace(canvas), keys, sampler, outcomes)
+        return write_left_to_right(model, new_trace(canvas), keys, sampler, selector.outcomes)
     return denoise(model, new_trace(canvas), keys, sampler)
 
 

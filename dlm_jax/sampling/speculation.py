@@ -20,7 +20,14 @@ from jax import Array
 
 from dlm_jax.models.transformer import Cache, unembed
 from dlm_jax.sampling.cached_forward import CACHES, CanvasModel, empty_cache_state, prefill
-from dlm_jax.sampling.drafting import Draft, likeliest_outcomes, take_outcome, verify_and_draft, with_scratch
+from dlm_jax.sampling.drafting import (
+    Draft,
+    Outcomes,
+    likeliest_outcomes,
+    take_outcome,
+    verify_and_draft,
+    with_scratch,
+)
 from dlm_jax.sampling.proposal import without
 from dlm_jax.sampling.trace import (
     Sampler,
@@ -31,7 +38,9 @@ from dlm_jax.sampling.trace import (
     stop_at_end,
     unfinished,
 )
-from dlm_jax.typing import Bool, Float, Float32, Int, Key, shape_checked
+from dlm_jax.typing import Bool, Float, Float32, Int, Key, Shaped, shape_checked
+
+GUESSES = 3  # tokens that are guessed at the position where a draft may end
 
 
 @struct.dataclass
@@ -49,8 +58,9 @@ def write_left_to_right(model: CanvasModel, trace: Trace, keys: Key[Array, " b"]
     """Fills the masked positions, which are the last of each sequence, one after the other. The prefill of the prompt
     gives the first token.
 
-    outcomes: for how many outcomes of a verification the next draft is written; 0 for autoregressive decoding.
+    outcomes: for how many outcomes of a verification the next draft is written; none with blocks of one token.
     """
+    outcomes = min(outcomes, model.block_size * (GUESSES + 1)) if model.block_size > 1 else 0
     b, n = trace.tokens.shape
     cache_state = empty_cache_state(model, CACHES["block"])
     first = jnp.argmax(trace.masked, -1)
@@ -62,7 +72,9 @@ def write_left_to_right(model: CanvasModel, trace: Trace, keys: Key[Array, " b"]
     notify(sampler.callback, trace)
     assert cache_state.cache is not None
     cache = with_scratch(cache_state.cache, outcomes * model.block_size)
-    start = SpeculationState(trace, cache, Draft(first + 1, jnp.zeros((b, n))), steps_taken=jnp.ones(b, jnp.int32))
+    nothing = jnp.zeros((b, n, GUESSES))
+    draft = Draft(first + 1, nothing.astype(jnp.int32), nothing)
+    start = SpeculationState(trace, cache, draft, steps_taken=jnp.ones(b, jnp.int32))
     return jax.lax.while_loop(lambda s: jnp.any(unfinished(s.trace)),
                               lambda s: speculate(s, model, keys, sampler, outcomes), start).trace
 
@@ -74,10 +86,11 @@ def speculate(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"
     index, active = jnp.arange(trace.tokens.shape[1]), unfinished(trace)
     first = jnp.argmax(trace.masked, -1)
     start = (first - 1) // size * size
-    expected = likeliest_outcomes(first, state.draft, size, outcomes)
+    expected = likeliest_outcomes(first, state.draft, size, outcomes, model.spec.mask_token_id or 0)
     clean, noisy, cache = verify_and_draft(model, trace.tokens, start, expected, state.cache)
 
-    proposed, confidence = propose_block(model, clean, start, keys, sampler)
+    proposed, confidence = by_position(propose(model, clean, start[:, None] + 1 + jnp.arange(size), keys, sampler),
+                                       start, size, len(index))
     # The drafted positions and the one after them.
     verified = trace.masked & (index <= state.draft.end[:, None]) & active[:, None]
     kept = agreed_prefix(verified, proposed == trace.tokens)
@@ -86,35 +99,40 @@ def speculate(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"
     notify(sampler.callback, trace)
     # The last kept token is the verifier's own; the draft of its outcome starts behind it.
     last = first + jnp.sum(kept, -1) - 1
-    draft = Draft(last + 1, state.draft.confidence)
+    draft = dataclasses.replace(state.draft, end=last + 1)
     if outcomes:
-        trace, draft = keep_draft(trace, last, expected, noisy, model, keys, sampler)
+        trace, draft = keep_draft(trace, draft, last, expected, noisy, model, keys, sampler)
     return SpeculationState(trace, cache, draft, steps_taken)
 
 
-def keep_draft(trace: Trace, last: Int[Array, " b"], expected: Int[Array, "b m"], noisy: Float[Array, "b m w d"],
-               model: CanvasModel, keys: Key[Array, " b"], sampler: Sampler) -> tuple[Trace, Draft]:
-    """The trace with the draft of what follows position `last`, the outcome, in its block; none if `last` was not among
-    the expected outcomes."""
+def keep_draft(trace: Trace, draft: Draft, last: Int[Array, " b"], expected: Outcomes,
+               noisy: Float[Array, "b m w d"], model: CanvasModel, keys: Key[Array, " b"], sampler: Sampler
+               ) -> tuple[Trace, Draft]:
+    """The trace with the draft of what follows position `last`, the outcome, in its block. Nothing is drafted if `last`
+    was not expected; what earlier passes have guessed about it stays."""
     size, index = model.block_size, jnp.arange(trace.tokens.shape[1])
-    start = last // size * size
-    hidden, found = take_outcome(noisy, expected, last)
-    if model.spec.alignment == "same_position":  # move the outputs to one position before their tokens
+    start, shifted = last // size * size, model.spec.alignment == "shifted"
+    token = jnp.take_along_axis(trace.tokens, last[:, None], 1)[:, 0]
+    hidden, found = take_outcome(noisy, expected, last, token, model.spec.mask_token_id or 0)
+    if not shifted:  # move the outputs to one position before their tokens
         hidden = jnp.roll(hidden, -1, axis=1)
-    tokens, confidence = propose_block(model, hidden, start, keys, sampler)
+    guesses, probability = by_position(guess(model, hidden, start[:, None] + 1 + jnp.arange(size), keys, sampler),
+                                       start, size, len(index))
+    # A shifted block also says something about the token behind it.
+    said = (found[:, None] & (index > last[:, None]) & (index < (start + size + shifted)[:, None]))[..., None]
     end = jnp.where(found, start + size, last + 1)
     drafted = trace.masked & (index > last[:, None]) & (index < end[:, None])
-    return dataclasses.replace(trace, tokens=jnp.where(drafted, tokens, trace.tokens)), Draft(end, confidence)
+    trace = dataclasses.replace(trace, tokens=jnp.where(drafted, guesses[..., 0], trace.tokens))
+    return trace, Draft(end, jnp.where(said, guesses, draft.guesses), jnp.where(said, probability, draft.probability))
 
 
-def propose_block(model: CanvasModel, hidden: Float[Array, "b w d"], start: Int[Array, " b"], keys: Key[Array, " b"],
-                  sampler: Sampler) -> tuple[Int[Array, "b n"], Float32[Array, "b n"]]:
-    """Tokens [b, n], and the model's probability of each, from the outputs of the block at `start`, each of which
-    predicts the next token. They are meaningful at start + 1 .. start + w of each sequence only."""
-    size, n = model.block_size, model.segments.shape[1]
-    proposed, confidence = propose(model, hidden, start[:, None] + 1 + jnp.arange(size), keys, sampler)
+def by_position(found: tuple[Shaped[Array, "b w *rest"], Shaped[Array, "b w *rest"]], start: Int[Array, " b"],
+                size: int, n: int) -> tuple[Shaped[Array, "b n *rest"], Shaped[Array, "b n *rest"]]:
+    """What the outputs of the block at `start` say about the next token, by the position of that token: meaningful at
+    start + 1 .. start + w of each sequence only."""
     index = jnp.clip(jnp.arange(n) - 1 - start[:, None], 0, size - 1)
-    return jnp.take_along_axis(proposed, index, -1), jnp.take_along_axis(confidence, index, -1)
+    first, second = (jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), 1) for x in found)
+    return first, second
 
 
 @shape_checked
@@ -133,9 +151,28 @@ def agreed_prefix(open_positions: Bool[Array, "b n"], agrees: Bool[Array, "b n"]
 def propose(model: CanvasModel, hidden: Float[Array, "b m d"], positions: Int[Array, "b m"], keys: Key[Array, " b"],
             sampler: Sampler) -> tuple[Int[Array, "b m"], Float32[Array, "b m"]]:
     """Tokens for `positions`, and the model's probability of each. hidden: the outputs that predict them."""
-    logits = without(unembed(model.params, hidden, model.config), model.spec.mask_token_id,
-                     *sampler.suppress_tokens)
-    return sampler.proposal(fold_position_keys(keys, positions), logits)
+    return sampler.proposal(fold_position_keys(keys, positions), allowed_logits(model, hidden, sampler))
+
+
+@shape_checked
+def guess(model: CanvasModel, hidden: Float[Array, "b m d"], positions: Int[Array, "b m"], keys: Key[Array, " b"],
+          sampler: Sampler) -> tuple[Int[Array, "b m k"], Float32[Array, "b m k"]]:
+    """The first `GUESSES` tokens that `propose` would give, each if those before it were banned, and the model's
+    probability of each."""
+    logits, keys = allowed_logits(model, hidden, sampler), fold_position_keys(keys, positions)
+    found, rest = [], jnp.ones(positions.shape)
+    for _ in range(GUESSES):
+        token, probability = sampler.proposal(keys, logits)  # the probability among those that are left
+        found.append((token, rest * probability))
+        rest = rest * (1 - probability)
+        logits = jnp.where(jnp.arange(logits.shape[-1]) == token[..., None], -jnp.inf, logits)
+    tokens, probabilities = zip(*found)
+    return jnp.stack(tokens, -1), jnp.stack(probabilities, -1)
+
+
+def allowed_logits(model: CanvasModel, hidden: Float[Array, "b m d"], sampler: Sampler) -> Float32[Array, "b m v"]:
+    """The logits without those of tokens that are never written."""
+    return without(unembed(model.params, hidden, model.config), model.spec.mask_token_id, *sampler.suppress_tokens)
 
 
 @shape_checked

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 
@@ -22,7 +22,7 @@ class Run:
     """What the loop uses from its first step to its last."""
 
     config: Config
-    batches: Iterator[Batch]  # global batches on the devices, beginning with that of the next step
+    next_batch: Callable[[TrainState], Batch]  # the global batch of the next step, on the devices
     step_at: Callable[[int], jax.stages.Compiled]  # steps done -> the compiled step that comes next
     recorder: Recorder  # logs and shows metrics
     evaluate: Callable[[int, TrainState], float]  # (step, state) -> validation NELBO, which it logs
@@ -78,7 +78,7 @@ def dispatch(run: Run, step: int, state: TrainState) -> tuple[TrainState, Metric
     the host wait in it.
     """
     run.profile.before(step)
-    batch = next(run.batches)  # charges the wait for its records to the clock
+    batch = run.next_batch(state)  # charges the wait for it to the clock
     compiled = run.step_at(step - 1)
     run.clock.spend("host")
     state, metrics = compiled(state, *batch)

@@ -37,6 +37,7 @@ class ProgressBar:
     def report(self, step: int, metrics: dict[str, float]) -> None:
         """Shows the metrics of a step."""
         self._loss = f"loss {metrics['loss']:.3f}"
+        self._loss += f"  reward {metrics['reward']:.3f}" if "reward" in metrics else ""
         self._speed = f"  {metrics['tokens_per_second']:,.0f} tokens/s"
         self._speed += f"  MFU {metrics['mfu']:.1%}" if "mfu" in metrics else ""
         self._show_figures()

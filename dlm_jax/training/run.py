@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from dlm_jax.config import Config
 from dlm_jax.data.dataset import Dataset
 from dlm_jax.data.mixture import Mixture
+from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.diffusion.recipe import Recipe, recipe_at
 from dlm_jax.errors import UserError
 from dlm_jax.evaluation.log_likelihood import AR, denoising_recipe, likelihood
@@ -21,7 +22,7 @@ from dlm_jax.models.weights import Params, init
 from dlm_jax.parallel.distributed import is_primary
 from dlm_jax.parallel.mesh import make_mesh
 from dlm_jax.runs.read import model_fields, write_model_file
-from dlm_jax.training.batches import device_batches, example_batch
+from dlm_jax.training.batches import Batch, device_batches, example_batch
 from dlm_jax.training.checkpoint import Checkpoints
 from dlm_jax.training.flops import throughput
 from dlm_jax.training.goodput import GoodputClock
@@ -30,6 +31,7 @@ from dlm_jax.training.metrics import NoLog, RunLog
 from dlm_jax.training.profile import Profile
 from dlm_jax.training.progress import ProgressBar
 from dlm_jax.training.recorder import Recorder
+from dlm_jax.training.rollouts import example_rollouts, make_rollouts
 from dlm_jax.training.saver import Saver
 from dlm_jax.training.step import TrainState, check_batch_divides, init_state, make_step, model_params
 from dlm_jax.training.watchdog import stop_request, watchdog
@@ -56,12 +58,13 @@ def adapted_spec(spec: DiffusionSpec, recipe: Recipe, base: str) -> DiffusionSpe
 
 
 def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validation: Dataset, workdir: Path,
-          sample_texts: SampleTexts | None = None, profile_steps: tuple[int, int] | None = None) -> Outcome:
+          sample_texts: SampleTexts | None = None, profile_steps: tuple[int, int] | None = None,
+          tokenizer: Tokenizer | None = None) -> Outcome:
     """Trains `bundle` (with its mask token and final spec) as `config` says, or resumes the run in `workdir`.
 
     Everything a step computes is a function of the config and the step number, so a run that was killed and resumed
     logs the same losses, bit for bit, on the same hardware. sample_texts: called at every validation; profile_steps:
-    the first and last step to profile.
+    the first and last step to profile; tokenizer: what reads answers as text, where a reward trains.
     """
     clock = GoodputClock()
     for dataset in (training, validation):
@@ -93,7 +96,12 @@ def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validatio
             return Outcome(start, None, validate(full_params(state)), clock.elapsed())
         log = stack.enter_context(contextlib.closing(RunLog(workdir, start, config) if is_primary() else NoLog()))
         recorder = Recorder(config, log, bar, clock, throughput(config, bundle.config, training.length))
-        batches = stack.enter_context(contextlib.closing(device_batches(config, training, start, clock)))
+        next_batch: Callable[[TrainState], Batch]
+        if config.reinforce.reward:
+            next_batch = make_rollouts(config, bundle, training, tokenizer, full_params, clock)
+        else:
+            batches = stack.enter_context(contextlib.closing(device_batches(config, training, start, clock)))
+            next_batch = functools.partial(_next_of, batches)
         profile = Profile(workdir / "profile", profile_steps)
         stack.callback(profile.close)
         step_at = _compiled_steps(config, bundle, state, training)
@@ -102,9 +110,14 @@ def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validatio
         evaluate = _evaluator(validate, full_params, sample_texts, recorder, clock)
         before = None if start else evaluate(0, state)
         saver = Saver(config, checkpoints, workdir, clock)
-        run = Run(config, batches, step_at, recorder, evaluate, saver, stop, alive, profile, clock)
+        run = Run(config, next_batch, step_at, recorder, evaluate, saver, stop, alive, profile, clock)
         after = train_loop(run, state)
     return Outcome(config.train.steps, before, after, clock.elapsed(), clock.goodput(), recorder.skipped)
+
+
+def _next_of(batches: Iterator[Batch], _: TrainState) -> Batch:
+    """The next batch, which does not depend on the state."""
+    return next(batches)
 
 
 def _compiled_steps(config: Config, bundle: Bundle, state: TrainState,
@@ -113,7 +126,7 @@ def _compiled_steps(config: Config, bundle: Bundle, state: TrainState,
 
     A step is compiled once for each block size of the recipe; the first one now, before the training's clock starts.
     """
-    batch = example_batch(config, training)
+    batch = (example_rollouts if config.reinforce.reward else example_batch)(config, training)
     names = training.names if len(training.names) > 1 else ()
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 from dlm_jax.attention.visibility import training_rule
 from dlm_jax.config import Config, TrainConfig
 from dlm_jax.diffusion.noise import NoisyBatch, add_noise, with_sources
+from dlm_jax.diffusion.trajectory import trajectory_batch
 from dlm_jax.errors import UserError
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.lora import Lora, merge_trained, split_trained, trained_table
@@ -21,7 +22,7 @@ from dlm_jax.models.weights import Params, weight_table
 from dlm_jax.objective.loss import LossSums, loss_sums
 from dlm_jax.parallel.mesh import BATCH_AXES, auto_sharded, axis_size, constrain
 from dlm_jax.training.optimizer import learning_rate, make_optimizer
-from dlm_jax.typing import Array, Bool, Int, Int32, Segments, Tokens, shape_checked
+from dlm_jax.typing import Array, Bool, Int32, Segments, Shaped, Tokens, shape_checked
 
 Tree = TypeVar("Tree")
 Metrics = dict[str, jax.Array]  # fp32 and int32 scalars by name
@@ -79,6 +80,8 @@ def check_batch_divides(train: TrainConfig) -> None:
 def make_step(config: Config, model: ModelConfig, mask_id: int | None, sources: Sequence[str] = ()) -> Step:
     """The jitted step (state, tokens, segments) -> (state, metrics); tokens and segments int [b, n].
 
+    With `reinforce.reward` it takes a batch of `rollouts.Rollouts` instead.
+
     With the names of a mixture's `sources`, a fourth argument, int [b], is the source of each record. The noise is a
     function of (train.seed, step) and is drawn for the global batch before it is split into micro-batches, so up to
     rounding the result does not depend on `train.grad_accum_steps`. A step with a non-finite loss or gradient changes
@@ -90,11 +93,11 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None, sources: 
 
     @functools.partial(jax.jit, donate_argnums=0)
     @shape_checked
-    def step(state: TrainState, tokens: Tokens, segments: Segments,
-             *source: Int[Array, " b"]) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, tokens: Tokens, segments: Segments, *rest: Shaped[Array, "b ..."]
+             ) -> tuple[TrainState, Metrics]:
         layout = (param_specs(trained_table(model, config.lora)), PartitionSpec())
         gradients, sums = auto_sharded(gradient_sums, layout)(
-            state.params, state.frozen, state.step, tokens, segments, *source)
+            state.params, state.frozen, state.step, tokens, segments, *rest)
         gradients = jax.tree.map(lambda g: g / jnp.maximum(sums.target_count, 1), gradients)
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         loss, norm = sums.loss / jnp.maximum(sums.target_count, 1), optax.tree.norm(gradients)
@@ -111,6 +114,8 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None, sources: 
             skipped=skipped[1],
             **extra_losses(sums, config, sources),
         )
+        if config.reinforce.reward:
+            metrics["reward"] = jnp.mean(rest[-1])
         return TrainState(state.step + 1, params, moments, skipped, state.frozen), metrics
 
     return step
@@ -118,17 +123,21 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None, sources: 
 
 def make_gradient(config: Config, model: ModelConfig, mask_id: int | None,
                   source_count: int) -> Callable[..., tuple[Params, LossSums]]:
-    """The function (trained, frozen, step, tokens, segments, *source) -> (gradients, sums), both summed over the
+    """The function (trained, frozen, step, tokens, segments, *rest) -> (gradients, sums), both summed over the
     global batch and not yet divided by its tokens."""
     recipe = config.recipe
 
-    def gradient(trained: Params, frozen: dict[str, Params], step: jax.Array, tokens: jax.Array,
-                 segments: jax.Array, *source: jax.Array) -> tuple[Params, LossSums]:
+    def corrupt(step: jax.Array, tokens: jax.Array, segments: jax.Array, *rest: jax.Array) -> NoisyBatch:
         key = jax.random.fold_in(jax.random.key(config.train.seed), step)
+        if config.reinforce.reward:
+            commit_step, advantage, _ = rest
+            return trajectory_batch(key, tokens, segments, commit_step, advantage, recipe.block_size)
         batch = add_noise(key, tokens, segments, recipe, step)
-        if source:
-            batch = with_sources(batch, source[0], source_count)
-        batch = jax.tree.map(shard_rows, batch)
+        return with_sources(batch, rest[0], source_count) if rest else batch
+
+    def gradient(trained: Params, frozen: dict[str, Params], step: jax.Array, tokens: jax.Array,
+                 segments: jax.Array, *rest: jax.Array) -> tuple[Params, LossSums]:
+        batch = jax.tree.map(shard_rows, corrupt(step, tokens, segments, *rest))
         rule = training_rule(recipe, tokens.shape[1], step, config.train.seed)
 
         def loss(trained: Params, micro_batch: NoisyBatch) -> tuple[jax.Array, LossSums]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dlm_jax.harness.tasks.countdown import reaches_target
+from dlm_jax.training.rewards import reaches_target
 
 WRONG = ("44-15=29", "44-15=29,79-29=51", "44-15=28,79-28=51", "79-29=50", "44-15=29,44+15=59", "44-15=29;79-29=50",
          "15,44,79,50", "", "44-15=29,79-29=50,50-0=50", "50=50", "15/44=0,79-29=50")

@@ -15,7 +15,7 @@ import dlm_jax
 from dlm_jax.errors import UserError
 from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.sampling.requests import Request
-from dlm_jax.sampling.speculation import agreed_prefix
+from dlm_jax.sampling.speculation import GUESSES, agreed_prefix
 
 
 def autoregressive(model):
@@ -70,43 +70,54 @@ def test_speculation_keeps_nothing_after_an_end_token(toy, prompts):
         assert a.tokens == b.tokens[:length]
 
 
-def test_a_perfect_draft_gives_one_block_per_forward_pass(toy, prompts):
-    """A model that always writes the same token: every draft is right."""
-    model = toy("block_causal", "shifted", 4, half="token_causal")
-    constant = {**model.params, "final_norm": {"scale": model.params["final_norm"]["scale"] * 0}}
-    sample = dataclasses.replace(model, params=constant).continued([[1, 2, 3, 4]], 17, unmasking="speculate:4")[0]
+def test_a_perfect_draft_gives_one_block_per_forward_pass(toy):
+    """A model that is sure of the same token everywhere: every draft is right."""
+    model = toy("block_causal", "shifted", 4, half="token_causal", family="gpt2")
+    token = model.params["embed"]["tokens"][3]
+    always = {"scale": 0 * token, "bias": 30 * token / jnp.sum(token**2)}
+    sure = dataclasses.replace(model, params={**model.params, "final_norm": always})
+    [sample] = sure.continued([[1, 2, 3, 4]], 17, unmasking="speculate")
     # The prefill gives position 4 and the next pass position 5 and the first draft; then each gives the rest of a block
     # and the first token of the next.
-    assert sample.nfe == 2 + 4
+    assert sample.tokens[4:] == [3] * 17 and sample.nfe == 2 + 4
 
 
 def passes(model, text, prompt_length, size, outcomes):
     """The forward passes in which a plain loop writes `text`: drafts by full passes, checked against the text."""
     is_shifted, n = model.spec.alignment == "shifted", len(text)
-    count, first, draft = 1, prompt_length + 1, []  # the prefill gives the first token
+    count, first, draft, said = 1, prompt_length + 1, [], {}  # the prefill gives the first token
     while first < n:
         count += 1
-        accepted = np.cumprod([1.0, *(c for _, c in draft)])
-        mismatch = accepted * [*(1 - c for _, c in draft), 1.0]
-        expected = first + np.argsort(-mismatch, kind="stable")[:outcomes]
+        expected, before = [], 1.0  # (minus the chance, position, guess or None)
+        for i in range(len(draft) + 1):
+            guesses = said.get(first + i, [])
+            expected += [(-before * chance, first + i, token) for token, chance in guesses[i < len(draft):]]
+            expected.append((-before * (1 - sum(chance for _, chance in guesses)), first + i, None))
+            before *= guesses[0][1] if i < len(draft) else 1
+        expected = [(position, token) for _, position, token in sorted(expected, key=lambda e: e[0])[:outcomes]]
         agreed = 0
-        while agreed < len(draft) and first + agreed < n and draft[agreed][0] == text[first + agreed]:
+        while agreed < len(draft) and first + agreed < n and draft[agreed] == text[first + agreed]:
             agreed += 1
         outcome = first + agreed
         first, draft = outcome + 1, []
-        if outcome in expected and first < n:
-            end = outcome // size * size + size
-            noisy = np.array([*text[:outcome], *[30] * (end - outcome)])
-            logits = np.array(model.logits(noisy[None], rule="token_causal", block_size=size))[0]
-            logits[:, 30] = -np.inf
-            p = np.exp(logits - logits.max(-1, keepdims=True))
-            p /= p.sum(-1, keepdims=True)
-            draft = [(p[i - is_shifted].argmax(), p[i - is_shifted].max()) for i in range(first, end)]
+        if outcome < n:
+            known = next((token for token in (text[outcome], None) if (outcome, token) in expected), "unexpected")
+            if known != "unexpected":
+                end = outcome // size * size + size
+                noisy = [*text[:outcome], 30 if known is None else known, *[30] * (end - outcome - 1)]
+                logits = np.array(model.logits(np.array([noisy]), rule="token_causal", block_size=size))[0]
+                logits[:, 30] = -np.inf
+                p = np.exp(logits - logits.max(-1, keepdims=True))
+                p /= p.sum(-1, keepdims=True)
+                for i in range(first, end + is_shifted):
+                    row = p[i - is_shifted]
+                    said[i] = [(token, row[token]) for token in np.argsort(-row, kind="stable")[:GUESSES]]
+                draft = [said[i][0][0] for i in range(first, end)]
     return count
 
 
 @pytest.mark.parametrize("alignment", ("same_position", "shifted"))
-@pytest.mark.parametrize("outcomes", (1, 2, 4))
+@pytest.mark.parametrize("outcomes", (1, 2, 4, 16))
 def test_speculation_takes_as_many_passes_as_its_drafts_deserve(toy, prompts, alignment, outcomes):
     """A worse draft changes no text, only this count. A narrow vocabulary makes some drafts right."""
     model = toy("block_causal", alignment, 4, half="token_causal")
