@@ -3,8 +3,8 @@
     dlm train --config countdown_grpo --workdir runs/grpo --config.model.base=MODEL \
         --config.data.train=data/puzzles --config.data.validation=data/puzzles
 
-MODEL is a run of `hybrid_shifted` on pairs of `dlm prepare --pairs --end-tokens 16`; `benchmarks/reinforce.py` makes both
-and runs this.
+MODEL is a run of `hybrid_shifted` on pairs of `dlm prepare --pairs --end-tokens 16`; `benchmarks/reinforce.py` makes
+both and runs this.
 """
 
 from ml_collections import ConfigDict

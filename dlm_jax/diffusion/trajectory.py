@@ -12,24 +12,23 @@ import jax.numpy as jnp
 
 from dlm_jax.diffusion.noise import NoisyBatch, no_sources
 from dlm_jax.segments import find_documents, split_prompt_bit
-from dlm_jax.typing import Array, Float32, Int, Key, Segments, Tokens, shape_checked
+from dlm_jax.typing import Array, Float32, Int, Segments, Tokens, shape_checked
 
 
 @shape_checked
-def trajectory_batch(key: Key[Array, ""], tokens: Tokens, segments: Segments, commit_step: Int[Array, "b n"],
+def trajectory_batch(u: Float32[Array, "b 1"], tokens: Tokens, segments: Segments, commit_step: Int[Array, "b n"],
                      advantage: Float32[Array, " b"], block_size: int) -> NoisyBatch:
     """The batch whose loss is minus the sum over texts of advantage times log probability of the text along its path,
     divided by the number of tokens that were written (the policy gradient).
 
-    Each row is one text from position 0. commit_step: the step, from 1, that wrote each token; 0 for the prompt and for
-    padding. block_size: 0 if the whole text is one block. In each block one step s is drawn: what was written from s on
-    is masked, and the tokens of s itself have the weight.
+    Each row is one text from position 0. u: uniform in [0, 1), which step of each block is taken: one number for all
+    blocks of a text, since a mean of sums needs no more. commit_step: the step, from 1, that wrote each token; 0 for
+    the prompt and for padding. block_size: 0 if the whole text is one block. What was written from the step on is
+    masked, and what it wrote itself has the weight.
     """
     segments, _ = split_prompt_bit(segments)
     written = commit_step > 0
     first, count = steps_of_blocks(commit_step, block_size)
-    # One draw for all blocks of a row: each block's step is uniform, and the expectation of the sum needs no more.
-    u = jax.random.uniform(key, (tokens.shape[0], 1))
     s = first + jnp.minimum(jnp.floor(u * count), count - 1).astype(jnp.int32)
     weight = advantage[:, None] * count * (commit_step == s) * written
     return NoisyBatch(tokens, segments, find_documents(tokens.shape[1], segments), targets=written,

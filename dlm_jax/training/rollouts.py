@@ -24,6 +24,7 @@ from dlm_jax.sampling.generation import generate
 from dlm_jax.sampling.requests import Request
 from dlm_jax.sampling.sample import Sample
 from dlm_jax.sampling.settings import Settings
+from dlm_jax.sampling.unmasking import Speculate, parse_unmasking
 from dlm_jax.segments import split_prompt_bit
 from dlm_jax.training.batches import Batch
 from dlm_jax.training.goodput import GoodputClock
@@ -64,7 +65,8 @@ class Rollouts:
         found = []
         for tokens, segments in zip(*self.training.rows(rows)):
             pairs = pairs_of(tokens, segments)
-            found.append(pairs[random.integers(len(pairs))])
+            prompt, answer = pairs[random.integers(len(pairs))]
+            found.append((prompt[-(self.training.length - self.config.reinforce.max_tokens):], answer))
         return found
 
     def _answers(self, params: Params, prompts: list[Prompt], step: int) -> list[Sample]:
@@ -88,7 +90,7 @@ class Rollouts:
         n, size, first = self.training.length, self.config.recipe.block_size or self.training.length, len(prompt[0])
         answer = sample.tokens[first:]
         last = first + (answer.index(self.tokenizer.eos_id) if self.tokenizer.eos_id in answer else len(answer) - 1)
-        end = min((last // size + 1) * size, len(sample.tokens))
+        end = min((last // size + 1) * size, len(sample.tokens), n)
         tokens, segments, commit_step = np.zeros((3, n), np.int32)
         tokens[:end], segments[:end], commit_step[:end] = sample.tokens[:end], 1, sample.commit_step[:end]
         return tokens, segments, commit_step
@@ -108,17 +110,24 @@ def pairs_of(tokens: np.ndarray, segments: np.ndarray) -> list[Prompt]:
     return found
 
 
-def make_rollouts(config: Config, bundle: Bundle, training: Dataset | Mixture, tokenizer: Tokenizer | None,
-                  full_params: Callable[[TrainState], Params], clock: GoodputClock) -> Rollouts:
-    """The rollouts of a run. Raises `UserError` for what reinforcement learning cannot use."""
+def check_rollouts(config: Config, training: Dataset | Mixture, tokenizer: Tokenizer | None) -> None:
+    """Raises `UserError` for what reinforcement learning cannot use."""
+    settings = config.reinforce
+    if settings.reward not in REWARDS:
+        raise UserError(f"there is no reward '{settings.reward}'; choose one of {', '.join(REWARDS)}")
+    if isinstance(parse_unmasking(settings.unmasking).selector, Speculate):
+        raise UserError("with reinforce.unmasking speculate the causal half writes and diffusion drafts only; choose "
+                        "another unmasking strategy")
     if tokenizer is None or tokenizer.eos_id is None:
         raise UserError("reinforce.reward reads answers as text, and the model has no tokenizer with an end token")
     if jax.process_count() > 1:
         raise UserError("reinforcement learning runs on one host; unset reinforce.reward or start one process")
     if not isinstance(training, Dataset):
         raise UserError("reinforcement learning takes its prompts from one source; name one in data.train")
+    if settings.max_tokens >= training.length:
+        raise UserError(f"reinforce.max_tokens {settings.max_tokens} leaves no room for a prompt in records of "
+                        f"{training.length} tokens; lower it")
     pairs_of(*(x[0] for x in training.rows([0])))
-    return Rollouts(config, bundle, training, tokenizer, full_params, clock)
 
 
 def example_rollouts(config: Config, training: Dataset | Mixture) -> Batch:

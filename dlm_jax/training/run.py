@@ -31,7 +31,7 @@ from dlm_jax.training.metrics import NoLog, RunLog
 from dlm_jax.training.profile import Profile
 from dlm_jax.training.progress import ProgressBar
 from dlm_jax.training.recorder import Recorder
-from dlm_jax.training.rollouts import example_rollouts, make_rollouts
+from dlm_jax.training.rollouts import Rollouts, check_rollouts, example_rollouts
 from dlm_jax.training.saver import Saver
 from dlm_jax.training.step import TrainState, check_batch_divides, init_state, make_step, model_params
 from dlm_jax.training.watchdog import stop_request, watchdog
@@ -69,6 +69,8 @@ def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validatio
     clock = GoodputClock()
     for dataset in (training, validation):
         _check_length(dataset, bundle)
+    if config.reinforce.reward:
+        check_rollouts(config, training, tokenizer)
     mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     about = model_fields(bundle.config, bundle.spec, config.lora)
     if is_primary():
@@ -98,7 +100,8 @@ def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validatio
         recorder = Recorder(config, log, bar, clock, throughput(config, bundle.config, training.length))
         next_batch: Callable[[TrainState], Batch]
         if config.reinforce.reward:
-            next_batch = make_rollouts(config, bundle, training, tokenizer, full_params, clock)
+            assert isinstance(training, Dataset) and tokenizer is not None
+            next_batch = Rollouts(config, bundle, training, tokenizer, full_params, clock)
         else:
             batches = stack.enter_context(contextlib.closing(device_batches(config, training, start, clock)))
             next_batch = functools.partial(_next_of, batches)

@@ -131,7 +131,8 @@ def make_gradient(config: Config, model: ModelConfig, mask_id: int | None,
         key = jax.random.fold_in(jax.random.key(config.train.seed), step)
         if config.reinforce.reward:
             commit_step, advantage, _ = rest
-            return trajectory_batch(key, tokens, segments, commit_step, advantage, recipe.block_size)
+            u = jax.random.uniform(key, (tokens.shape[0], 1))
+            return trajectory_batch(u, tokens, segments, commit_step, advantage, recipe.block_size)
         batch = add_noise(key, tokens, segments, recipe, step)
         return with_sources(batch, rest[0], source_count) if rest else batch
 

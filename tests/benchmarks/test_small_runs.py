@@ -59,7 +59,6 @@ def test_a_base_is_fine_tuned_both_ways_and_scored_on_the_same_questions(printed
     assert all(positive(row[3]) for row in rows(table, 5))
 
 
-@needs("lm_eval")
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ("records", "countdown"))
 def test_quality_against_speed_is_measured_over_seeds(printed, tmp_path, task):
@@ -70,6 +69,14 @@ def test_quality_against_speed_is_measured_over_seeds(printed, tmp_path, task):
     assert [row[0] for row in found] == ["autoregressive", "threshold:0.9", "speculate:2"]
     assert all(positive(*row[2:]) for row in found) and found[0][4] == "1.00 ± 0.00"
     assert (tmp_path / "frontier.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_what_a_reward_adds_is_measured_over_seeds(printed, tmp_path):
+    table = printed("reinforce", "--base", BUNDLED, "--workdir", tmp_path, "--steps", 2, "--grpo-steps", 2, "--train",
+                    64, "--test", 3, "--seeds", 1)
+    assert [row[0] for row in rows(table, 4)] == ["fine-tuned", "after GRPO"]
+    assert all(row[1].endswith("%") and positive(row[3]) for row in rows(table, 4))
 
 
 @needs("lm_eval")
