@@ -56,7 +56,8 @@ def generate(params: Params, config: ModelConfig, spec: DiffusionSpec, requests:
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(settings.seed), padded_numbers)
     canvas = make_canvas(requests, canvas_length(requests, config.max_length, block_size, spec), len(keys))
     trace, seconds = run_timed(params, canvas, keys, sampler, config, anonymous(spec), mesh)
-    samples = [sample_at(trace, i, request, int(end[i])) for i, request in enumerate(requests)]
+    ends = np.asarray(end).tolist()
+    samples = [sample_at(trace, i, request, ends[i]) for i, request in enumerate(requests)]
     cost = BatchCost(int(max(trace.batch_nfe)), sum(sample.new_tokens for sample in samples), seconds, peak_bytes())
     return [dataclasses.replace(sample, cost=cost) for sample in samples]
 
