@@ -15,7 +15,7 @@ import jax
 
 from dlm_jax import __version__
 from dlm_jax.convert.origin import weights_sha256
-from dlm_jax.evaluation.diagnosis import Diagnosis
+from dlm_jax.evaluation.diagnosis import ERRORS, Diagnosis
 from dlm_jax.files import write_text
 from dlm_jax.harness.charts import calibration_chart, frontier_chart, place_chart, stderr
 from dlm_jax.language_model import LanguageModel
@@ -54,7 +54,7 @@ def write_report(out: Path, facts: Mapping[str, str], results: Mapping[str, Any]
     known = {} if diagnosis is None else as_json(diagnosis)
     fields = {**facts, "results": results, **({"diagnosis": known} if known else {})}
     write_text(out / "report.json", json.dumps(fields, indent=2) + "\n")
-    rows = list(rows_of(results))
+    rows = [*rows_of(results), *threshold_rows(diagnosis)]
     write_text(out / "report.md", markdown(facts, rows))
     short = f"{facts['model']} ({facts['weights (SHA-256)'][:12]}), seed {facts['seed']}, {facts['date']}"
     figures = [] if diagnosis is None else [place_chart(diagnosis), calibration_chart(diagnosis)]
@@ -66,7 +66,16 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
     """The fields, with null where there is no number."""
     found = {name: value if isinstance(value, str) else [None if x != x else float(x) for x in value]
              for name, value in vars(diagnosis).items()}
+    found["thresholds"] = dict(zip(map(str, ERRORS), found["thresholds"]))
     return {**found, "calibration_error": diagnosis.calibration_error}
+
+
+def threshold_rows(diagnosis: Diagnosis | None) -> Iterator[Row]:
+    """The thresholds of confidence of a model that denoises, for `--unmasking threshold:TAU`."""
+    if diagnosis is not None and diagnosis.asked == "as it denoises":
+        for error, threshold in zip(ERRORS, diagnosis.thresholds):
+            if threshold == threshold:
+                yield "threshold", f"at most {error:.0%} wrong above it", float(threshold), ""
 
 
 def rows_of(results: Mapping[str, Any], task: str = "") -> Iterator[Row]:

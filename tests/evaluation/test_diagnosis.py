@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dlm_jax.evaluation.diagnosis import BINS, PLACES, Diagnosis, add, diagnose
+from dlm_jax.evaluation.diagnosis import ERRORS, PLACES, add, diagnose, diagnosis_of, no_counts
 from dlm_jax.evaluation.log_likelihood import AR, denoising_recipe, likelihood, texts_to_rows
 from dlm_jax.evaluation.prediction import Denoiser
 from dlm_jax.models.diffusion_spec import DiffusionSpec
@@ -47,17 +47,30 @@ def test_the_calibration_error_of_a_model_as_sure_as_it_is_right_is_zero_and_of_
     random = np.random.default_rng(1)
     sure = random.uniform(0.05, 1, 100_000).astype(np.float32)
     for said, expected in ((sure, 0.0), (np.sqrt(sure), float(np.mean(np.sqrt(sure) - sure)))):
-        counts = np.zeros((2, PLACES)), np.zeros((3, BINS))
+        counts = no_counts(None)
         add(counts, None, np.log(said), np.log(said), random.random(len(sure)) < sure, np.ones_like(sure))
-        sure_of, right, count = counts[1]
-        with np.errstate(invalid="ignore"):
-            found = Diagnosis("", "", counts[0][0], sure_of / count, right / count, count)
+        found = diagnosis_of(counts, None, "")
         assert found.calibration_error == pytest.approx(expected, abs=0.01)
 
 
 def test_tokens_that_are_visible_count_at_their_place_and_in_no_bin():
-    counts = np.zeros((2, 4)), np.zeros((3, BINS))
+    counts = no_counts(4)
     log_p = np.log(np.array([0.5, 0.25, 0.125], np.float32))
     add(counts, 4, log_p, log_p, np.array([True, False, True]), np.array([1, 0, 2], np.float32))
     assert np.allclose(counts[0][0], [0, np.log(2), 0, 2 * np.log(8)]) and list(counts[0][1]) == [0, 1, 1, 1]
     assert counts[1][2].sum() == 2
+
+
+def test_above_a_threshold_no_more_tokens_are_wrong_than_was_asked():
+    random = np.random.default_rng(2)
+    sure = random.uniform(0, 1, 200_000).astype(np.float32)
+    counts = no_counts(None)
+    right = random.random(len(sure)) < sure  # above tau the mean confidence is (1 + tau) / 2
+    add(counts, None, np.log(sure), np.log(sure), right, np.ones_like(sure))
+    found = diagnosis_of(counts, None, "").thresholds
+    np.testing.assert_allclose(found, [1 - 2 * error for error in ERRORS], atol=0.01)
+    for threshold, error in zip(found, ERRORS):
+        assert np.mean(~right[sure > threshold]) <= error * 1.01
+    never = no_counts(None)
+    add(never, None, np.log(sure), np.log(sure), np.zeros(len(sure), bool), np.ones_like(sure))
+    assert np.isnan(diagnosis_of(never, None, "").thresholds).all()

@@ -18,7 +18,7 @@ FACTS = {"model": "runs/<b>|x`", "weights (SHA-256)": "f" * 64, "seed": "0", "da
 RESULTS = {"piqa_local": {"acc": 0.5, "acc_stderr": 0.1}, "nelbo": {"nats_per_token": 4.0, "standard_error": 0.5},
            "gsm8k_local": {"exact_match,strict-match": 0.25, "exact_match_stderr,strict-match": 0.05}}
 DIAGNOSIS = Diagnosis("as it denoises", "position in the block", np.array([1.0, np.nan, 3.0]), np.array([0.1, 0.9]),
-                      np.array([0.2, 0.8]), np.array([3.0, 7.0]))
+                      np.array([0.2, 0.8]), np.array([3.0, 7.0]), np.array([np.nan, 0.9, 0.8, 0.5, 0]))
 
 
 @pytest.fixture
@@ -39,6 +39,12 @@ def test_the_json_is_strict_and_says_what_the_figures_depend_on(written):
     assert report["results"] == RESULTS and report["weights (SHA-256)"] == "f" * 64
     assert report["diagnosis"]["loss"] == [1.0, None, 3.0]
     assert report["diagnosis"]["calibration_error"] == pytest.approx(0.1)
+    assert report["diagnosis"]["thresholds"] == {"0.01": None, "0.02": 0.9, "0.05": 0.8, "0.1": 0.5, "0.2": 0}
+
+
+def test_a_model_that_denoises_gets_the_thresholds_for_its_errors(written):
+    text = (written / "report.md").read_text()
+    assert "| threshold | at most 5% wrong above it | 0.8 |  |" in text and "at most 1% wrong" not in text
 
 
 def test_the_page_needs_nothing_else_and_names_stay_text(written):
