@@ -79,6 +79,27 @@ def test_what_a_reward_adds_is_measured_over_seeds(printed, tmp_path):
     assert all(row[1].endswith("%") and positive(row[3]) for row in rows(table, 4))
 
 
+@pytest.mark.slow
+def test_a_model_is_distilled_from_its_own_answers(printed, tmp_path, monkeypatch):
+    monkeypatch.setattr("dlm_jax.training.rewards.reaches_target", lambda numbers, answer: True)  # none would be right
+    table = printed("distill", "--base", BUNDLED, "--workdir", tmp_path, "--steps", 2, "--distill-steps", 2, "--train",
+                    64, "--answers", 8, "--test", 3, "--seeds", 1, "--strategies", "threshold:0.9")
+    assert [row[0] for row in rows(table, 3)] == [f"{name}, threshold:0.9" for name in (
+        "fine-tuned", "own answers, certainty 0", "own answers, certainty 2")]
+    assert all(positive(row[2]) for row in rows(table, 3))
+
+
+@pytest.mark.slow
+def test_a_base_is_converted_on_text_and_on_its_own(printed, texts, tmp_path):
+    table = printed("own_text", "--base", BUNDLED, "--text", texts, "--validation", texts, "--workdir", tmp_path,
+                    "--steps", 2, "--documents", 40, "--own-tokens", 64, "--prompts", 2, "--alone", 1, "--max-tokens",
+                    8, "--seeds", 1, "--strategies", "speculate")
+    found = rows(table, 6)
+    assert [row[0] for row in found] == ["autoregressive", "converted on text, speculate",
+                                         "converted on own text, speculate"]
+    assert all(positive(*row[1:]) for row in found)
+
+
 @needs("lm_eval")
 @pytest.mark.slow
 def test_base_adapted_and_from_scratch_are_evaluated_on_the_same_texts(printed, shared, tmp_path):

@@ -1,0 +1,126 @@
+"""Converted on text, or on what the base writes itself: how many tokens per forward pass each gives, and how good.
+
+    python benchmarks/own_text.py --base MODEL --text TRAIN.jsonl --validation VALIDATION.jsonl --workdir DIR
+
+For each seed the base is converted by `--recipe` twice, with as many steps: on the text, and on its own greedy
+continuations of the beginnings of that text. Both continue held-out beginnings. A text's quality is its negative log
+likelihood under the base, with the share of distinct bigrams beside it, since a text that repeats itself is likely too.
+Prints means and standard deviations over the seeds. Resumes where it stopped if interrupted.
+"""
+
+import argparse
+import json
+import platform
+from datetime import date
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from frontier import AR
+from train_step import processor
+
+from dlm_jax.adapt import adapt
+from dlm_jax.commands.self_generate import write_samples
+from dlm_jax.config import load_config
+from dlm_jax.data.text import read_documents
+from dlm_jax.diffusion.cross_entropy import cross_entropy
+from dlm_jax.language_model import LanguageModel, load
+from dlm_jax.sampling.sample import Sample
+from dlm_jax.sampling.settings import Settings
+
+CONFIG = Path(__file__).parent.parent / "configs" / "tiny_stories_blocks.py"
+BEGINNINGS = (8, 13, 20, 30)  # tokens of a text that start a continuation
+
+
+def own_text(base: LanguageModel, a: argparse.Namespace) -> str:
+    """The base's continuations of beginnings of several lengths, as a source for training."""
+    files = []
+    for tokens in BEGINNINGS:
+        file = a.workdir / f"own-{tokens}.jsonl"
+        if not file.exists():
+            texts = list(read_documents([a.text]))[:a.documents]
+            write_samples(base, file, len(texts), a.own_tokens, Settings(), prompts=texts, prompt_tokens=tokens,
+                          batch=256)
+        files.append(f"{file}:1")
+    return ",".join(files)
+
+
+def converted(name: str, source: str, seed: int, a: argparse.Namespace) -> LanguageModel:
+    """The base after its conversion on a source."""
+    changes = {"recipe": a.recipe, "model.base": a.base, "data.train": source, "data.validation": a.validation,
+               "train.steps": a.steps, "train.seed": seed, "evaluate.every": a.steps}
+    adapt(load_config(CONFIG, [f"{key}={value}" for key, value in changes.items()]), a.workdir / f"{name}-{seed}")
+    return load(a.workdir / f"{name}-{seed}")
+
+
+def measure(lm: LanguageModel, strategy: str, base: LanguageModel, a: argparse.Namespace) -> dict[str, float]:
+    """Quality and speed of the continuations of held-out beginnings."""
+    prompts = [" ".join(text.split()[:8]) for text in read_documents([a.validation])][:a.prompts]
+    settings = Settings() if strategy == AR else Settings(unmasking=strategy)
+    requests = [lm.continuation(prompt, a.max_tokens) for prompt in prompts]
+    samples = lm.fill(requests, settings)
+    alone = [lm.fill([request], settings)[0] for request in requests[:a.alone] for _ in range(3)]
+    new = [sample.tokens[-sample.new_tokens:] for sample in samples]
+    pairs = [pair for tokens in new for pair in zip(tokens, tokens[1:])]
+    return {"nll": float(np.mean([nll(base, sample) for sample in samples])), "distinct": len(set(pairs)) / len(pairs),
+            "per_forward": sum(s.new_tokens for s in samples) / sum(s.nfe for s in samples),
+            "alone": sum(s.new_tokens for s in alone) / sum(s.cost.seconds for s in alone)}
+
+
+def nll(base: LanguageModel, sample: Sample) -> float:
+    """Nats per written token under the base."""
+    tokens = jnp.minimum(jnp.asarray([sample.tokens]), base.config.vocab_size - 1)
+    return float(jnp.mean(cross_entropy(base.logits(tokens)[:, :-1], tokens[:, 1:])[:, -sample.new_tokens:]))
+
+
+def run_seed(seed: int, base: LanguageModel, a: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The figures of each way to decode, for one seed."""
+    found = {AR: measure(base, AR, base, a)}
+    for name, source in (("text", str(a.text)), ("own text", own_text(base, a))):
+        lm = converted(name.replace(" ", "_"), source, seed, a)
+        for strategy in a.strategies.split(","):
+            found[f"converted on {name}, {strategy}"] = measure(lm, strategy, base, a)
+    for figures in found.values():
+        figures["times"] = figures["alone"] / found[AR]["alone"]
+    return found
+
+
+def main() -> None:
+    """Converts, decodes, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--validation", required=True)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--recipe", default="hybrid_shifted")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--documents", type=int, default=2316, help="texts whose beginnings the base continues")
+    parser.add_argument("--own-tokens", type=int, default=120, help="of a continuation")
+    parser.add_argument("--prompts", type=int, default=64, help="held-out beginnings")
+    parser.add_argument("--alone", type=int, default=10, help="of these, continued alone, three times")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--strategies", default="threshold:0.9,threshold:0.7,speculate,speculate:4")
+    a = parser.parse_args()
+    a.workdir.mkdir(parents=True, exist_ok=True)
+    base = load(a.base)
+    seeds = [run_seed(seed, base, a) for seed in range(a.seeds)]
+    (a.workdir / "own_text.json").write_text(json.dumps(seeds, indent=2) + "\n")
+    print(f"{a.steps} steps of {a.recipe}, {a.seeds} seeds, {a.prompts} beginnings; {date.today()}, {processor()}, "
+          f"Python {platform.python_version()}, jax {jax.__version__}")
+    columns = {"nll": ("nats per token under the base", 3), "distinct": ("distinct bigrams", 3),
+               "per_forward": ("tokens per forward", 2), "alone": ("tokens/s alone", 0), "times": ("x AR", 2)}
+    print("| decoding | " + " | ".join(title for title, _ in columns.values()) + " |")
+    print("|---" + "|---:" * len(columns) + "|")
+    for way in seeds[0]:
+        cells = []
+        for key, (_, digits) in columns.items():
+            values = np.array([seed[way][key] for seed in seeds])
+            spread = f" ± {values.std(ddof=1):,.{digits}f}" if a.seeds > 1 else ""
+            cells.append(f"{values.mean():,.{digits}f}{spread}")
+        print(f"| {way} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
