@@ -66,8 +66,8 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
     """The fields, with null where there is no number."""
     found = {name: value if isinstance(value, str) else [None if x != x else float(x) for x in value]
              for name, value in vars(diagnosis).items()}
-    found["thresholds"] = dict(zip(map(str, ERRORS), found["thresholds"]))
-    return {**found, "calibration_error": diagnosis.calibration_error}
+    thresholds = dict(zip(map(str, ERRORS), found["thresholds"]))
+    return {**found, "thresholds": thresholds, "calibration_error": diagnosis.calibration_error}
 
 
 def threshold_rows(diagnosis: Diagnosis | None) -> Iterator[Row]:

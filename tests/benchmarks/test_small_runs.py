@@ -71,6 +71,12 @@ def test_quality_against_speed_is_measured_over_seeds(printed, tmp_path, task):
     assert (tmp_path / "frontier.png").stat().st_size > 1000
 
 
+def test_the_cost_of_a_pass_is_measured_by_its_width(printed):
+    table = printed("forward_width", "--models", 1, "--widths", 1, 4, "--passes", 2, "--rounds", 1)
+    [row] = rows(table, 3)
+    assert row[0] == "1.4M" and positive(*row[1:]) and row[1].endswith("(1.0x)")
+
+
 @pytest.mark.slow
 def test_what_a_reward_adds_is_measured_over_seeds(printed, tmp_path):
     table = printed("reinforce", "--base", BUNDLED, "--workdir", tmp_path, "--steps", 2, "--grpo-steps", 2, "--train",
