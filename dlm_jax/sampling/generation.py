@@ -24,6 +24,7 @@ from dlm_jax.sampling.trace import Callback, Canvas, Sampler, Trace
 from dlm_jax.sampling.unmasking import Speculate, Unmasking, parse_unmasking
 from dlm_jax.typing import Int, Key
 
+MIN_PROMPT = 16
 MIN_CANVAS = 64  # the shortest canvas; lengths double from there, so many requests share few compilations
 
 
@@ -49,12 +50,13 @@ def generate(params: Params, config: ModelConfig, spec: DiffusionSpec, requests:
     if not requests:
         return []
     steps, end = steps_and_end(requests, settings.steps, spec)
-    sampler = Sampler(steps, end, settings.proposal(), unmasking, caching, block_size, settings.cfg_scale,
+    canvas = make_canvas(requests, canvas_length(requests, config.max_length, block_size, spec), len(end))
+    prompts = 0 if spec.rule == "bidirectional" else prompt_length(requests, block_size, canvas.tokens.shape[1])
+    sampler = Sampler(steps, end, settings.proposal(), unmasking, caching, block_size, prompts, settings.cfg_scale,
                       tuple(settings.suppress_tokens), callback)
     mesh = None if callback else local_mesh(len(end))
     padded_numbers = np.resize(range(len(requests)) if numbers is None else numbers, len(end))
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(settings.seed), padded_numbers)
-    canvas = make_canvas(requests, canvas_length(requests, config.max_length, block_size, spec), len(keys))
     trace, seconds = run_timed(params, canvas, keys, sampler, config, anonymous(spec), mesh)
     ends = np.asarray(end).tolist()
     samples = [sample_at(trace, i, request, ends[i]) for i, request in enumerate(requests)]
@@ -104,6 +106,13 @@ def canvas_length(requests: Sequence[Request], context: int, block_size: int, sp
     """Positions of a canvas that has room for the last block of every request: a power of two, or the context."""
     needed = max(last_block_end(request, block_size or 1, spec) for request in requests)
     return min(max(MIN_CANVAS, next_power_of_two(needed)), max(context, needed))
+
+
+def prompt_length(requests: Sequence[Request], block_size: int, length: int) -> int:
+    """Positions that hold every prompt and the block after it, of a canvas of `length`: a power of two, so that few
+    programs are compiled."""
+    needed = max(request.masked.index(True) for request in requests) + block_size
+    return min(max(MIN_PROMPT, next_power_of_two(needed)), length)
 
 
 def last_block_end(request: Request, block_size: int, spec: DiffusionSpec) -> int:

@@ -64,7 +64,8 @@ def write_left_to_right(model: CanvasModel, trace: Trace, keys: Key[Array, " b"]
     b, n = trace.tokens.shape
     cache_state = empty_cache_state(model, CACHES["block"])
     first = jnp.argmax(trace.masked, -1)
-    _, prev_hidden, cache_state = prefill(model, trace.tokens, first, jnp.full(b, n), cache_state)
+    length = sampler.prompt_length or None
+    _, prev_hidden, cache_state = prefill(model, trace.tokens, first, jnp.full(b, n), cache_state, length)
     token, confidence = propose(model, prev_hidden[:, None], first[:, None], keys, sampler)
     kept = (jnp.arange(n) == first[:, None]) & trace.masked
     trace = count_forward(trace, jnp.ones(b, bool))

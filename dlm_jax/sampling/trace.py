@@ -37,6 +37,8 @@ class Sampler:
     unmasking: Unmasking = struct.field(pytree_node=False)  # which positions commit their proposal
     caching: CachePolicy = struct.field(pytree_node=False)  # what is recomputed at each step
     block_size: int = struct.field(pytree_node=False)  # positions per block, 0 for the whole canvas
+    # How many positions hold every prompt and the block after it; 0: nobody has counted.
+    prompt_length: int = struct.field(pytree_node=False, default=0)
     cfg_scale: float = struct.field(pytree_node=False, default=0.0)  # strength of classifier-free guidance
     suppress_tokens: tuple[int, ...] = struct.field(pytree_node=False, default=())  # ids that are never proposed
     callback: "Callback | None" = struct.field(pytree_node=False, default=None)  # called after every step

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dlm_jax.errors import UserError
+from dlm_jax.sampling import generation
 from dlm_jax.sampling.engine import run
 from dlm_jax.sampling.requests import Request, continuation
 
@@ -123,3 +124,13 @@ def test_sizes_of_holes_are_kept(toy):
     sample = model.filled([Request(text, masked, False)] * 3)[0]
     assert [step > 0 for step in sample.commit_step] == masked
     assert [a for a, hole in zip(sample.tokens, masked) if not hole] == [a for a, hole in zip(text, masked) if not hole]
+
+
+@pytest.mark.parametrize("half", ("block_causal", "token_causal"))
+def test_what_is_prefilled_of_a_block_causal_model_changes_no_token(toy, prompts, half, monkeypatch):
+    model = toy("block_causal", "shifted", 4, half=half)
+    settings = [{}, {"unmasking": "speculate"}] if half == "token_causal" else [{}]
+    found = [[sample.tokens for sample in model.continued(prompts, 40, **each)] for each in settings]
+    assert generation.prompt_length([Request([0] * 41, [False] * 20 + [True] * 21, False)], 4, 64) == 32
+    monkeypatch.setattr(generation, "prompt_length", lambda requests, block_size, length: 0)  # the whole canvas
+    assert found == [[sample.tokens for sample in model.continued(prompts, 40, **each)] for each in settings]
