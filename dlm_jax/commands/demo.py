@@ -22,7 +22,7 @@ CODE = '''    def write(self, data):
         self.buffer.append(data)
         return len(data)
 '''
-LINE = r"Ada Stone, 41, pilot, Lima, 12\n"
+LINE = r"Ada Stone, 41, pilot, Lima, 12\n\n"  # the last line break only ends the pipe
 HINT = r"if __name__[MASK:5]\n    main()\n"  # the model writes == '__main__':
 
 
