@@ -8,7 +8,7 @@ export JAX_PLATFORMS ?= cpu
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
 
-.PHONY: help setup demo lint test test-slow fuzz attacks mutants kernels pods gpu compat api clean
+.PHONY: help setup demo lint test test-slow fuzz attacks mutants engines kernels pods gpu compat api clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -19,7 +19,7 @@ setup: .venv/.ready ## make .venv with the package, its tests and PyTorch
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -qq --upgrade pip
 	.venv/bin/python -m pip install -qq "$(TORCH)"
-	.venv/bin/python -m pip install -qq -e ".[test,eval,torch,tpu]"
+	.venv/bin/python -m pip install -qq -e ".[test,eval,torch,tpu,gguf]"
 	touch $@
 
 demo: setup ## adapt the bundled model, compare, infill and export, about 5 minutes on two CPU cores
@@ -28,7 +28,7 @@ demo: setup ## adapt the bundled model, compare, infill and export, about 5 minu
 
 lint: setup ## ruff, shellcheck and mypy
 	.venv/bin/ruff check .
-	.venv/bin/shellcheck -x launch/*.sh launch/*.sbatch
+	.venv/bin/shellcheck -x launch/*.sh launch/*.sbatch tests/convert/*.sh
 	.venv/bin/mypy
 
 test: lint ## lint, and every test that is not slow
@@ -46,6 +46,10 @@ attacks: setup ## 200 flipped bits, 20 pairs of runs on one directory, 40 kills 
 mutants: setup ## 100 single changes of the mathematics (SAMPLE=N: N of them), and how many the tests notice, an hour
 	.venv/bin/python -m pip install -qq -e ".[mutants]"
 	.venv/bin/python tests/mutants.py --sample $${SAMPLE:-100}
+
+engines: setup ## build llama.cpp from its source on PyPI, and fill the same texts in it as here, 15 minutes (needs cmake)
+	PYTHON=.venv/bin/python tests/convert/build_llama_cpp.sh .engines
+	LLAMA_CPP=$(CURDIR)/.engines/build/bin .venv/bin/python -m pytest -q -s tests/convert/test_llama_cpp.py
 
 kernels: setup ## every shape of the attention kernels through the TPU compiler, and their cost in its schedule
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m kernels
@@ -78,4 +82,4 @@ compat: .venv-compat/.ready ## the fast tests on Python 3.12 with the newest jax
 	.venv-compat/bin/python -m pytest -n $(WORKERS) -q -m "not slow"
 
 clean: ## remove the environments and what was built
-	rm -rf .venv .venv-compat .venv-pods build dist *.egg-info
+	rm -rf .venv .venv-compat .venv-pods .engines build dist *.egg-info

@@ -52,6 +52,7 @@ setup(
                  "accelerate>=1"],
         "eval": ["lm_eval>=0.4.13,<0.5", "datasets>=3", "tqdm>=4.60", "rouge-score>=0.1.2",
                  "sacrebleu>=2.3", "matplotlib>=3.10", "sqlitedict>=2"],
+        "gguf": ["gguf>=0.17,<1"],
         "mutants": ["cosmic_ray>=8.4,<9"],
         "torch": ["torch>=2.11,<3"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],

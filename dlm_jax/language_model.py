@@ -12,6 +12,7 @@ import numpy as np
 
 from dlm_jax.attention.rules import Rule
 from dlm_jax.attention.visibility import denoising_rule
+from dlm_jax.convert.gguf_export import write_gguf
 from dlm_jax.convert.hf_export import write_hf
 from dlm_jax.convert.model_card import CardOptions
 from dlm_jax.convert.native import write_native
@@ -226,12 +227,16 @@ class LanguageModel:
 
         dtype: `float32` or `bfloat16`; default: the dtype of the parameters. layout: a name in `convert.LAYOUTS`, by
         which an inference engine reads the model; default: our own, or the family's if the model does not denoise.
+        `gguf` writes a file for llama.cpp instead, with matrices in `float32`, `float16` (default) or `q8_0`.
         card: what the model card says beyond what the model knows: scores={"GSM8K": 0.31}, license="apache-2.0",
         datasets=["allenai/c4"].
         Raises `UserError` for another dtype, if `directory` is not empty or cannot be written, and if the family's
         Hugging Face class or the layout cannot express the model.
         """
-        self._write(directory, functools.partial(write_hf, dtype=dtype, layout=layout, **card))
+        if layout == "gguf":
+            self._write(directory, functools.partial(write_gguf, dtype=dtype, **card))
+        else:
+            self._write(directory, functools.partial(write_hf, dtype=dtype, layout=layout, **card))
 
     def encode(self, text: str) -> list[int]:
         """The start token, if any, and the ids of a text. A model without a start token uses its end token instead."""

@@ -20,18 +20,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", metavar="NAME", type=layout_name,
                         help="the names by which an inference engine reads the model: dlm (our own, the default), ar "
                              "(the plain class, of models that are or contain an autoregressive one), sdar, "
-                             "fast_dllm_v2, stable_diffcoder, llada; or auto: the first of an engine that fits")
+                             "fast_dllm_v2, stable_diffcoder, llada; auto: the first of an engine that fits; gguf: "
+                             "a file for llama.cpp")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--dtype", choices=["float32", "bfloat16"],
-                      help="dtype of the weights (default: as held, which is float32 after training)")
+    what.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "q8_0"],
+                      help="dtype of the weights (default: as held, which is float32 after training); float16 (its "
+                           "default) and q8_0, eight bits, are for gguf")
     what.add_argument("--adapter", action="store_true", help="export only the adapters of a LoRA run, for PEFT")
 
 
 def layout_name(text: str) -> str:
     """An argument type: the name of a layout, or auto."""
     from dlm_jax.convert.layouts import LAYOUTS
-    if text not in (*LAYOUTS, "auto"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a layout; choose auto, {', '.join(LAYOUTS)}")
+    if text not in (*LAYOUTS, "auto", "gguf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a layout; choose auto, gguf, {', '.join(LAYOUTS)}")
     return text
 
 
@@ -43,14 +45,15 @@ def run(a: Arguments) -> dict[str, Any]:
     if a.adapter:
         export_adapter(Path(a.model), Path(a.out))
         return {"out": str(a.out)}
-    from dlm_jax.convert.layouts import default_layout, engines, fitting
+    from dlm_jax.convert.layouts import LAYOUTS, default_layout, engines, fitting
     from dlm_jax.language_model import load
     from dlm_jax.models.bundle import Bundle
     lm = load(a.model)
     bundle = Bundle(lm.config, lm.params, lm.spec)
     layout = fitting(bundle)[0] if a.layout == "auto" else a.layout or default_layout(bundle)
     lm.export(a.out, a.dtype, layout, scores=scores_of(Path(a.model)), license=a.license, datasets=a.datasets)
-    return {"out": str(a.out), "layout": layout, "engines": ", ".join(engines(bundle, layout)) or None}
+    served = engines(bundle, layout) if layout in LAYOUTS else ["llama.cpp"]
+    return {"out": str(a.out), "layout": layout, "engines": ", ".join(served) or None}
 
 
 def scores_of(model: Path) -> dict[str, float]:

@@ -144,9 +144,8 @@ def memory_dtype(stored: Iterable[Stored], requested: str | np.dtype | None) -> 
 
 def checked_dtype(requested: str | np.dtype) -> np.dtype:
     """`requested` as a numpy dtype. Raises `UserError` unless parameters can have it."""
-    if np.dtype(requested) not in STORED_AS:
-        raise UserError(f"parameters are held in float32 or bfloat16, not in {np.dtype(requested)}; choose "
-                        "one of the two")
+    if str(requested) not in map(str, STORED_AS):
+        raise UserError(f"parameters are held in float32 or bfloat16, not in {requested}; choose one of the two")
     return np.dtype(requested)
 
 
