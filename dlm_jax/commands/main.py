@@ -22,7 +22,7 @@ from dlm_jax.errors import Stopped, UserError, printable, shortened
 
 # name: (module, what it does)
 COMMANDS = {
-    "demo": ("demo", "adapt the bundled model, fill a hole in code, export to PyTorch (5 minutes)"),
+    "demo": ("demo", "convert the bundled model, fill a hole, export, write JSON many tokens at a time (5 minutes)"),
     "import": ("import_model", "read a Hugging Face checkpoint into a native model directory"),
     "export": ("export_model", "write a model as a Hugging Face directory for PyTorch"),
     "prepare": ("prepare", "pack text into training records"),
@@ -32,7 +32,8 @@ COMMANDS = {
     "sample": ("sample", "continue a prompt, or serve a file of requests"),
     "self-generate": ("self_generate", "write samples of an autoregressive base as training text"),
     "infill": ("infill", "fill the holes in a text"),
-    "eval": ("evaluate", "likelihood of texts, in nats per token"),
+    "eval": ("evaluate", "likelihoods, tasks of lm-evaluation-harness, infilling and samples, with intervals"),
+    "doctor": ("doctor", "what is installed here, what works, and the command that mends what does not"),
 }
 
 
