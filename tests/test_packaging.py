@@ -21,7 +21,7 @@ DISTRIBUTION = {"orbax": "orbax-checkpoint", "ml_collections": "ml-collections",
                 "rouge_score": "rouge-score"}
 # Imported where they are asked for.
 OPTIONAL = {"torch", "wandb", "apache-beam", "beartype", "lm_eval", "datasets", "tqdm", "rouge-score", "matplotlib",
-            "sacrebleu", "sqlitedict", "gguf"}
+            "sacrebleu", "sqlitedict", "gguf", "shtab"}
 
 
 @pytest.fixture(scope="module")

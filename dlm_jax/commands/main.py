@@ -33,6 +33,7 @@ COMMANDS = {
     "self-generate": ("self_generate", "write samples of an autoregressive base as training text"),
     "infill": ("infill", "fill the holes in a text"),
     "eval": ("evaluate", "likelihoods, tasks of lm-evaluation-harness, infilling and samples, with intervals"),
+    "completion": ("completion", "a script by which a shell completes commands and flags"),
     "doctor": ("doctor", "what is installed here, what works, and the command that mends what does not"),
 }
 

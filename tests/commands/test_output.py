@@ -15,6 +15,7 @@ import pytest
 
 from dlm_jax.commands.arguments import UNMASKING_HELP, text_or_stdin
 from dlm_jax.commands.main import COMMANDS, main
+from dlm_jax.config import load_config, to_json
 from dlm_jax.sampling.unmasking import REVISIONS, SELECTORS
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -134,3 +135,16 @@ def test_a_text_on_stdin_that_is_too_long_is_refused_and_not_cut(monkeypatch):
 def test_the_help_of_unmasking_names_every_selector_and_revision():
     named = set(re.findall(r"[a-z_]+", UNMASKING_HELP))
     assert SELECTORS.keys() | REVISIONS.keys() <= named
+
+
+def test_a_config_is_printed_as_it_resolves_and_nothing_is_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", "tiny", "--print-config", "--config.train.steps=7"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["train"]["steps"] == 7 and printed["recipe"]["name"] == "diffullama"
+    assert printed == json.loads(to_json(load_config("tiny", ["train.steps=7"]))) and not list(tmp_path.iterdir())
+
+
+def test_a_run_needs_a_work_directory(capsys):
+    assert main(["train", "--config", "tiny"]) == 2
+    assert "--workdir" in capsys.readouterr().err
