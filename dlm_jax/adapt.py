@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
+import functools
 from pathlib import Path
 
 import jax
@@ -20,6 +20,7 @@ from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.models.weights import Params
 from dlm_jax.parallel.distributed import barrier, is_primary, primary_first
+from dlm_jax.parallel.mesh import outside_mesh
 from dlm_jax.runs.remote import mirrored
 from dlm_jax.runs.workdir import claimed
 from dlm_jax.training.run import Outcome, SampleTexts, adapted_spec, train
@@ -91,8 +92,4 @@ def _sample_texts(config: Config, bundle: Bundle, tokenizer: Tokenizer | None) -
                             temperature=1.0)
         return [each.text for each in samples]
 
-    def sample_outside_the_mesh(params: Params) -> list[str]:
-        with ThreadPoolExecutor(1) as other_thread:  # the mesh is set for this thread only
-            return other_thread.submit(sample, jax.device_get(params)).result()
-
-    return sample_outside_the_mesh
+    return functools.partial(outside_mesh, sample)

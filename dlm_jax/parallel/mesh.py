@@ -9,6 +9,7 @@ On one device there is no mesh, and the functions here are no-ops.
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import jax
@@ -23,6 +24,8 @@ BATCH_AXES = ("replica", "fsdp")  # the batch is split over both; parameters onl
 MeshAxes = str | tuple[str, ...] | None  # what one axis of an array is split over; None for nothing
 
 ArrayT = TypeVar("ArrayT", bound=Array)
+Tree = TypeVar("Tree")
+Result = TypeVar("Result")
 
 
 def make_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
@@ -61,6 +64,14 @@ def local_mesh(batch: int) -> Mesh | None:
     """The devices of this host that a batch is split over, or None for one device."""
     count = math.gcd(batch, jax.local_device_count())
     return Mesh(np.asarray(jax.local_devices()[:count]), ("batch",)) if count > 1 else None
+
+
+def outside_mesh(function: Callable[[Tree], Result], tree: Tree) -> Result:
+    """`function(tree)` where no mesh is set, as sampling needs it; in a mesh with a copy of the tree on this host."""
+    if jax.sharding.get_mesh().empty:
+        return function(tree)
+    with ThreadPoolExecutor(1) as other_thread:  # a mesh is set for its own thread only
+        return other_thread.submit(function, jax.device_get(tree)).result()
 
 
 def axis_size(*axes: str) -> int:

@@ -19,7 +19,7 @@ from dlm_jax.diffusion.trajectory import advantages
 from dlm_jax.errors import UserError
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.weights import Params
-from dlm_jax.parallel.mesh import global_batch
+from dlm_jax.parallel.mesh import global_batch, outside_mesh
 from dlm_jax.sampling.generation import generate
 from dlm_jax.sampling.requests import Request
 from dlm_jax.sampling.sample import Sample
@@ -77,7 +77,7 @@ class Rollouts:
                     for prompt, _ in prompts]
         seed = int(np.random.default_rng((self.config.train.seed, step, 1)).integers(2**31))
         how = Settings(unmasking=settings.unmasking, temperature=1.0, seed=seed)
-        return generate(params, self.bundle.config, self.bundle.spec, requests, how)
+        return outside_mesh(lambda copy: generate(copy, self.bundle.config, self.bundle.spec, requests, how), params)
 
     def _reward(self, sample: Sample, prompt: Prompt) -> float:
         question, reference = prompt

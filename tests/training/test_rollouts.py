@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -92,3 +95,19 @@ def test_what_a_reward_cannot_train_is_refused_before_the_first_step(overrides, 
 def test_a_reward_needs_prompts(overrides, prepared, tmp_path):
     with pytest.raises(UserError, match="dlm prepare --pairs"):
         adapt(load_config("countdown_grpo", [*overrides, f"data.train={prepared}"]), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_several_devices_see_the_same_answers(overrides, tmp_path):
+    """A process of its own for each number of devices; the reward is one of ours, since it must be known there."""
+    found = []
+    for devices in (1, 2):
+        run = tmp_path / str(devices)
+        flags = [f"--config.{change}" for change in [*overrides, "reinforce.reward=exact", "reinforce.unmasking=random",
+                                                     "train.steps=2"]]
+        subprocess.run([sys.executable, "-m", "dlm_jax", "train", "--config", "countdown_grpo", "--workdir", str(run),
+                        *flags], check=True, capture_output=True,
+                       env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"})
+        found.append([(line["step"], line["reward"], line["masked_loss"]) for line in lines(run)])
+    assert [line[0] for line in found[0]] == [1, 2]
+    np.testing.assert_allclose(*found, rtol=1e-4)
