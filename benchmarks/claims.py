@@ -206,6 +206,8 @@ first. The base has an AR NLL of {a.base_measures["ar_nll"]:.3f}.
 
 {table(findings)}
 
+What parallel decoding gains has [a page of its own](parallel_decoding.md).
+
 ![gains]({figure})
 
 {rest}

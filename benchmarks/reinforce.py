@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from finetune import countdown
-from frontier import measure, train
+from frontier import AR, measure, train
 from train_step import processor
 
 from dlm_jax.adapt import adapt
@@ -26,14 +26,18 @@ CONFIG = Path(__file__).parent.parent / "configs" / "countdown_grpo.py"
 
 
 def run_seed(seed: int, pairs: list[tuple[str, str]], test: list[tuple[str, str]], a: argparse.Namespace
-             ) -> list[dict[str, float]]:
-    """The figures before and after."""
+             ) -> dict[str, dict[str, float]]:
+    """The figures of each model under each strategy, the base fine-tuned left to right among them."""
+    ar = train("ar", "ar", a.base, a.steps, pairs, seed, a)
     tuned = train(a.recipe, a.recipe, a.base, a.steps, pairs, seed, a)
     records = a.workdir / "records-16"
     changes = {"model.base": a.workdir / f"{a.recipe}-{seed}", "data.train": records, "data.validation": records,
                "train.seed": seed, "train.steps": a.grpo_steps, "evaluate.every": a.grpo_steps}
     adapt(load_config(CONFIG, [f"{key}={value}" for key, value in changes.items()]), a.workdir / f"grpo-{seed}")
-    return [measure(lm, a.unmasking, test, a) for lm in (tuned, load(a.workdir / f"grpo-{seed}"))]
+    found = {AR: measure(ar, AR, test, a)}
+    for name, lm in (("fine-tuned", tuned), ("after GRPO", load(a.workdir / f"grpo-{seed}"))):
+        found |= {f"{name}, {strategy}": measure(lm, strategy, test, a) for strategy in a.strategies.split(",")}
+    return found
 
 
 def main() -> None:
@@ -44,9 +48,9 @@ def main() -> None:
     parser.add_argument("--recipe", default="hybrid_shifted")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600, help="of fine-tuning")
-    parser.add_argument("--grpo-steps", type=int, default=200)
+    parser.add_argument("--grpo-steps", type=int, default=100)
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="of fine-tuning")
-    parser.add_argument("--unmasking", default="threshold:0.9")
+    parser.add_argument("--strategies", default="threshold:0.9,speculate,speculate:4")
     parser.add_argument("--length", type=int, default=128, help="tokens per record")
     parser.add_argument("--max-tokens", type=int, default=32, help="the longest answer")
     parser.add_argument("--train", type=int, default=10_000, help="puzzles to learn from")
@@ -56,10 +60,11 @@ def main() -> None:
     puzzles = [(puzzle["input"], puzzle["output"]) for puzzle in countdown(a.train + a.test, 2, 99)]
     seeds = [run_seed(seed, puzzles[a.test:], puzzles[:a.test], a) for seed in range(a.seeds)]
     print(f"{a.steps} steps of {a.recipe}, then {a.grpo_steps} of GRPO, {a.seeds} seeds, {a.test} puzzles, "
-          f"{a.unmasking}; {date.today()}, {processor()}, Python {platform.python_version()}, jax {jax.__version__}")
+          f"{date.today()}, {processor()}, Python {platform.python_version()}, jax {jax.__version__}")
     print("| model | solved | per seed | tokens per forward |")
     print("|---|---:|---|---:|")
-    for name, found in zip(("fine-tuned", "after GRPO"), zip(*seeds)):
+    for name in seeds[0]:
+        found = [seed[name] for seed in seeds]
         solved = np.array([figures["right"] for figures in found])
         spread = f" ± {solved.std(ddof=1):.1%}" if len(solved) > 1 else ""
         print(f"| {name} | {solved.mean():.1%}{spread} | {', '.join(f'{x:.1%}' for x in solved)} | "

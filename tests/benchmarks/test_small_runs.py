@@ -81,7 +81,8 @@ def test_the_cost_of_a_pass_is_measured_by_its_width(printed):
 def test_what_a_reward_adds_is_measured_over_seeds(printed, tmp_path):
     table = printed("reinforce", "--base", BUNDLED, "--workdir", tmp_path, "--steps", 2, "--grpo-steps", 2, "--train",
                     64, "--test", 3, "--seeds", 1)
-    assert [row[0] for row in rows(table, 4)] == ["fine-tuned", "after GRPO"]
+    assert [row[0] for row in rows(table, 4)] == ["autoregressive", *(f"{name}, {strategy}" for name in (
+        "fine-tuned", "after GRPO") for strategy in ("threshold:0.9", "speculate", "speculate:4"))]
     assert all(row[1].endswith("%") and positive(row[3]) for row in rows(table, 4))
 
 
