@@ -24,7 +24,6 @@ from dlm_jax.sampling.trace import Callback, Canvas, Sampler, Trace
 from dlm_jax.sampling.unmasking import Speculate, Unmasking, parse_unmasking
 from dlm_jax.typing import Int, Key
 
-MIN_PROMPT = 16
 MIN_CANVAS = 64  # the shortest canvas; lengths double from there, so many requests share few compilations
 
 
@@ -109,10 +108,10 @@ def canvas_length(requests: Sequence[Request], context: int, block_size: int, sp
 
 
 def prompt_length(requests: Sequence[Request], block_size: int, length: int) -> int:
-    """Positions that hold every prompt and the block after it, of a canvas of `length`: a power of two, so that few
-    programs are compiled."""
+    """Positions that hold every prompt and the block after it, of a canvas of `length`: half of them or all, so that
+    few programs are compiled."""
     needed = max(request.masked.index(True) for request in requests) + block_size
-    return min(max(MIN_PROMPT, next_power_of_two(needed)), length)
+    return length // 2 if needed <= length // 2 else length
 
 
 def last_block_end(request: Request, block_size: int, spec: DiffusionSpec) -> int:

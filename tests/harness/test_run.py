@@ -21,6 +21,7 @@ from dlm_jax.harness.tasks import documents
 
 GOALS = [{"goal": f"To sweep {n} rooms", "sol1": f"take {n} brooms and begin.", "sol2": f"eat {n} cakes and sit."}
          for n in range(12)]
+GRID = "4321\n1243\n2134\n3412"
 FILES = {
     "piqa/valid.jsonl": "".join(json.dumps(goal) + "\n" for goal in GOALS),
     "piqa/valid-labels.lst": "0\n1\n" * 6,
@@ -35,10 +36,11 @@ FILES = {
     "hellaswag/hellaswag_val_full.txt": "A man runs. he\n2\nsits.\neats.\nstops.\nsings.\n",
     "gsm8k/train.jsonl": "".join(json.dumps({"question": f"{n} and 1?", "answer": f"#### {n + 1}"}) + "\n"
                                  for n in range(9)),
-    "sudoku/sudoku.jsonl": 6 * (json.dumps({"input": "0321\n0000\n0030\n0002", "output": "4321\n1243\n2134\n3412"})
-                                + "\n"),
-    "triviaqa/wikipedia-dev.json": json.dumps({"Data": [{"Question": "Who swept", "Answer": {
-        "Value": "Tom", "Aliases": ["Tom", "Thomas"]}}]}),
+    "sudoku/sudoku.jsonl": "".join(json.dumps({"input": GRID.replace(cell, "0"), "output": GRID}) + "\n"
+                                   for cell in "1234"),
+    "triviaqa/wikipedia-dev.json": json.dumps({"Data": [
+        {"Question": f"Who swept room {n}", "Answer": {"Value": "Tom", "Aliases": ["Tom", "Thomas"]}}
+        for n in range(3)]}),
     "gsm8k/test.jsonl": json.dumps({"question": "2 and 2?", "answer": "It is 4.\n#### 4"}) + "\n",
 }
 

@@ -86,7 +86,7 @@ def test_a_hundred_requests_of_varied_lengths_compile_at_most_a_handful(toy):
         prompt = [1] * int(random.integers(1, 330))
         model.filled([continuation(prompt, int(random.integers(1, 180)))], [number], unmasking="threshold:0",
                      steps=int(random.integers(1, 9)))
-    assert run._cache_size() - before <= 4
+    assert run._cache_size() - before <= 8  # four lengths of canvas, each prefilled half or whole
 
 
 SHARDED = """
