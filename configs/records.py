@@ -17,10 +17,10 @@ def get_config() -> ConfigDict:
     c = tiny_stories_config("hybrid_shifted")
     c.data.train = c.data.validation = "data/pairs"
     c.data.validation_records = 64
-    c.train.steps = 300
+    c.train.steps = 200
     c.train.global_batch_size = 16
     c.train.grad_accum_steps = 2
-    c.checkpoint.every = 150
+    c.checkpoint.every = 100
     c.log.every = 25
-    c.evaluate.every = 300
+    c.evaluate.every = 200
     return c
