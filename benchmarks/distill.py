@@ -16,8 +16,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from finetune import CONFIG, countdown
-from frontier import measure, train
+from finetune import CONFIG
+from frontier import Pair, countdown_pairs, measure, train
 from train_step import processor
 
 from dlm_jax.adapt import adapt
@@ -25,8 +25,6 @@ from dlm_jax.config import load_config
 from dlm_jax.data.pairs import prepare_pairs
 from dlm_jax.language_model import LanguageModel, load
 from dlm_jax.training.rewards import reaches_target
-
-Pair = tuple[str, str]
 
 
 def own_answers(lm: LanguageModel, puzzles: list[Pair], a: argparse.Namespace) -> list[Pair]:
@@ -57,7 +55,7 @@ def distilled(lm: LanguageModel, seed: int, weight: float, puzzles: list[Pair], 
 
 def run_seed(seed: int, pairs: list[Pair], test: list[Pair], a: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The figures of each model under each threshold."""
-    tuned = train("hybrid_shifted", "hybrid_shifted", a.base, a.steps, pairs, seed, a)
+    tuned = train("hybrid_shifted", a.base, a.steps, pairs, seed, a)
     models = {"fine-tuned": tuned}
     for weight in (0.0, 2.0):
         models[f"own answers, certainty {weight:g}"] = distilled(tuned, seed, weight, pairs[:a.answers], a)
@@ -84,7 +82,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=200, help="puzzles to solve")
     parser.set_defaults(task="countdown", alone=1)
     a = parser.parse_args()
-    puzzles = [(puzzle["input"], puzzle["output"]) for puzzle in countdown(a.train + a.test, 2, 99)]
+    puzzles = countdown_pairs(a.train + a.test)
     seeds = [run_seed(seed, puzzles[a.test:], puzzles[:a.test], a) for seed in range(a.seeds)]
     (a.workdir / "distill.json").write_text(json.dumps(seeds, indent=2) + "\n")
     print(f"{a.steps} steps of hybrid_shifted, then {a.distill_steps} on own answers, {a.seeds} seeds, {a.test} "

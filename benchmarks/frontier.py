@@ -50,7 +50,7 @@ TASKS: dict[str, tuple[Callable[[int], list[Pair]], Callable[[Pair, str], bool]]
 }
 
 
-def train(name: str, recipe: str, base: str | Path, steps: int, pairs: list[Pair], seed: int, a: argparse.Namespace
+def train(recipe: str, base: str | Path, steps: int, pairs: list[Pair], seed: int, a: argparse.Namespace
           ) -> LanguageModel:
     """The model that `base` becomes by a recipe on the pairs; resumes if interrupted."""
     count = end_tokens(RECIPES[recipe])
@@ -60,7 +60,7 @@ def train(name: str, recipe: str, base: str | Path, steps: int, pairs: list[Pair
     changes = {"recipe": recipe, "model.base": base, "data.train": records, "data.validation": records,
                "data.seq_length": a.length, "train.steps": steps, "train.seed": seed, "evaluate.every": steps,
                "checkpoint.every": max(steps // 4, 1), "optimizer.learning_rate": a.learning_rate}
-    workdir = a.workdir / f"{name}-{seed}"
+    workdir = a.workdir / f"{recipe}-{seed}"
     adapt(load_config(CONFIG, [f"{key}={value}" for key, value in changes.items()]), workdir)
     return load(workdir)
 
@@ -86,9 +86,9 @@ def measure(lm: LanguageModel, strategy: str, test: list[Pair], a: argparse.Name
 def run_seed(seed: int, train_pairs: list[Pair], test: list[Pair], a: argparse.Namespace
              ) -> dict[str, dict[str, float]]:
     """The figures of each way to decode, for one seed."""
-    base = train("ar", "ar", a.base, a.ar_steps, train_pairs, seed, a)
+    base = train("ar", a.base, a.ar_steps, train_pairs, seed, a)
     found = {AR: measure(base, AR, test, a)}
-    converted = train(a.recipe, a.recipe, a.workdir / f"ar-{seed}", a.steps, train_pairs, seed, a)
+    converted = train(a.recipe, a.workdir / f"ar-{seed}", a.steps, train_pairs, seed, a)
     for strategy in a.strategies.split(","):
         found[strategy] = measure(converted, strategy, test, a)
     for figures in found.values():

@@ -25,6 +25,7 @@ from dlm_jax.commands.self_generate import write_samples
 from dlm_jax.config import load_config
 from dlm_jax.data.text import read_documents
 from dlm_jax.diffusion.cross_entropy import cross_entropy
+from dlm_jax.harness.samples import share_distinct
 from dlm_jax.language_model import LanguageModel, load
 from dlm_jax.sampling.sample import Sample
 from dlm_jax.sampling.settings import Settings
@@ -63,7 +64,7 @@ def measure(lm: LanguageModel, strategy: str, base: LanguageModel, a: argparse.N
     alone = [lm.fill([request], settings)[0] for request in requests[:a.alone] for _ in range(3)]
     new = [sample.tokens[-sample.new_tokens:] for sample in samples]
     pairs = [pair for tokens in new for pair in zip(tokens, tokens[1:])]
-    return {"nll": float(np.mean([nll(base, sample) for sample in samples])), "distinct": len(set(pairs)) / len(pairs),
+    return {"nll": float(np.mean([nll(base, sample) for sample in samples])), "distinct": share_distinct(pairs),
             "per_forward": sum(s.new_tokens for s in samples) / sum(s.nfe for s in samples),
             "alone": sum(s.new_tokens for s in alone) / sum(s.cost.seconds for s in alone)}
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from finetune import countdown
-from frontier import AR, measure, train
+from frontier import AR, Pair, countdown_pairs, measure, train
 from train_step import processor
 
 from dlm_jax.adapt import adapt
@@ -25,11 +24,10 @@ from dlm_jax.language_model import load
 CONFIG = Path(__file__).parent.parent / "configs" / "countdown_grpo.py"
 
 
-def run_seed(seed: int, pairs: list[tuple[str, str]], test: list[tuple[str, str]], a: argparse.Namespace
-             ) -> dict[str, dict[str, float]]:
+def run_seed(seed: int, pairs: list[Pair], test: list[Pair], a: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The figures of each model under each strategy, the base fine-tuned left to right among them."""
-    ar = train("ar", "ar", a.base, a.steps, pairs, seed, a)
-    tuned = train(a.recipe, a.recipe, a.base, a.steps, pairs, seed, a)
+    ar = train("ar", a.base, a.steps, pairs, seed, a)
+    tuned = train(a.recipe, a.base, a.steps, pairs, seed, a)
     records = a.workdir / "records-16"
     changes = {"model.base": a.workdir / f"{a.recipe}-{seed}", "data.train": records, "data.validation": records,
                "train.seed": seed, "train.steps": a.grpo_steps, "evaluate.every": a.grpo_steps}
@@ -57,7 +55,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=200, help="puzzles to solve")
     parser.set_defaults(task="countdown", alone=1)
     a = parser.parse_args()
-    puzzles = [(puzzle["input"], puzzle["output"]) for puzzle in countdown(a.train + a.test, 2, 99)]
+    puzzles = countdown_pairs(a.train + a.test)
     seeds = [run_seed(seed, puzzles[a.test:], puzzles[:a.test], a) for seed in range(a.seeds)]
     print(f"{a.steps} steps of {a.recipe}, then {a.grpo_steps} of GRPO, {a.seeds} seeds, {a.test} puzzles, "
           f"{date.today()}, {processor()}, Python {platform.python_version()}, jax {jax.__version__}")

@@ -103,7 +103,7 @@ def extra(name: str, purpose: str) -> str:
 
 
 def packages_of(name: str) -> list[str]:
-    """The packages that an extra of ours asks for."""
+    """The packages that an extra requires."""
     found = []
     for requirement in importlib.metadata.requires(PACKAGE) or []:
         package, _, marker = requirement.partition(";")

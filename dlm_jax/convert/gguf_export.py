@@ -13,23 +13,21 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from dlm_jax.convert.hf_export import outgoing
 from dlm_jax.convert.layouts import autoregressive
 from dlm_jax.convert.model_card import CardOptions, model_card
-from dlm_jax.convert.tensor_map import hf_shape, layer_slice, tensor_map, to_hf
+from dlm_jax.convert.published import Renames, renamed
 from dlm_jax.errors import UserError
 from dlm_jax.files import read_json
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.config import ModelConfig
-from dlm_jax.models.weights import flatten, weight_table
 
 FILE = "model.gguf"
 DTYPES = {"float32": "F32", "float16": "F16", "q8_0": "Q8_0"}  # ours: the name in `gguf.GGMLQuantizationType`
-NAMES = (  # Hugging Face: GGUF
-    (r"model\.embed_tokens\.", "token_embd."), (r"lm_head\.", "output."), (r"model\.norm\.", "output_norm."),
-    (r"model\.layers\.(\d+)\.", r"blk.\1."), (r"input_layernorm", "attn_norm"),
-    (r"post_attention_layernorm", "ffn_norm"), (r"self_attn\.o_proj", "attn_output"),
-    (r"self_attn\.([qk])_norm", r"attn_\1_norm"), (r"self_attn\.([qkv])_proj", r"attn_\1"),
-    (r"mlp\.(gate|up|down)_proj", r"ffn_\1"))
+NAMES: Renames = (  # Hugging Face: GGUF
+    ("model.embed_tokens.", "token_embd."), ("lm_head.", "output."), ("model.norm.", "output_norm."),
+    ("model.layers.", "blk."), ("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"),
+    ("self_attn.o_proj", "attn_output"), ("self_attn.", "attn_"), ("mlp.", "ffn_"), ("_proj", ""))
 QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
                r"|\s+(?!\S)|\s+")
 # llama-diffusion-cli always puts a prompt into a chat template: this one leaves it as it is.
@@ -135,22 +133,16 @@ def write_fields(writer: Any, bundle: Bundle) -> None:
 
 def tensors(bundle: Bundle) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor by its GGUF name, fp32."""
-    config, leaves, weights = bundle.config, flatten(bundle.params), weight_table(bundle.config)
-    for entry in tensor_map(config):
-        for name, layer in entry.tensors(config):
-            arrays = [np.asarray(layer_slice(leaves[path], layer), np.float32) for path in entry.paths]
-            array = np.ascontiguousarray(to_hf(entry, arrays, weights))
-            assert array.shape == hf_shape(entry, weights)
-            if architecture(bundle) == "llama" and re.search(r"[qk]_proj", name):
-                array = interleaved(array, config)
-            yield gguf_name(name), array
+    for tensor in outgoing(bundle, "float32"):
+        array = np.ascontiguousarray(tensor.make())
+        if architecture(bundle) == "llama" and re.search(r"[qk]_proj", tensor.name):
+            array = interleaved(array, bundle.config)
+        yield gguf_name(tensor.name), array
 
 
 def gguf_name(name: str) -> str:
     """The GGUF name of a Hugging Face tensor."""
-    for pattern, replacement in NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return renamed(name, NAMES)
 
 
 def interleaved(array: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -166,9 +158,8 @@ def write_tokenizer(writer: Any, bundle: Bundle, directory: Path) -> None:
     fields = read_json(file) if file.exists() else {}
     model, spec = fields.get("model", {}), bundle.spec
     kind = kind_of(fields)
-    ids = {token: index for token, index in model["vocab"].items()}
     special = {each["content"]: each["id"] for each in fields.get("added_tokens", [])}
-    names = {index: token for token, index in (ids | special).items()}
+    names = {index: token for token, index in (model["vocab"] | special).items()}
     tokens = [names.get(index, f"[UNUSED{index}]") for index in range(bundle.config.vocab_size)]
     types = [type_of(index, token, names, special, model) for index, token in enumerate(tokens)]
     writer.add_tokenizer_model("llama" if kind == "llama" else "gpt2")

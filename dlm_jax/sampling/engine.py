@@ -108,7 +108,7 @@ def denoise(model: CanvasModel, trace: Trace, keys: Key[Array, " b"], sampler: S
     def outer_step(state: EngineState) -> EngineState:
         # Of a block-causal model the first blocks see nothing after them, and later ones are computed when they come.
         first_pass = functools.partial(prefill, length=sampler.prompt_length or None)
-        state = step(state, unfinished(state.trace), first_pass if sampler.caching.recompute_clean else prefill)
+        state = step(state, unfinished(state.trace), first_pass)
         if sampler.caching.recompute == "block":
             return cached_steps(state, forward_block)
         if sampler.caching.recompute == "suffix":

@@ -63,7 +63,7 @@ def race(runs: Mapping[str, tuple[Sequence[str], Sample]], console: Console, sec
     slowest takes `seconds`; elsewhere prints the text of the first. runs: name to (pieces, sample)."""
     first, *_ = runs.values()
     if not console.is_terminal:
-        console.print(frame(first[0], first[1].commit_step, max(first[1].commit_step) + 1), soft_wrap=True)
+        play(first[0], first[1].commit_step, console)
         return
     slowest = max(sample.cost.seconds for _, sample in runs.values())
     width = min(console.width // len(runs), MAX_WIDTH)
