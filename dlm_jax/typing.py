@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, Key, Shaped, UInt32, jaxtyped
 
-__all__ = ["Array", "Bool", "Float", "Float32", "Hidden", "Int", "Int32", "Key", "Logits", "Mask", "Segments", "Shaped",
-           "Tokens", "UInt32", "shape_checked"]
+__all__ = ["Array", "Bool", "Float", "Float32", "Hidden", "Int", "Int32", "Key", "Logits", "Mask", "PerSequence",
+           "Segments", "Shaped", "Tokens", "UInt32", "shape_checked"]
 
 Array = jax.Array | np.ndarray
 Tokens = Int[Array, "b n"]
@@ -22,6 +22,7 @@ Segments = Int[Array, "b n"]  # the document of each token, from 1; 0 is padding
 Mask = Bool[Array, "b n"]
 Hidden = Float[Array, "b n d"]
 Logits = Float[Array, "b n v"]
+PerSequence = Shaped[Array, "b 1"] | float | int  # one number for each sequence, or one for all
 
 Function = TypeVar("Function", bound=Callable)
 

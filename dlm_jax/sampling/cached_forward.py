@@ -104,21 +104,23 @@ def empty_cache_state(model: CanvasModel, caching: CachePolicy) -> CacheState:
 
 @shape_checked
 def prefill(model: CanvasModel, tokens: Int[Array, "b n"], start: Int[Array, " b"], finished: Int[Array, " b"],
-            state: CacheState, length: int | None = None
+            state: CacheState, first: Int[Array, ""] | int = 0, length: int | None = None
             ) -> tuple[Float[Array, "b w d"], Float[Array, "b d"], CacheState]:
     """The forward pass over the whole canvas; fills the cache if there is one.
 
-    length: of the canvas, only so many positions, where that holds every window and nothing later is seen.
+    first, length: of the canvas, only the positions first .. first + length, where these hold every window and the
+    position before it, nothing later is seen, and the cache knows what is before them.
     """
     rule = model.rule(finished)
     if state.cache is None:
         hidden, cache = forward(model.params, tokens, config=model.config, rule=rule, segments=model.segments,
                                 documents=model.documents, dtype=state.prev_hidden.dtype), None
     else:
-        hidden, cache = forward_cached(model.params, tokens[:, :length], state.cache, 0, config=model.config, rule=rule,
+        read = jax.lax.dynamic_slice_in_dim(tokens, first, length or tokens.shape[1], axis=1)
+        hidden, cache = forward_cached(model.params, read, state.cache, first, config=model.config, rule=rule,
                                        segments=model.segments, documents=model.documents)
-    prev_hidden = slice_window(hidden, jnp.maximum(start - 1, 0), 1)[:, 0]
-    return slice_window(hidden, start, model.block_size), prev_hidden, CacheState(cache, prev_hidden)
+    prev_hidden = slice_window(hidden, jnp.maximum(start - 1 - first, 0), 1)[:, 0]
+    return slice_window(hidden, start - first, model.block_size), prev_hidden, CacheState(cache, prev_hidden)
 
 
 @shape_checked

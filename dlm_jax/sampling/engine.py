@@ -73,14 +73,18 @@ def run(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: Sampler
 def fill_shard(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: Sampler, *, config: ModelConfig,
                spec: DiffusionSpec) -> Trace:
     """`run` for the sequences of one device."""
+    model = canvas_model(params, canvas, sampler, config, spec)
+    fill = write_left_to_right if isinstance(sampler.unmasking.selector, Speculate) else denoise
+    return fill(model, new_trace(canvas), keys, sampler)
+
+
+def canvas_model(params: Params, canvas: Canvas, sampler: Sampler, config: ModelConfig, spec: DiffusionSpec
+                 ) -> CanvasModel:
+    """The model on the canvas as it is before anything is written."""
     n = canvas.tokens.shape[1]
-    documents = find_documents(n, canvas.segments)
     block_size = sampler.block_size or n
     origin = first_blocks(canvas.masked, block_size, spec)
-    model = CanvasModel(params, canvas.segments, documents, origin, config, spec, block_size)
-    if isinstance(selector := sampler.unmasking.selector, Speculate):
-        return write_left_to_right(model, new_trace(canvas), keys, sampler, selector.outcomes)
-    return denoise(model, new_trace(canvas), keys, sampler)
+    return CanvasModel(params, canvas.segments, find_documents(n, canvas.segments), origin, config, spec, block_size)
 
 
 @struct.dataclass
@@ -98,7 +102,6 @@ class EngineState:
 def denoise(model: CanvasModel, trace: Trace, keys: Key[Array, " b"], sampler: Sampler) -> Trace:
     """Repeats until nothing is masked: one step with a prefill, then cached steps until every sequence needs the next
     prefill."""
-    b = len(trace.tokens)
     step = functools.partial(take_step, model=model, fillable=trace.masked, keys=keys, sampler=sampler)
 
     def cached_steps(state: EngineState, forward: CachedForward) -> EngineState:
@@ -117,10 +120,15 @@ def denoise(model: CanvasModel, trace: Trace, keys: Key[Array, " b"], sampler: S
             return jax.lax.switch(index, branches, state)
         return state
 
-    zeros = jnp.zeros(b, jnp.int32)
-    start = EngineState(trace, empty_cache_state(model, sampler.caching), next_block(trace.masked, model),
-                        step=zeros, steps_taken=zeros, stale=jnp.ones(b, bool))
-    return jax.lax.while_loop(lambda s: jnp.any(unfinished(s.trace)), outer_step, start).trace
+    return jax.lax.while_loop(lambda s: jnp.any(unfinished(s.trace)), outer_step,
+                              new_engine_state(model, trace, sampler)).trace
+
+
+def new_engine_state(model: CanvasModel, trace: Trace, sampler: Sampler) -> EngineState:
+    """The state before the first step."""
+    zeros = jnp.zeros(len(trace.tokens), jnp.int32)
+    return EngineState(trace, empty_cache_state(model, sampler.caching), next_block(trace.masked, model), step=zeros,
+                       steps_taken=zeros, stale=jnp.ones_like(zeros, bool))
 
 
 def suffix_forwards(state: EngineState, model: CanvasModel) -> tuple[Int[Array, ""], list[CachedForward]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from dlm_jax.sampling.trace import Callback, Canvas, Sampler, Trace
 from dlm_jax.sampling.unmasking import Speculate, Unmasking, parse_unmasking
 from dlm_jax.typing import Int, Key
 
+T = TypeVar("T")
 MIN_CANVAS = 64  # the shortest canvas; lengths double from there, so many requests share few compilations
 
 
@@ -40,18 +42,15 @@ def generate(params: Params, config: ModelConfig, spec: DiffusionSpec, requests:
     unmasking, caching = unmasking_for(spec, settings), settings.caching(spec)
     block_size = settings.block_size_for(spec)
     for request in requests:
-        check(request, config, spec)
-        if isinstance(unmasking.selector, Speculate):
-            check_left_to_right(request)
-            if settings.cfg_scale:
-                raise UserError("guidance is for denoising and this text is written left to right; leave out cfg_scale")
+        check_request(request, settings, config, spec)
     check_suppressed(settings.suppress_tokens, config)
     if not requests:
         return []
     steps, end = steps_and_end(requests, settings.steps, spec)
     canvas = make_canvas(requests, canvas_length(requests, config.max_length, block_size, spec), len(end))
     prompts = 0 if spec.rule == "bidirectional" else prompt_length(requests, block_size, canvas.tokens.shape[1])
-    sampler = Sampler(steps, end, settings.proposal(), unmasking, caching, block_size, prompts, settings.cfg_scale,
+    proposal, unmasking = per_sequence((settings.proposal(), unmasking), len(end))
+    sampler = Sampler(steps, end, proposal, unmasking, caching, block_size, prompts, settings.cfg_scale,
                       tuple(settings.suppress_tokens), callback)
     mesh = None if callback else local_mesh(len(end))
     padded_numbers = np.resize(range(len(requests)) if numbers is None else numbers, len(end))
@@ -63,6 +62,15 @@ def generate(params: Params, config: ModelConfig, spec: DiffusionSpec, requests:
     return [dataclasses.replace(sample, cost=cost) for sample in samples]
 
 
+def check_request(request: Request, settings: Settings, config: ModelConfig, spec: DiffusionSpec) -> None:
+    """Raises `UserError` if the model cannot serve the request by these settings."""
+    check(request, config, spec)
+    if isinstance(unmasking_for(spec, settings).selector, Speculate):
+        check_left_to_right(request)
+        if settings.cfg_scale:
+            raise UserError("guidance is for denoising and this text is written left to right; leave out cfg_scale")
+
+
 def unmasking_for(spec: DiffusionSpec, settings: Settings) -> Unmasking:
     """The unmasking strategy of a model: an autoregressive one can only decode left to right."""
     unmasking = parse_unmasking(settings.unmasking)
@@ -72,6 +80,11 @@ def unmasking_for(spec: DiffusionSpec, settings: Settings) -> Unmasking:
         raise UserError("the unmasking strategy speculate needs a model whose clean half is token_causal; choose "
                         "another strategy")
     return unmasking
+
+
+def per_sequence(settings: T, b: int) -> T:
+    """`settings` with each number as an array [b, 1]."""
+    return jax.tree.map(lambda x: jnp.full((b, 1), x, jnp.int32 if isinstance(x, int) else jnp.float32), settings)
 
 
 def run_timed(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: Sampler, config: ModelConfig,

@@ -1,14 +1,14 @@
 """Selectors: which masked positions commit their proposal at a step.
 
-Each is a frozen object called as selector(view) -> bool [b, n], a subset of `view.masked`. The sampler runs until
-nothing is masked, so every sequence must commit something, at the latest when one step is left.
+Each is called as selector(view) -> bool [b, n], a subset of `view.masked`. The sampler runs until nothing is masked, so
+every sequence must commit something, at the latest when one step is left. Its numbers are traced, so other values of
+them compile nothing anew: one for all sequences, or [b, 1], one for each.
 
 `SELECTORS` in `unmasking.py` names them for users.
 
 Letters: b sequences, n positions of the window, v vocabulary.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from dlm_jax.diffusion.schedule import linear
-from dlm_jax.errors import UserError
-from dlm_jax.typing import Array, Float32, Int, Key, Mask, Tokens, shape_checked
+from dlm_jax.typing import Array, Float32, Int, Key, Mask, PerSequence, Tokens, shape_checked
 
 
 @struct.dataclass
@@ -41,10 +40,7 @@ Score = Callable[[View], Array]  # fp32 [b, n]: positions with higher scores com
 
 
 class Selector(Protocol):
-    """What every selector offers. It is hashable, because jit takes it as a static argument."""
-
-    def __hash__(self) -> int:
-        ...
+    """What every selector offers. It is a pytree."""
 
     def __call__(self, view: View) -> Mask:
         """The masked positions that commit their proposal."""
@@ -94,13 +90,13 @@ def left_to_right(view: View) -> Float32[Array, "b n"]:
     return jnp.broadcast_to(-jnp.arange(view.masked.shape[1], dtype=jnp.float32), view.masked.shape)
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class TopScore:
     """The positions with the highest scores: as many as the schedule asks for, and at least one. Takes at most
     `view.steps` steps."""
 
-    score: Score = confidence
-    schedule: Schedule = linear
+    score: Score = struct.field(pytree_node=False, default=confidence)
+    schedule: Schedule = struct.field(pytree_node=False, default=linear)
 
     @shape_checked
     def __call__(self, view: View) -> Mask:
@@ -110,33 +106,25 @@ class TopScore:
         return view.masked & (rank(self.score(view), view.masked) < jnp.maximum(quota, 1))
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Threshold:
     """Every position whose confidence exceeds tau, and at least the most confident one, in as many steps as that takes
     (Fast-dLLM, arXiv 2505.22618)."""
 
-    tau: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.tau <= 1:
-            raise UserError(f"the threshold must lie in [0, 1], not {self.tau}")
+    tau: PerSequence  # in [0, 1]
 
     @shape_checked
     def __call__(self, view: View) -> Mask:
         return view.masked & ((view.confidence > self.tau) | most_confident(view))
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Factor:
     """The n most confident positions for the largest n with (n + 1) (1 - c_n) < factor, where c_n is the n-th highest
     confidence, and at least one. With factor 1, parallel greedy decoding of them equals sequential greedy decoding
     (Fast-dLLM, theorem 1)."""
 
-    factor: float
-
-    def __post_init__(self) -> None:
-        if not self.factor > 0:
-            raise UserError(f"the factor must be positive, not {self.factor}")
+    factor: PerSequence  # positive
 
     @shape_checked
     def __call__(self, view: View) -> Mask:
@@ -146,7 +134,7 @@ class Factor:
         return view.masked & (ranks < count)
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class EntropyBound:
     """The positions of lowest entropy, as many as keep the sum of their entropies, without the largest, within `nats`.
 
@@ -154,11 +142,7 @@ class EntropyBound:
     arXiv 2505.24857).
     """
 
-    nats: float
-
-    def __post_init__(self) -> None:
-        if not self.nats >= 0:
-            raise UserError(f"the entropy bound must not be negative, not {self.nats}")
+    nats: PerSequence  # not negative
 
     @shape_checked
     def __call__(self, view: View) -> Mask:
@@ -170,7 +154,7 @@ class EntropyBound:
         return view.masked & (fits | (ranks == 0))
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class DiffuLLaMARandom:
     """Ancestral sampling of the masked diffusion (DiffuLLaMA, algorithm 2): at t = T-1 .. 1 each position commits
     independently with probability 1 / (t + 1), and at the end the rest. A step may commit nothing, so it takes up to
@@ -181,7 +165,7 @@ class DiffuLLaMARandom:
         return view.masked & (uniform(view) < unmask_fraction(linear, view))
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class DiffuLLaMAConfidence:
     """The second sampler of the authors' code (`generate_samples`): at t = T-1 .. 1, of the N fillable positions the
     floor(N t / T) with the lowest scores stay masked and the others commit; at the end the rest.
@@ -190,15 +174,11 @@ class DiffuLLaMAConfidence:
     the log probability of the proposal under softmax(logits / temperature).
     """
 
-    temperature: float = 0.95
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"the temperature of the scores must be positive, not {self.temperature}")
+    temperature: PerSequence = 0.95  # of the scores, positive
 
     @shape_checked
     def __call__(self, view: View) -> Mask:
-        log_p = jax.nn.log_softmax(view.logits / self.temperature, -1)
+        log_p = jax.nn.log_softmax(view.logits / jnp.asarray(self.temperature)[..., None], -1)
         score = jnp.take_along_axis(log_p, view.tokens[..., None], -1)[..., 0]
         score = jnp.where(view.fillable, score, 1000.0)
         stay_masked = jnp.sum(view.fillable, -1, keepdims=True) * (view.steps_left - 1) // view.steps

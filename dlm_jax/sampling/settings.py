@@ -5,7 +5,7 @@ import dataclasses
 from dlm_jax.errors import UserError
 from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.sampling.cached_forward import CACHES, CachePolicy
-from dlm_jax.sampling.proposal import Proposal
+from dlm_jax.sampling.proposal import Proposal, check_proposal
 from dlm_jax.sampling.unmasking import parse_unmasking
 
 MAX_CFG_SCALE = 100.0
@@ -48,7 +48,8 @@ class Settings:
 
     def proposal(self) -> Proposal:
         """What proposes a token for each position."""
-        return Proposal(self.temperature, self.top_k, self.top_p, self.min_p)
+        check_proposal(self.temperature, self.top_k, self.top_p, self.min_p)
+        return Proposal(float(self.temperature), int(self.top_k), float(self.top_p), float(self.min_p))
 
     def block_size_for(self, spec: DiffusionSpec) -> int:
         """Positions per block, 0 for the whole canvas. Raises `UserError` if the model has blocks of its own."""

@@ -12,6 +12,7 @@ Letters: b sequences, n positions of the canvas, w positions of a block, d width
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,14 @@ from flax import struct
 from jax import Array
 
 from dlm_jax.models.transformer import Cache, unembed
-from dlm_jax.sampling.cached_forward import CACHES, CanvasModel, empty_cache_state, prefill
+from dlm_jax.sampling.cached_forward import (
+    CACHES,
+    CachedForward,
+    CacheState,
+    CanvasModel,
+    empty_cache_state,
+    prefill,
+)
 from dlm_jax.sampling.drafting import (
     Draft,
     Outcomes,
@@ -38,6 +46,7 @@ from dlm_jax.sampling.trace import (
     stop_at_end,
     unfinished,
 )
+from dlm_jax.sampling.unmasking import Speculate
 from dlm_jax.typing import Bool, Float, Float32, Int, Key, Shaped, shape_checked
 
 GUESSES = 3  # tokens that are guessed at the position where a draft may end
@@ -53,39 +62,56 @@ class SpeculationState:
     steps_taken: Int[Array, " b"]  # how often each sequence has committed tokens
 
 
-def write_left_to_right(model: CanvasModel, trace: Trace, keys: Key[Array, " b"], sampler: Sampler, outcomes: int
-                        ) -> Trace:
-    """Fills the masked positions, which are the last of each sequence, one after the other. The prefill of the prompt
-    gives the first token.
+def write_left_to_right(model: CanvasModel, trace: Trace, keys: Key[Array, " b"], sampler: Sampler) -> Trace:
+    """Fills the masked positions, which are the last of each sequence, one after the other."""
+    state = read_prompt(new_speculation_state(model, trace, sampler), model, keys, sampler,
+                        functools.partial(prefill, length=sampler.prompt_length or None))
+    return jax.lax.while_loop(lambda s: jnp.any(unfinished(s.trace)), lambda s: speculate(s, model, keys, sampler),
+                              state).trace
 
-    outcomes: for how many outcomes of a verification the next draft is written; none with blocks of one token.
-    """
-    outcomes = min(outcomes, model.block_size * (GUESSES + 1)) if model.block_size > 1 else 0
+
+def outcomes_of(sampler: Sampler, size: int) -> int:
+    """For how many outcomes of a verification the next draft is written; none with blocks of one token."""
+    assert isinstance(sampler.unmasking.selector, Speculate)
+    return min(sampler.unmasking.selector.outcomes, size * (GUESSES + 1)) if size > 1 else 0
+
+
+def new_speculation_state(model: CanvasModel, trace: Trace, sampler: Sampler) -> SpeculationState:
+    """The state before the prompt is read."""
     b, n = trace.tokens.shape
-    cache_state = empty_cache_state(model, CACHES["block"])
+    cache = empty_cache_state(model, CACHES["block"]).cache
+    assert cache is not None
+    nothing = jnp.zeros((b, n, GUESSES))
+    draft = Draft(jnp.argmax(trace.masked, -1) + 1, nothing.astype(jnp.int32), nothing)
+    return SpeculationState(trace, with_scratch(cache, outcomes_of(sampler, model.block_size) * model.block_size),
+                            draft, steps_taken=jnp.zeros(b, jnp.int32))
+
+
+def read_prompt(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"], sampler: Sampler,
+                forward: CachedForward) -> SpeculationState:
+    """The state once `forward`, a `prefill`, has read the prompt, which gives the first token."""
+    trace, (b, n) = state.trace, state.trace.tokens.shape
     first = jnp.argmax(trace.masked, -1)
-    length = sampler.prompt_length or None
-    _, prev_hidden, cache_state = prefill(model, trace.tokens, first, jnp.full(b, n), cache_state, length)
+    text = jax.tree.map(lambda x: x[:, :, :n], state.cache)
+    empty = CacheState(text, jnp.zeros((b, model.config.width), text.k.dtype))
+    _, prev_hidden, read = forward(model, trace.tokens, first, jnp.full(b, n), empty)
     token, confidence = propose(model, prev_hidden[:, None], first[:, None], keys, sampler)
     kept = (jnp.arange(n) == first[:, None]) & trace.masked
     trace = count_forward(trace, jnp.ones(b, bool))
     trace = commit(trace, kept, token, confidence, jnp.ones(b, jnp.int32), sampler)
     notify(sampler.callback, trace)
-    assert cache_state.cache is not None
-    cache = with_scratch(cache_state.cache, outcomes * model.block_size)
-    nothing = jnp.zeros((b, n, GUESSES))
-    draft = Draft(first + 1, nothing.astype(jnp.int32), nothing)
-    start = SpeculationState(trace, cache, draft, steps_taken=jnp.ones(b, jnp.int32))
-    return jax.lax.while_loop(lambda s: jnp.any(unfinished(s.trace)),
-                              lambda s: speculate(s, model, keys, sampler, outcomes), start).trace
+    assert read.cache is not None
+    cache = with_scratch(read.cache, state.cache.k.shape[2] - n)
+    return SpeculationState(trace, cache, state.draft, steps_taken=jnp.ones(b, jnp.int32))
 
 
-def speculate(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"], sampler: Sampler, outcomes: int
+def speculate(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"], sampler: Sampler
               ) -> SpeculationState:
     """One forward pass of the batch, over the block that holds each sequence's last committed token."""
-    trace, size = state.trace, model.block_size
+    trace, size, outcomes = state.trace, model.block_size, outcomes_of(sampler, model.block_size)
     index, active = jnp.arange(trace.tokens.shape[1]), unfinished(trace)
-    first = jnp.argmax(trace.masked, -1)
+    # A finished sequence stays at its last block, so that its cache keeps the prompt.
+    first = jnp.where(active, jnp.argmax(trace.masked, -1), len(index))
     start = (first - 1) // size * size
     expected = likeliest_outcomes(first, state.draft, size, outcomes, model.spec.mask_token_id or 0)
     clean, noisy, cache = verify_and_draft(model, trace.tokens, start, expected, state.cache)

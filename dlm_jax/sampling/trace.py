@@ -29,12 +29,12 @@ class Canvas:
 
 @struct.dataclass
 class Sampler:
-    """How to sample. `steps` and `eos_id` are traced, so other values of them recompile nothing; the rest is static."""
+    """How to sample. All its numbers are traced, so other values of them recompile nothing; the rest is static."""
 
     steps: Int[Array, " b"]  # denoising steps, which the blocks share by the positions they have to fill
     eos_id: Int[Array, " b"]  # the token that ends a sequence, -1 for none
-    proposal: Proposal = struct.field(pytree_node=False)  # which token each position would take
-    unmasking: Unmasking = struct.field(pytree_node=False)  # which positions commit their proposal
+    proposal: Proposal  # which token each position would take
+    unmasking: Unmasking  # which positions commit their proposal
     caching: CachePolicy = struct.field(pytree_node=False)  # what is recomputed at each step
     block_size: int = struct.field(pytree_node=False)  # positions per block, 0 for the whole canvas
     # How many positions hold every prompt and the block after it; 0: nobody has counted.

@@ -4,9 +4,11 @@
     diffullama_random, diffullama_confidence:0.95, speculate:4; and +remask:0.3, +edit:0.9
 """
 
-import dataclasses
+import math
 from collections.abc import Callable
 from typing import TypeVar
+
+from flax import struct
 
 from dlm_jax.diffusion.schedule import cosine, linear
 from dlm_jax.errors import UserError
@@ -29,26 +31,35 @@ SCHEDULES = {"linear": linear, "cosine": cosine}
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Speculate:
     """Not a selector: text is written left to right, exactly as the model's causal half would write it, and diffusion
     only drafts ahead (`speculation.py`)."""
 
     # For how many outcomes of a verification the next draft is written in the same forward pass, which then computes
     # 1 + outcomes blocks.
-    outcomes: int = 1
+    outcomes: int = struct.field(pytree_node=False, default=1)
 
     def __post_init__(self) -> None:
         if not 1 <= self.outcomes <= MAX_OUTCOMES:
             raise UserError(f"speculate drafts for 1 to {MAX_OUTCOMES} outcomes, not for {self.outcomes}")
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Unmasking:
     """An unmasking strategy."""
 
     selector: Selector | Speculate  # which masked positions commit their proposal at a step
     revisions: tuple[Revision, ...] = ()  # what later steps may do to committed tokens
+
+
+def _number(text: str, what: str, *, low: float = 0.0, high: float = math.inf, above: bool = False) -> float:
+    """The number in `text`. Raises `UserError` unless it lies in [low, high], or above `low` if `above`."""
+    value = float(text)
+    if not low <= value <= high or (above and value == low):
+        bounds = f"lie in [{low:g}, {high:g}]" if high < math.inf else "be positive" if above else "not be negative"
+        raise UserError(f"{what} must {bounds}, not {value}")
+    return value
 
 
 def _top_score(score: Score) -> Callable[..., TopScore]:
@@ -62,17 +73,18 @@ SELECTORS: dict[str, tuple[Callable[..., Selector | Speculate], str]] = {
     "entropy": (_top_score(selector.entropy), "entropy or entropy:cosine"),
     "left_to_right": (_top_score(selector.left_to_right), "left_to_right"),
     "random": (_top_score(selector.uniform), "random or random:cosine"),
-    "threshold": (lambda tau: Threshold(float(tau)), "threshold:0.9"),
-    "factor": (lambda factor: Factor(float(factor)), "factor:1"),
-    "entropy_bound": (lambda nats: EntropyBound(float(nats)), "entropy_bound:0.5"),
+    "threshold": (lambda tau: Threshold(_number(tau, "the threshold", high=1)), "threshold:0.9"),
+    "factor": (lambda factor: Factor(_number(factor, "the factor", above=True)), "factor:1"),
+    "entropy_bound": (lambda nats: EntropyBound(_number(nats, "the entropy bound")), "entropy_bound:0.5"),
     "diffullama_random": (lambda: DiffuLLaMARandom(), "diffullama_random"),
-    "diffullama_confidence": (lambda temperature="0.95": DiffuLLaMAConfidence(float(temperature)),
+    "diffullama_confidence": (lambda temperature="0.95": DiffuLLaMAConfidence(
+        _number(temperature, "the temperature of the scores", above=True)),
                               "diffullama_confidence or diffullama_confidence:0.9"),
     "speculate": (lambda outcomes="1": Speculate(int(outcomes)), "speculate or speculate:4"),
 }
 REVISIONS: dict[str, tuple[Callable[..., Revision], str]] = {
-    "remask": (lambda probability: Remask(float(probability)), "remask:0.3"),
-    "edit": (lambda confidence: Edit(float(confidence)), "edit:0.9"),
+    "remask": (lambda probability: Remask(_number(probability, "the probability of remask", high=1)), "remask:0.3"),
+    "edit": (lambda confidence: Edit(_number(confidence, "the confidence of edit", high=1)), "edit:0.9"),
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlm_jax.errors import UserError
-from dlm_jax.sampling.proposal import Proposal, keep_min_p, keep_top_k, keep_top_p
+from dlm_jax.sampling.proposal import Proposal, check_proposal, keep_min_p, keep_top_k, keep_top_p
 
 V = 6
 LOGITS = np.random.default_rng(0).normal(0, 1.5, V).astype(np.float32)
@@ -80,4 +80,15 @@ def test_temperature_zero_takes_the_most_likely_token():
                                        {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -0.1}, {"min_p": 1.1}))
 def test_parameters_outside_their_range_are_refused(arguments):
     with pytest.raises(UserError):
-        Proposal(**arguments)
+        check_proposal(**{"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | arguments)
+
+
+def test_each_sequence_of_a_batch_draws_with_its_own_numbers():
+    numbers = [(0.0, 0, 1.0, 0.0), (0.7, 3, 1.0, 0.0), (1.3, 0, 0.8, 0.0), (1.0, 0, 1.0, 0.3), (0.0, 2, 0.5, 0.1)]
+    keys = jax.random.split(jax.random.key(0), (len(numbers), 50))
+    logits = jnp.broadcast_to(LOGITS, (len(numbers), 50, V))
+    together = Proposal(*(jnp.asarray(column)[:, None] for column in zip(*numbers)))(keys, logits)
+    for i, row in enumerate(numbers):
+        alone = Proposal(*row)(keys[i:i + 1], logits[i:i + 1])
+        np.testing.assert_array_equal(together[0][i], alone[0][0])
+        np.testing.assert_allclose(together[1][i], alone[1][0], rtol=1e-6)

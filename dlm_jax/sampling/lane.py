@@ -1,0 +1,158 @@
+"""A lane: rows that decode alike, and the requests that hold them (`rows.py` is their device's side)."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dlm_jax.errors import UserError
+from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.diffusion_spec import DiffusionSpec
+from dlm_jax.models.padding import next_power_of_two
+from dlm_jax.models.weights import Params
+from dlm_jax.sampling.generation import (
+    anonymous,
+    check_request,
+    last_block_end,
+    make_canvas,
+    per_sequence,
+    sample_at,
+    unmasking_for,
+)
+from dlm_jax.sampling.requests import Request
+from dlm_jax.sampling.rows import admit, advance_rows, left_to_right, new_rows, release
+from dlm_jax.sampling.sample import Sample
+from dlm_jax.sampling.settings import Settings
+from dlm_jax.sampling.trace import Sampler, Trace
+
+MIN_PASS = 64  # positions of the shortest pass that reads a prompt; lengths double from there
+
+
+class LaneKey(NamedTuple):
+    """What one compiled program can serve: `tree` holds all of a `Sampler` but its numbers."""
+
+    tree: jax.tree_util.PyTreeDef
+    length: int  # positions of the canvas
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """A request on its way. `listener` is called after every round of forward passes, and once when it is finished."""
+
+    request: Request
+    settings: Settings
+    number: int  # of its random stream, as in `generate`
+    listener: Callable[["Job", Trace, int], None]  # (job, trace on the host, its row)
+    every_pass: bool = False  # whether a round is one pass, so that the listener sees each denoising step
+    sample: Sample | None = None  # once it is finished
+    cancelled: bool = False  # set by anyone: the row is freed after the round
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens before the first hole."""
+        return self.request.tokens[:self.request.masked.index(True)]
+
+
+class Lane:
+    """Rows that decode alike."""
+
+    def __init__(self, params: Params, config: ModelConfig, spec: DiffusionSpec, example: Job, length: int,
+                 size: int) -> None:
+        self.params, self.config, self.spec, self.length = params, config, anonymous(spec), length
+        sampler = sampler_of(example, spec)
+        self.block_size = sampler.block_size or length
+        self.left_to_right, self.reads = left_to_right(sampler), sampler.caching.recompute != "canvas"
+        self.jobs: list[Job | None] = [None] * size
+        self.known: list[list[int]] = [[] for _ in range(size)]  # the prompt whose keys and values each row holds
+        self.read_tokens = 0  # of prompts that were read, not copied
+        self.rows = new_rows(params, make_canvas([], length, size), jax.random.split(jax.random.key(0), size),
+                             jax.tree.map(lambda x: jnp.repeat(x, size, 0), sampler), config=config, spec=self.spec)
+
+    @property
+    def free(self) -> list[int]:
+        """The rows that no job holds."""
+        return [row for row, job in enumerate(self.jobs) if job is None]
+
+    def admit(self, job: Job) -> None:
+        """Gives a free row to a job and reads its prompt. The row that remembers its prompt best is not overwritten if
+        another is free."""
+        prompt, starts = job.prompt, [common_start(job.prompt, known) for known in self.known]
+        source = int(np.argmax(starts))
+        row = min(self.free, key=lambda i: (i == source and starts[i] < len(self.known[i]), len(self.known[i])))
+        first, length = self.span(len(prompt), starts[source])
+        key = jax.random.fold_in(jax.random.key(job.settings.seed), job.number)[None]
+        one = new_rows(self.params, make_canvas([job.request], self.length, 1), key, sampler_of(job, self.spec),
+                       config=self.config, spec=self.spec)
+        self.rows = admit(self.params, self.rows, one, jnp.int32(row), jnp.int32(source), jnp.int32(first),
+                          config=self.config, spec=self.spec, length=length)
+        self.jobs[row], self.known[row] = job, prompt if self.reads else []
+        self.read_tokens += max(len(prompt) - first, 0)
+
+    def span(self, prompt: int, known: int) -> tuple[int, int]:
+        """From which position a prompt is read of whose beginning so many tokens are known, and over how many."""
+        if not self.reads:
+            return 0, self.length
+        # Its last token is always read, since that predicts the next; a block-causal model knows whole blocks.
+        unit = 1 if self.left_to_right else self.block_size
+        first = max(min(known, prompt - 1), 0) // unit * unit
+        end = prompt if self.left_to_right else prompt // unit * unit + unit
+        length = min(max(MIN_PASS, next_power_of_two(end - first)), self.length)
+        return min(first, self.length - length), length
+
+    def advance(self, passes: int) -> int:
+        """Runs a round of at most so many forward passes, tells the jobs, and frees the rows of finished ones. Returns
+        how many passes it ran."""
+        self.rows, done = advance_rows(self.params, self.rows, jnp.int32(passes), config=self.config, spec=self.spec)
+        trace, ends, done = jax.device_get((self.rows.state.trace, self.rows.sampler.eos_id, done))
+        for row, job in enumerate(self.jobs):
+            if job is not None:
+                if not trace.masked[row].any():
+                    job.sample = sample_at(trace, row, job.request, int(ends[row]))
+                if not job.cancelled:
+                    job.listener(job, trace, row)
+                if job.cancelled and job.sample is None:
+                    self.rows = release(self.rows, jnp.int32(row))
+                if job.cancelled or job.sample is not None:
+                    self.jobs[row] = None
+        return int(done)
+
+
+def sampler_of(job: Job, spec: DiffusionSpec) -> Sampler:
+    """How a job is decoded, for a batch of one. Raises `UserError` if the model cannot serve it."""
+    settings, request = job.settings, job.request
+    unmasking, caching = unmasking_for(spec, settings), settings.caching(spec)
+    if caching.recompute == "suffix" or (caching.recompute == "block" and not caching.recompute_clean):
+        raise UserError(f"requests that start at different times cannot share the cache '{settings.cache}'; leave out "
+                        "cache")
+    steps = settings.steps or sum(request.masked)
+    end = spec.eos_token_id if request.stop and spec.eos_token_id is not None else -1
+    proposal, unmasking = per_sequence((settings.proposal(), unmasking), 1)
+    return Sampler(jnp.full(1, steps, jnp.int32), jnp.full(1, end, jnp.int32), proposal, unmasking, caching,
+                   settings.block_size_for(spec), 0, settings.cfg_scale, tuple(settings.suppress_tokens))
+
+
+def lane_key(job: Job, config: ModelConfig, spec: DiffusionSpec, context: int) -> LaneKey:
+    """The lane that serves a job. Raises `UserError` if none can.
+
+    A model without a cache computes the whole canvas at each pass, so its lanes differ in length. context: the most
+    positions of a canvas.
+    """
+    check_request(job.request, job.settings, config, spec)
+    sampler = sampler_of(job, spec)
+    needed = last_block_end(job.request, sampler.block_size or 1, spec)
+    if needed > context:
+        raise UserError(f"the text takes {needed} positions and this server has {context}; shorten it or ask for fewer "
+                        "tokens")
+    whole = sampler.caching.recompute == "canvas"
+    length = min(max(MIN_PASS, next_power_of_two(needed)), context) if whole else context
+    return LaneKey(jax.tree.structure(sampler), length)
+
+
+def common_start(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts have in common from their start."""
+    n = min(len(a), len(b))
+    different = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
+    return int(different[0]) if different.size else n
