@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # The rooms from the ground up. A room is a folder, or a file at the root; it may import rooms listed before it.
 ORDER = ["errors", "schema", "typing", "segments", "hashing", "files", "diffusion", "parallel", "attention", "models",
          "objective", "config", "convert", "data", "evaluation", "sampling", "runs", "training", "loading",
-         "language_model", "harness", "adapt", "aot", "commands"]
+         "language_model", "harness", "serving", "adapt", "aot", "commands"]
 BASE = {"errors", "schema", "segments", "typing"}
 MODEL = BASE | {"attention", "diffusion", "models", "parallel"}
 # What each room may import of those below it.
@@ -42,8 +42,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loading": BASE | {"convert", "data", "files", "models", "runs"},
     "language_model": MODEL | {"convert", "data", "evaluation", "files", "loading", "sampling"},
     "harness": BASE | {"convert", "data", "evaluation", "files", "language_model", "models", "sampling", "training"},
-    "adapt": set(ORDER[:-3]) - {"harness"},
-    "aot": set(ORDER[:-3]) - {"harness", "language_model"},
+    "serving": BASE | {"data", "language_model", "sampling"},
+    "adapt": set(ORDER[:-3]) - {"harness", "serving"},
+    "aot": set(ORDER[:-3]) - {"harness", "language_model", "serving"},
     "commands": set(ORDER[:-1]),
 }
 DOORS = {"__init__", "__main__"}  # they open the house, and no room imports them

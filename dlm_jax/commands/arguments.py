@@ -29,13 +29,14 @@ class Parser(argparse.ArgumentParser):
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that `sample` and `infill` share."""
     add_decoding_flags(parser)
+    add_seed_flag(parser)
     parser.add_argument("--watch", action="store_true", help="show the denoising in the terminal")
     parser.add_argument("--gif", metavar="FILE", help="draw the denoising as a GIF")
     parser.add_argument("--html", metavar="FILE", help="write a page with a slider through the denoising")
 
 
 def add_decoding_flags(parser: argparse.ArgumentParser) -> None:
-    """How a text is decoded: a flag for each field of the sampler's `Settings`."""
+    """How a text is decoded: a flag for each field of the sampler's `Settings` but the seed."""
     parser.add_argument("--steps", type=integer_at_least(1), metavar="N",
                         help="denoising steps for the text, shared by its blocks (default: one per token)")
     parser.add_argument("--unmasking", default="confidence", metavar="STRATEGY", help=UNMASKING_HELP)
@@ -61,6 +62,10 @@ def add_draw_flags(parser: argparse.ArgumentParser, temperature: float) -> None:
                         help="draw from the most likely tokens whose probabilities sum to P (default 1: all)")
     parser.add_argument("--min-p", type=float, default=0.0, metavar="P",
                         help="draw from tokens at least P times as likely as the most likely one (default 0: all)")
+
+
+def add_seed_flag(parser: argparse.ArgumentParser) -> None:
+    """The seed of all draws."""
     parser.add_argument("--seed", type=integer_at_least(0), default=0, metavar="N", help="random seed (default 0)")
 
 

@@ -13,6 +13,7 @@ from dlm_jax.commands.arguments import (
     TEXT_FIELD_HELP,
     Arguments,
     add_decoding_flags,
+    add_seed_flag,
     integer_at_least,
     unicode_text,
 )
@@ -41,6 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="for nelbo: Monte Carlo samples (noisings) per text (default 4)")
     parser.add_argument("--data", metavar="DIR", help="the files of tasks that fill a middle or are named ..._local")
     add_decoding_flags(parser)
+    add_seed_flag(parser)
     parser.add_argument("--judge", metavar="MODEL", help=f"for {GENERATIVE}: an autoregressive model")
     parser.add_argument("--samples", type=integer_at_least(1), default=64, metavar="N",
                         help=f"for {GENERATIVE}: how many (default 64)")

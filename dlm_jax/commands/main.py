@@ -30,6 +30,7 @@ COMMANDS = {
     "configs": ("configs", "list the named configs, or print one to edit"),
     "aot": ("aot", "compile the training step of a config for TPUs or GPUs you do not have"),
     "sample": ("sample", "continue a prompt, or serve a file of requests"),
+    "serve": ("serve", "an HTTP server with OpenAI's API, and a page to try the model on"),
     "self-generate": ("self_generate", "write samples of an autoregressive base as training text"),
     "infill": ("infill", "fill the holes in a text"),
     "eval": ("evaluate", "likelihoods, tasks of lm-evaluation-harness, infilling and samples, with intervals"),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlm_jax.commands.arguments import MODEL_HELP, Arguments, add_draw_flags, integer_at_least
+from dlm_jax.commands.arguments import MODEL_HELP, Arguments, add_draw_flags, add_seed_flag, integer_at_least
 from dlm_jax.errors import UserError
 from dlm_jax.files import check_new, write_text
 from dlm_jax.models.diffusion_spec import DiffusionSpec
@@ -34,6 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=integer_at_least(1), default=64, metavar="N",
                         help="samples drawn together (default 64)")
     add_draw_flags(parser, temperature=1.0)
+    add_seed_flag(parser)
 
 
 def run(a: Arguments) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def as_autoregressive(spec: DiffusionSpec) -> DiffusionSpec:
     if spec.is_diffusion and spec.clean_half != "token_causal":
         raise UserError(f"a model that denoises under the rule {spec.rule} does not write left to right; name the "
                         "autoregressive base")
-    return dataclasses.replace(spec, rule="causal", alignment="shifted", block_size=None, clean_half="block_causal")
+    return spec.as_autoregressive()
 
 
 def write_samples(lm: "LanguageModel", out: Path, documents: int, max_tokens: int, settings: "Settings", *,

@@ -107,7 +107,7 @@ def engines(bundle: Bundle, name: str) -> dict[str, str]:
 
 def autoregressive(bundle: Bundle) -> Bundle:
     """The model as its finished text sees itself: left to right."""
-    spec = dataclasses.replace(bundle.spec, rule="causal", block_size=None, clean_half="block_causal")
+    spec = bundle.spec.as_autoregressive()
     return dataclasses.replace(bundle, spec=spec)
 
 

@@ -63,6 +63,11 @@ class DiffusionSpec:
         """The token that a text starts with: bos, or eos where a family uses one token for both (GPT-2)."""
         return self.eos_token_id if self.bos_token_id is None else self.bos_token_id
 
+    def as_autoregressive(self) -> "DiffusionSpec":
+        """The same model, decoded left to right."""
+        return dataclasses.replace(self, rule="causal", alignment="shifted", block_size=None,
+                                   clean_half="block_causal")
+
     @classmethod
     def from_dict(cls, fields: dict) -> "DiffusionSpec":
         """The inverse of `dataclasses.asdict`. Raises `UserError` for fields of another version, or of another type."""

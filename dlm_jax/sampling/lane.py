@@ -38,16 +38,24 @@ class LaneKey(NamedTuple):
     length: int  # positions of the canvas
 
 
+class Progress(NamedTuple):
+    """How far a request has come."""
+
+    trace: Trace  # of the batch, on the host
+    row: int
+    settled: int  # the positions before this one will not change any more
+    sample: Sample | None  # once it is finished
+
+
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A request on its way. `listener` is called after every round of forward passes, and once when it is finished."""
+    """A request on its way. `listener` is called after every round of forward passes."""
 
     request: Request
     settings: Settings
     number: int  # of its random stream, as in `generate`
-    listener: Callable[["Job", Trace, int], None]  # (job, trace on the host, its row)
+    listener: Callable[["Job", "Progress | None"], None]  # None: it failed
     every_pass: bool = False  # whether a round is one pass, so that the listener sees each denoising step
-    sample: Sample | None = None  # once it is finished
     cancelled: bool = False  # set by anyone: the row is freed after the round
 
     @property
@@ -65,6 +73,7 @@ class Lane:
         sampler = sampler_of(example, spec)
         self.block_size = sampler.block_size or length
         self.left_to_right, self.reads = left_to_right(sampler), sampler.caching.recompute != "canvas"
+        self.size = size
         self.jobs: list[Job | None] = [None] * size
         self.known: list[list[int]] = [[] for _ in range(size)]  # the prompt whose keys and values each row holds
         self.read_tokens = 0  # of prompts that were read, not copied
@@ -109,15 +118,24 @@ class Lane:
         trace, ends, done = jax.device_get((self.rows.state.trace, self.rows.sampler.eos_id, done))
         for row, job in enumerate(self.jobs):
             if job is not None:
-                if not trace.masked[row].any():
-                    job.sample = sample_at(trace, row, job.request, int(ends[row]))
+                finished = not trace.masked[row].any()
+                sample = sample_at(trace, row, job.request, int(ends[row])) if finished else None
                 if not job.cancelled:
-                    job.listener(job, trace, row)
-                if job.cancelled and job.sample is None:
+                    job.listener(job, Progress(trace, row, self.settled(job, trace.masked[row]), sample))
+                if job.cancelled and not finished:
                     self.rows = release(self.rows, jnp.int32(row))
-                if job.cancelled or job.sample is not None:
+                if job.cancelled or finished:
                     self.jobs[row] = None
         return int(done)
+
+    def settled(self, job: Job, masked: np.ndarray) -> int:
+        """The positions before this one will not change any more: whole blocks, or what is written left to right."""
+        n, prompt = len(job.request.tokens), len(job.prompt)
+        first = int(masked.argmax()) if masked.any() else n
+        if self.left_to_right:
+            return first
+        origin = prompt if self.spec.rule == "bidirectional" else 0
+        return max(origin + (first - origin) // self.block_size * self.block_size, prompt) if first < n else n
 
 
 def sampler_of(job: Job, spec: DiffusionSpec) -> Sampler:

@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI's API, continuous batching, and a page."""
