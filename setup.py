@@ -18,7 +18,8 @@ setup(
     packages=[*find_packages(include=["dlm_jax", "dlm_jax.*"]), "dlm_jax.configs"],
     package_dir={"dlm_jax.configs": "configs"},  # at the top of a clone, to be browsed; in the package once installed
     package_data={"": ["*.pyi"], "dlm_jax.harness": ["tasks/*.yaml"],
-                  "dlm_jax": ["py.typed", "assets/*.html", "assets/base/*", "assets/font/*"]},
+                  "dlm_jax": ["py.typed", "assets/*.html", "assets/*.css", "assets/*.js", "assets/base/*",
+                              "assets/font/*"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10.2,<0.13",
@@ -50,7 +51,7 @@ setup(
                  "beartype>=0.21,<0.24", "hypothesis>=6.100,<7", "nbclient>=0.10", "jupyter_client>=8",
                  "nbformat>=5.10", "pyyaml>=6", "setuptools>=77", "jinja2>=3.1", "ipykernel>=6", "matplotlib>=3.10",
                  "accelerate>=1", "shtab>=1.7,<2", "starlette>=1,<2", "uvicorn>=0.35,<1", "pydantic>=2.11,<3",
-                 "prometheus-client>=0.21", "openai>=1.60", "httpx>=0.27"],
+                 "prometheus-client>=0.21", "openai>=1.60"],
         "eval": ["lm_eval>=0.4.13,<0.5", "datasets>=3", "tqdm>=4.60", "rouge-score>=0.1.2",
                  "sacrebleu>=2.3", "matplotlib>=3.10", "sqlitedict>=2"],
         "completion": ["shtab>=1.7,<2"],

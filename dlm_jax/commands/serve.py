@@ -76,7 +76,7 @@ def make_service(a: Arguments) -> "Service":
     from dlm_jax.language_model import LanguageModel, load
     from dlm_jax.sampling.settings import Settings
     from dlm_jax.serving.batcher import Batcher
-    from dlm_jax.serving.service import Service, causal_half, check_servable
+    from dlm_jax.serving.service import Service, causal_half, example
     defaults = {field.name: getattr(a, field.name) for field in dataclasses.fields(Settings) if field.name != "seed"}
     name = name_of(a.model)
     models: dict[str, LanguageModel] = {name: load(a.model)}
@@ -86,8 +86,8 @@ def make_service(a: Arguments) -> "Service":
         models[f"{name}-autoregressive"] = half
     for lm in models.values():
         lm.text_tokenizer()
-    check_servable(models[name], Settings(**defaults), a.context)
-    return Service(models, defaults, Batcher(models, a.rows, a.context, a.queue), a.max_tokens)
+    examples = [(each, example(defaults)) for each in models]
+    return Service(models, defaults, Batcher(models, a.rows, a.context, a.queue, examples), a.max_tokens)
 
 
 def read_keys(a: Arguments) -> tuple[str, ...]:

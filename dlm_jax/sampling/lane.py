@@ -85,6 +85,11 @@ class Lane:
         """The rows that no job holds."""
         return [row for row, job in enumerate(self.jobs) if job is None]
 
+    @property
+    def busy(self) -> int:
+        """How many rows are held."""
+        return self.size - len(self.free)
+
     def admit(self, job: Job) -> None:
         """Gives a free row to a job and reads its prompt. The row that remembers its prompt best is not overwritten if
         another is free."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from dlm_jax.sampling.history import Moment
 from dlm_jax.sampling.render import printable
 
-TEMPLATE = Path(__file__).parent.parent / "assets" / "page.html"
+ASSETS = Path(__file__).parent.parent / "assets"
 
 Change = list[int | float | str | None]  # [position, text or None where masked, commit step, confidence]
 
@@ -19,10 +19,17 @@ def write_page(moments: Sequence[Moment], file: str | Path, title: str, facts: M
                       ensure_ascii=False, separators=(",", ":"))
     shown = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>"
                     for name, value in facts.items())
-    page = TEMPLATE.read_text(encoding="utf-8")
-    page = page.replace("{{title}}", html.escape(title)).replace("{{facts}}", shown)
+    page = template("page.html").replace("{{title}}", html.escape(title)).replace("{{facts}}", shown)
     page = page.replace("{{data}}", data.replace("<", "\\u003c"))
     Path(file).write_text(page, encoding="utf-8")
+
+
+def template(name: str) -> str:
+    """A page of `assets` with the style and the script that all pages share."""
+    page = (ASSETS / name).read_text(encoding="utf-8")
+    for kind in ("css", "js"):
+        page = page.replace(f"{{{{{kind}}}}}", (ASSETS / f"denoising.{kind}").read_text(encoding="utf-8"))
+    return page
 
 
 def changes(moments: Sequence[Moment]) -> list[list[Change]]:

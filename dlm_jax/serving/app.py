@@ -11,7 +11,6 @@ import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from starlette.applications import Starlette
@@ -24,6 +23,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from dlm_jax.errors import UserError, shortened
+from dlm_jax.sampling.page import template
 from dlm_jax.schema.json_text import parse_json
 from dlm_jax.serving import replies
 from dlm_jax.serving.batcher import QueueFull
@@ -31,7 +31,6 @@ from dlm_jax.serving.bodies import Chat, Common, Completion, Infill, read_body
 from dlm_jax.serving.metrics import Metrics
 from dlm_jax.serving.service import Failed, NoModel, Service, Work
 
-PAGE = Path(__file__).parent.parent / "assets" / "serve.html"
 BODY_SECONDS = 30.0  # in which a body must have arrived
 ENDPOINTS: dict[str, type[Common]] = {"/v1/completions": Completion, "/v1/chat/completions": Chat, "/v1/infill": Infill}
 STATUS = {UserError: 400, NoModel: 404, QueueFull: 429, Failed: 500, TimeoutError: 504}
@@ -56,7 +55,7 @@ class Api:
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
         self.check_key(request)
-        return JSONResponse({"object": "list", "data": [model_card(name) for name in self.service.models]})
+        return JSONResponse({"object": "list", "data": [self.service.card(name) for name in self.service.models]})
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/NAME."""
@@ -64,7 +63,7 @@ class Api:
         name = request.path_params["name"]
         if name not in self.service.models:
             raise HTTPException(404, f"there is no model '{shortened(name, 100)}'; see /v1/models")
-        return JSONResponse(model_card(name))
+        return JSONResponse(self.service.card(name))
 
     async def health(self, request: Request) -> Response:
         """GET /health."""
@@ -149,7 +148,8 @@ class Api:
                     if len(data) > self.limits.body_bytes:
                         raise HTTPException(413, f"the body exceeds {self.limits.body_bytes} bytes; send less")
         except TimeoutError:
-            raise HTTPException(408, f"the body did not arrive within {BODY_SECONDS:g} seconds; send it again") from None
+            message = f"the body did not arrive within {BODY_SECONDS:g} seconds; send it again"
+            raise HTTPException(408, message, {"Connection": "close"}) from None
         try:
             return parse_json(bytes(data))
         except ValueError as error:
@@ -195,7 +195,8 @@ PATHS = {*ENDPOINTS, "/", "/health", "/metrics", "/v1/models"}
 def make_app(service: Service, limits: Limits) -> Starlette:
     """The application."""
     api = Api(service, limits)
-    page, policy = PAGE.read_text(encoding="utf-8"), content_policy(PAGE.read_text(encoding="utf-8"))
+    page = template("serve.html")
+    policy = content_policy(page)
 
     async def show_page(request: Request) -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
@@ -253,11 +254,6 @@ def sentence(error: Exception) -> str:
     if isinstance(error, ClientDisconnect):
         return "the client went away"
     return str(error) if isinstance(error, tuple(STATUS)) else "the server failed; its log says how"
-
-
-def model_card(name: str) -> dict[str, Any]:
-    """A model as /v1/models lists it."""
-    return {"id": name, "object": "model", "created": 0, "owned_by": "dlm-jax"}
 
 
 def content_policy(page: str) -> str:

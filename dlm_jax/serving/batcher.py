@@ -31,13 +31,16 @@ class Batcher:
     """Serves the jobs of all models, first come first served within a lane.
 
     A lane exists in up to three sizes, since every pass computes all rows: a job that is alone gets one of few rows.
+    examples: (model, job) of the kinds that most clients will ask for, whose programs are compiled first of all. Raises
+    `UserError` if they cannot be served.
     """
 
-    def __init__(self, models: dict[str, LanguageModel], rows: int, context: int, max_waiting: int) -> None:
-        self.models, self.context, self.max_waiting = models, context, max_waiting
+    def __init__(self, models: dict[str, LanguageModel], rows: int, context: int, max_waiting: int,
+                 examples: Sequence[tuple[str, Job]] = ()) -> None:
+        self.models, self.context, self.max_waiting, self.examples = models, context, max_waiting, examples
         self.sizes = sorted({1, min(8, rows), rows})
         self.lanes: dict[tuple[Place, int], Lane] = {}
-        self.places: set[Place] = set()
+        self.places = {self._place_of(*example) for example in examples}
         self.waiting: collections.deque[tuple[Place, Job]] = collections.deque()
         self.passes = 0  # forward passes so far
         self.wake, self.stopping = threading.Condition(), False
@@ -48,9 +51,7 @@ class Batcher:
 
         Raises `QueueFull`, and `UserError` for what the model cannot serve.
         """
-        lm = self.models[model]
-        places = [Place(model, lane_key(job, lm.config, lm.spec, min(self.context, lm.config.max_length)))
-                  for job in jobs]
+        places = [self._place_of(model, job) for job in jobs]
         with self.wake:
             if len(self.waiting) + len(jobs) > self.max_waiting:
                 raise QueueFull(f"{len(self.waiting)} requests are waiting already; try again later")
@@ -64,7 +65,7 @@ class Batcher:
     @property
     def active(self) -> int:
         """How many jobs have a row."""
-        return sum(lane.size - len(lane.free) for lane in list(self.lanes.values()))
+        return sum(lane.busy for lane in list(self.lanes.values()))
 
     def start(self) -> None:
         """Starts the thread."""
@@ -77,7 +78,21 @@ class Batcher:
             self.wake.notify()
         self.thread.join()
 
+    def _place_of(self, model: str, job: Job) -> Place:
+        lm = self.models[model]
+        return Place(model, lane_key(job, lm.config, lm.spec, min(self.context, lm.config.max_length)))
+
+    def _compile(self) -> None:
+        for model, job in self.examples:
+            for size in self.sizes:
+                where = (self._place_of(model, job), size)
+                self._open(where, job)
+                self.lanes[where].admit(job)
+                while self.lanes[where].busy and not self.stopping:
+                    self.lanes[where].advance(1)
+
     def _run(self) -> None:
+        self._compile()
         while self._wait():
             self._admit()
             for where, lane in list(self.lanes.items()):
@@ -100,7 +115,7 @@ class Batcher:
         queue = collections.deque((place, job) for place, job in queue if not job.cancelled)
         crowd = collections.Counter(place for place, _ in queue)
         for (place, _), lane in self.lanes.items():
-            crowd[place] += lane.size - len(lane.free)
+            crowd[place] += lane.busy
         left = [(place, job) for place, job in queue if not self._placed(place, job, crowd[place])]
         with self.wake:
             self.waiting.extendleft(reversed(left))

@@ -8,6 +8,7 @@ import numpy as np
 
 from dlm_jax.data.tokenizer import Tokenizer
 from dlm_jax.sampling.lane import Progress
+from dlm_jax.sampling.render import printable
 from dlm_jax.serving.answer import Answer
 from dlm_jax.serving.bodies import Chat, Common, Completion, Infill
 from dlm_jax.serving.service import Work
@@ -101,7 +102,7 @@ def cells(tokenizer: Tokenizer, progress: Progress, n: int) -> list[Cell]:
     trace, row = progress.trace, progress.row
     masked, ids = trace.masked[row, :n], trace.tokens[row, :n]
     known = np.where(masked, 0 if tokenizer.mask_id is None else tokenizer.mask_id, ids)
-    return [[None if hidden else piece, 0 if hidden else int(step), 0.0 if hidden else round(float(p), 4)]
+    return [[None if hidden else printable(piece), 0 if hidden else int(step), 0.0 if hidden else round(float(p), 4)]
             for piece, hidden, step, p in zip(tokenizer.pieces(known.tolist()), masked, trace.commit_step[row],
                                               trace.confidence[row])]
 

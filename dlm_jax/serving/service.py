@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dlm_jax.errors import UserError
 from dlm_jax.language_model import LanguageModel
-from dlm_jax.sampling.lane import Job, Progress, lane_key
+from dlm_jax.sampling.lane import Job, Progress
 from dlm_jax.sampling.requests import Request, check_length, continuation
 from dlm_jax.sampling.settings import Settings
 from dlm_jax.serving.answer import Answer
@@ -52,6 +52,14 @@ class Service:
     def __init__(self, models: dict[str, LanguageModel], defaults: dict[str, Any], batcher: Batcher,
                  chat_tokens: int) -> None:
         self.models, self.defaults, self.batcher, self.chat_tokens = models, defaults, batcher, chat_tokens
+
+    def card(self, name: str) -> dict[str, Any]:
+        """A model as /v1/models lists it, with what the page needs to know about it."""
+        spec = self.models[name].spec
+        return {"id": name, "object": "model", "created": 0, "owned_by": "dlm-jax", "denoises": spec.is_diffusion,
+                "rule": spec.rule, "block_size": spec.block_size, "token_causal": spec.clean_half == "token_causal",
+                "context": min(self.batcher.context, self.models[name].config.max_length),
+                "unmasking": self.defaults["unmasking"]}
 
     def prepare(self, body: Common, loop: asyncio.AbstractEventLoop) -> Work:
         """The jobs of a body. Raises `UserError` and `NoModel`. It tokenizes, so a thread of its own runs it."""
@@ -127,10 +135,9 @@ def causal_half(lm: LanguageModel) -> LanguageModel | None:
     return dataclasses.replace(lm, spec=lm.spec.as_autoregressive())
 
 
-def check_servable(lm: LanguageModel, settings: Settings, context: int) -> None:
-    """Raises `UserError` if the model cannot continue a text by these settings."""
-    probe = Job(continuation([0], 1), settings, 0, lambda job, progress: None)
-    lane_key(probe, lm.config, lm.spec, min(context, lm.config.max_length))
+def example(settings: dict[str, Any]) -> Job:
+    """The shortest job by these settings."""
+    return Job(continuation([0], 1), Settings(**settings), 0, lambda job, progress: None)
 
 
 @dataclasses.dataclass(frozen=True)
