@@ -3,10 +3,9 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -56,7 +55,7 @@ def generate(params: Params, config: ModelConfig, spec: DiffusionSpec, requests:
     padded_numbers = np.resize(range(len(requests)) if numbers is None else numbers, len(end))
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(settings.seed), padded_numbers)
     trace, seconds = run_timed(params, canvas, keys, sampler, config, anonymous(spec), mesh)
-    ends = np.asarray(end).tolist()
+    ends = end.tolist()
     samples = [sample_at(trace, i, request, ends[i]) for i, request in enumerate(requests)]
     cost = BatchCost(int(max(trace.batch_nfe)), sum(sample.new_tokens for sample in samples), seconds, peak_bytes())
     return [dataclasses.replace(sample, cost=cost) for sample in samples]
@@ -84,7 +83,7 @@ def unmasking_for(spec: DiffusionSpec, settings: Settings) -> Unmasking:
 
 def per_sequence(settings: T, b: int) -> T:
     """`settings` with each number as an array [b, 1]."""
-    return jax.tree.map(lambda x: jnp.full((b, 1), x, jnp.int32 if isinstance(x, int) else jnp.float32), settings)
+    return jax.tree.map(lambda x: np.full((b, 1), x, np.int32 if isinstance(x, int) else np.float32), settings)
 
 
 def run_timed(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: Sampler, config: ModelConfig,
@@ -111,7 +110,8 @@ def steps_and_end(requests: Sequence[Request], steps: int | None, spec: Diffusio
     counts = [steps or sum(request.masked) for request in requests]
     ends = [spec.eos_token_id if request.stop and spec.eos_token_id is not None else -1 for request in requests]
     padding = next_power_of_two(len(requests)) - len(requests)
-    return jnp.asarray(counts + [1] * padding, jnp.int32), jnp.asarray(ends + [-1] * padding, jnp.int32)
+    arrays: Any = np.array([counts + [1] * padding, ends + [-1] * padding], np.int32)
+    return arrays[0], arrays[1]
 
 
 def canvas_length(requests: Sequence[Request], context: int, block_size: int, spec: DiffusionSpec) -> int:
@@ -140,7 +140,8 @@ def make_canvas(requests: Sequence[Request], n: int, batch: int) -> Canvas:
     for i, request in enumerate(requests):
         length = len(request.tokens)
         tokens[i, :length], masked[i, :length], segments[i, :length] = request.tokens, request.masked, 1
-    return Canvas(jnp.asarray(tokens), jnp.asarray(masked), jnp.asarray(segments))
+    arrays: Any = (tokens, masked, segments)  # on the host until they are needed
+    return Canvas(*arrays)
 
 
 def sample_at(trace: Trace, i: int, request: Request, eos_id: int) -> Sample:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dlm_jax.errors import UserError
@@ -20,10 +19,11 @@ from dlm_jax.sampling.generation import (
     make_canvas,
     per_sequence,
     sample_at,
+    steps_and_end,
     unmasking_for,
 )
 from dlm_jax.sampling.requests import Request
-from dlm_jax.sampling.rows import admit, advance_rows, left_to_right, new_rows, release
+from dlm_jax.sampling.rows import Newcomer, admit, advance_rows, left_to_right, new_rows, release
 from dlm_jax.sampling.sample import Sample
 from dlm_jax.sampling.settings import Settings
 from dlm_jax.sampling.trace import Sampler, Trace
@@ -49,12 +49,13 @@ class Progress(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A request on its way. `listener` is called after every round of forward passes."""
+    """A request on its way."""
 
     request: Request
     settings: Settings
     number: int  # of its random stream, as in `generate`
     listener: Callable[["Job", "Progress | None"], None]  # None: it failed
+    every_round: bool = True  # whether the listener is called after every round, or only at the end
     every_pass: bool = False  # whether a round is one pass, so that the listener sees each denoising step
     cancelled: bool = False  # set by anyone: the row is freed after the round
 
@@ -78,7 +79,7 @@ class Lane:
         self.known: list[list[int]] = [[] for _ in range(size)]  # the prompt whose keys and values each row holds
         self.read_tokens = 0  # of prompts that were read, not copied
         self.rows = new_rows(params, make_canvas([], length, size), jax.random.split(jax.random.key(0), size),
-                             jax.tree.map(lambda x: jnp.repeat(x, size, 0), sampler), config=config, spec=self.spec)
+                             jax.tree.map(lambda x: np.repeat(x, size, 0), sampler), config=config, spec=self.spec)
 
     @property
     def free(self) -> list[int]:
@@ -97,11 +98,10 @@ class Lane:
         source = int(np.argmax(starts))
         row = min(self.free, key=lambda i: (i == source and starts[i] < len(self.known[i]), len(self.known[i])))
         first, length = self.span(len(prompt), starts[source])
-        key = jax.random.fold_in(jax.random.key(job.settings.seed), job.number)[None]
-        one = new_rows(self.params, make_canvas([job.request], self.length, 1), key, sampler_of(job, self.spec),
-                       config=self.config, spec=self.spec)
-        self.rows = admit(self.params, self.rows, one, jnp.int32(row), jnp.int32(source), jnp.int32(first),
-                          config=self.config, spec=self.spec, length=length)
+        new = Newcomer(make_canvas([job.request], self.length, 1), sampler_of(job, self.spec),
+                       np.uint32(job.settings.seed), np.uint32(job.number), np.int32(row), np.int32(source),
+                       np.int32(first))
+        self.rows = admit(self.params, self.rows, new, config=self.config, spec=self.spec, length=length)
         self.jobs[row], self.known[row] = job, prompt if self.reads else []
         self.read_tokens += max(len(prompt) - first, 0)
 
@@ -119,16 +119,16 @@ class Lane:
     def advance(self, passes: int) -> int:
         """Runs a round of at most so many forward passes, tells the jobs, and frees the rows of finished ones. Returns
         how many passes it ran."""
-        self.rows, done = advance_rows(self.params, self.rows, jnp.int32(passes), config=self.config, spec=self.spec)
+        self.rows, done = advance_rows(self.params, self.rows, np.int32(passes), config=self.config, spec=self.spec)
         trace, ends, done = jax.device_get((self.rows.state.trace, self.rows.sampler.eos_id, done))
         for row, job in enumerate(self.jobs):
             if job is not None:
                 finished = not trace.masked[row].any()
                 sample = sample_at(trace, row, job.request, int(ends[row])) if finished else None
-                if not job.cancelled:
+                if not job.cancelled and (finished or job.every_round):
                     job.listener(job, Progress(trace, row, self.settled(job, trace.masked[row]), sample))
                 if job.cancelled and not finished:
-                    self.rows = release(self.rows, jnp.int32(row))
+                    self.rows = release(self.rows, np.int32(row))
                 if job.cancelled or finished:
                     self.jobs[row] = None
         return int(done)
@@ -145,16 +145,15 @@ class Lane:
 
 def sampler_of(job: Job, spec: DiffusionSpec) -> Sampler:
     """How a job is decoded, for a batch of one. Raises `UserError` if the model cannot serve it."""
-    settings, request = job.settings, job.request
+    settings = job.settings
     unmasking, caching = unmasking_for(spec, settings), settings.caching(spec)
     if caching.recompute == "suffix" or (caching.recompute == "block" and not caching.recompute_clean):
         raise UserError(f"requests that start at different times cannot share the cache '{settings.cache}'; leave out "
                         "cache")
-    steps = settings.steps or sum(request.masked)
-    end = spec.eos_token_id if request.stop and spec.eos_token_id is not None else -1
+    steps, end = steps_and_end([job.request], settings.steps, spec)
     proposal, unmasking = per_sequence((settings.proposal(), unmasking), 1)
-    return Sampler(jnp.full(1, steps, jnp.int32), jnp.full(1, end, jnp.int32), proposal, unmasking, caching,
-                   settings.block_size_for(spec), 0, settings.cfg_scale, tuple(settings.suppress_tokens))
+    return Sampler(steps, end, proposal, unmasking, caching, settings.block_size_for(spec), 0, settings.cfg_scale,
+                   tuple(settings.suppress_tokens))
 
 
 def lane_key(job: Job, config: ModelConfig, spec: DiffusionSpec, context: int) -> LaneKey:

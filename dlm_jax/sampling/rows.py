@@ -9,10 +9,11 @@ Letters: b rows, n positions of the canvas.
 
 import dataclasses
 import functools
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
@@ -50,23 +51,32 @@ def new_rows(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: Sa
     return Rows(canvas, keys, sampler, new_state(model, new_trace(canvas), sampler))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "spec", "length"), donate_argnames="rows")
-def admit(params: Params, rows: Rows, one: Rows, row: Int[Array, ""], source: Int[Array, ""], first: Int[Array, ""], *,
-          config: ModelConfig, spec: DiffusionSpec, length: int) -> Rows:
-    """The rows with the request of `one`, a batch of one, in place of `row`, its prompt read.
+class Newcomer(NamedTuple):
+    """A request for a row, in numpy arrays, so that nothing is computed before `admit`."""
 
-    first, length: the prompt is read from position `first` on, in a pass over `length` positions; what is before it is
-    taken from the cache of row `source`, whose prompt begins alike.
-    """
+    canvas: Canvas  # of one sequence
+    sampler: Sampler  # of one sequence
+    seed: np.uint32
+    number: np.uint32  # of its random stream
+    row: np.int32  # that it gets
+    source: np.int32  # the row whose prompt begins alike
+    first: np.int32  # the position from which the prompt is read; what is before it, `source` knows
+
+
+@functools.partial(jax.jit, static_argnames=("config", "spec", "length"), donate_argnames="rows")
+def admit(params: Params, rows: Rows, new: Newcomer, *, config: ModelConfig, spec: DiffusionSpec, length: int) -> Rows:
+    """The rows with a newcomer among them, its prompt read in a pass over `length` positions."""
+    keys = jax.random.fold_in(jax.random.key(new.seed), new.number)[None]
+    one = new_rows(params, new.canvas, keys, new.sampler, config=config, spec=spec)
     model = canvas_model(params, one.canvas, one.sampler, config, spec)
-    state = with_caches(one.state, take_row(rows.state, source))
-    forward = functools.partial(prefill, first=first, length=length)
+    state = with_caches(one.state, take_row(rows.state, new.source))
+    forward = functools.partial(prefill, first=jnp.asarray(new.first), length=length)
     if isinstance(state, SpeculationState):
         state = read_prompt(state, model, one.keys, one.sampler, forward)
     elif one.sampler.caching.recompute != "canvas":
         state = take_step(state, unfinished(state.trace), forward, model=model, fillable=one.canvas.masked,
                           keys=one.keys, sampler=one.sampler)
-    return put_row(rows, dataclasses.replace(one, state=state), row)
+    return put_row(rows, dataclasses.replace(one, state=state), new.row)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "spec"), donate_argnames="rows")
@@ -115,12 +125,12 @@ def with_caches(state: T, other: T) -> T:
     return jax.tree.map(lambda mine, its: its if isinstance(mine, Cache) else mine, state, other, is_leaf=is_cache)
 
 
-def take_row(tree: T, row: Int[Array, ""]) -> T:
+def take_row(tree: T, row: Int[Array, ""] | np.int32) -> T:
     """One row of every array, as a batch of one."""
     return _by_row(lambda x, axis: jax.lax.dynamic_slice_in_dim(x, row, 1, axis), tree)
 
 
-def put_row(tree: T, one: T, row: Int[Array, ""]) -> T:
+def put_row(tree: T, one: T, row: Int[Array, ""] | np.int32) -> T:
     """`tree` with a batch of one in place of a row."""
     return _by_row(lambda x, axis, new: jax.lax.dynamic_update_slice_in_dim(x, new, row, axis), tree, one)
 

@@ -31,15 +31,16 @@ class Batcher:
     """Serves the jobs of all models, first come first served within a lane.
 
     A lane exists in up to three sizes, since every pass computes all rows: a job that is alone gets one of few rows.
-    examples: (model, job) of the kinds that most clients will ask for, whose programs are compiled first of all. Raises
+    examples: (model, job) of the kinds that most clients will ask for, whose programs a second thread compiles. Raises
     `UserError` if they cannot be served.
     """
 
     def __init__(self, models: dict[str, LanguageModel], rows: int, context: int, max_waiting: int,
                  examples: Sequence[tuple[str, Job]] = ()) -> None:
-        self.models, self.context, self.max_waiting, self.examples = models, context, max_waiting, examples
+        self.models, self.context, self.max_waiting = models, context, max_waiting
         self.sizes = sorted({1, min(8, rows), rows})
         self.lanes: dict[tuple[Place, int], Lane] = {}
+        self.examples = examples
         self.places = {self._place_of(*example) for example in examples}
         self.waiting: collections.deque[tuple[Place, Job]] = collections.deque()
         self.passes = 0  # forward passes so far
@@ -68,8 +69,9 @@ class Batcher:
         return sum(lane.busy for lane in list(self.lanes.values()))
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the threads."""
         self.thread.start()
+        threading.Thread(target=self._compile, name="compiler", daemon=True).start()
 
     def stop(self) -> None:
         """Ends the thread after its round; jobs that are not finished stay so."""
@@ -82,17 +84,7 @@ class Batcher:
         lm = self.models[model]
         return Place(model, lane_key(job, lm.config, lm.spec, min(self.context, lm.config.max_length)))
 
-    def _compile(self) -> None:
-        for model, job in self.examples:
-            for size in self.sizes:
-                where = (self._place_of(model, job), size)
-                self._open(where, job)
-                self.lanes[where].admit(job)
-                while self.lanes[where].busy and not self.stopping:
-                    self.lanes[where].advance(1)
-
     def _run(self) -> None:
-        self._compile()
         while self._wait():
             self._admit()
             for where, lane in list(self.lanes.items()):
@@ -104,6 +96,15 @@ class Batcher:
         with self.wake:
             self.wake.wait_for(lambda: self.stopping or self.waiting or self.active)
             return not self.stopping
+
+    def _compile(self) -> None:
+        """Compiles for the examples, by serving each in a lane of its own that nobody else sees."""
+        for size in self.sizes:
+            for model, job in self.examples:
+                if not self.stopping:
+                    lane = self._new_lane(self._place_of(model, job), size, job)
+                    lane.admit(job)
+                    lane.advance(1)
 
     def _advance(self, lane: Lane, jobs: list[Job]) -> None:
         self.passes += lane.advance(1 if any(job.every_pass for job in jobs) else PASSES)
@@ -133,8 +134,11 @@ class Batcher:
         return False
 
     def _open(self, where: tuple[Place, int], job: Job) -> None:
-        (place, size), lm = where, self.models[where[0].model]
-        self.lanes[where] = Lane(lm.params, lm.config, lm.spec, job, place.key.length, size)
+        self.lanes[where] = self._new_lane(*where, job)
+
+    def _new_lane(self, place: Place, size: int, job: Job) -> Lane:
+        lm = self.models[place.model]
+        return Lane(lm.params, lm.config, lm.spec, job, place.key.length, size)
 
     def _guarded(self, where: tuple[Place, int], jobs: list[Job], action: Callable[[], object]) -> bool:
         """Runs `action`; should it fail, its jobs fail and the lane goes, while the server stays."""

@@ -71,8 +71,8 @@ class Service:
         requests = self.requests(lm, body)
         events: asyncio.Queue[tuple[int, Progress | None]] = asyncio.Queue()
         every_pass = body.stream and bool(body.stream_options and body.stream_options.include_steps)
-        wants_all = body.stream or bool(body.stops)
-        jobs = [Job(request, settings, number, Listener(i * body.n + number, events, loop, wants_all), every_pass)
+        every_round = body.stream or bool(body.stops)
+        jobs = [Job(request, settings, number, Listener(i * body.n + number, events, loop), every_round, every_pass)
                 for i, request in enumerate(requests) for number in range(body.n)]
         answers = [Answer(lm.text_tokenizer(), job, body.stops) for job in jobs]
         return Work(name, lm, jobs, answers, sum(request.masked.count(False) for request in requests), events)
@@ -147,12 +147,10 @@ class Listener:
     choice: int
     events: "asyncio.Queue[tuple[int, Progress | None]]"
     loop: asyncio.AbstractEventLoop
-    wants_all: bool  # else only the end
 
     def __call__(self, job: Job, progress: Progress | None) -> None:
-        if self.wants_all or progress is None or progress.sample is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
-                self.loop.call_soon_threadsafe(self.events.put_nowait, (self.choice, progress))
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
+            self.loop.call_soon_threadsafe(self.events.put_nowait, (self.choice, progress))
 
 
 def prompts_of(body: Completion) -> Sequence[Any]:

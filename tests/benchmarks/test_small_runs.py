@@ -225,3 +225,11 @@ def test_a_loss_is_extrapolated_over_tokens(printed, texts, tmp_path):
                     "--setup", "two same", "--steps", 1, 2, 3, "--records", 2)
     assert len(rows(table, 9)) == 3 and all(positive(*row[1:]) for row in rows(table, 9))
     assert re.search(r"NELBO = [\d.]+ \+ [\d.]+ \* \(tokens / 1M\)\^-[\d.]+ nats per token", table)
+
+
+@needs("uvicorn")
+@pytest.mark.slow
+def test_a_server_is_loaded_in_three_ways_and_writes_the_same_texts(printed):
+    table = printed("serve", BUNDLED, "--requests", 12, "--alone", 4, "--clients", 4, "--rows", 4, "--max-tokens", 16)
+    assert [row[0] for row in rows(table, 5)] == ["one at a time", "whole batches", "continuous batching"]
+    assert all(positive(*row[1:]) for row in rows(table, 5)) and "16 of 16 texts are the same" in table

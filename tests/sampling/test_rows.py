@@ -19,7 +19,7 @@ WAYS = [("causal", "shifted", None, "block_causal", {}),
 IDS = [f"{rule}-{how.get('unmasking', alignment)}" for rule, alignment, _, _, how in WAYS]
 
 
-def ignore(job, trace, row):
+def ignore(job, progress):
     """A listener that takes no notice."""
 
 
@@ -34,13 +34,15 @@ def lane_for(model, job, size=3):
 
 
 def serve(lane, jobs, passes=5):
-    """Serves jobs in the order in which rows become free."""
-    waiting = list(jobs)
-    while waiting or any(lane.jobs):
+    """The samples of jobs, served in the order in which rows become free."""
+    waiting, samples = list(jobs), {}
+    for job in jobs:
+        job.listener = lambda job, progress: samples.update({job: progress.sample})
+    while waiting or lane.busy:
         while waiting and lane.free:
             lane.admit(waiting.pop(0))
         lane.advance(passes)
-    return [job.sample for job in jobs]
+    return [samples[job] for job in jobs]
 
 
 @pytest.fixture
@@ -106,8 +108,9 @@ def test_a_cancelled_request_frees_its_row_after_the_round(toy, requests):
     model = toy("block_causal", "shifted", 4)
     seen = []
 
-    def leave(job, trace, row):
-        seen.append(int(trace.nfe[row]))
+    def leave(job, progress):
+        seen.append(int(progress.trace.nfe[progress.row]))
+        assert progress.sample is None
         job.cancelled = len(seen) == 2
 
     long, other = jobs_of(requests[1:3], {})
@@ -116,7 +119,7 @@ def test_a_cancelled_request_frees_its_row_after_the_round(toy, requests):
     lane.admit(long)
     lane.advance(1)
     lane.advance(1)
-    assert lane.free == [0] and long.sample is None and seen[1] == seen[0] + 1
+    assert lane.free == [0] and seen[1] == seen[0] + 1
     assert serve(lane, [other])[0].tokens == model.filled([other.request], **vars(other.settings))[0].tokens
 
 
@@ -126,7 +129,31 @@ def test_a_round_ends_when_a_row_is_free(toy, requests):
     lane = lane_for(model, jobs[0])
     for job in jobs:
         lane.admit(job)
-    assert lane.advance(20) == 2 and jobs[0].sample and not jobs[1].sample  # the prompt's pass gave the first token
+    assert lane.advance(20) == 2 and lane.jobs.count(jobs[1]) == lane.busy == 1  # the prompt's pass gave a token too
+
+
+def test_a_seed_draws_what_it_draws_alone(toy):
+    model = toy("causal")
+    for seed, number in ((2**32 - 1, 0), (2**31, 5)):
+        job = Job(continuation([1, 2, 3], 12), Settings(temperature=1.0, seed=seed), number, ignore)
+        [alone] = model.filled([job.request], [number], **vars(job.settings))
+        assert serve(lane_for(model, job), [job])[0].tokens == alone.tokens
+
+
+def test_what_is_settled_does_not_change_any_more(toy, requests):
+    for rule, alignment, block, half, how in WAYS:
+        model, seen = toy(rule, alignment, block, half=half), []
+        [job] = jobs_of(requests[1:2], how, lambda job, progress: seen.append(progress))
+        lane = lane_for(model, job)
+        lane.admit(job)
+        while lane.busy:
+            lane.advance(1)
+        settled = [progress.settled for progress in seen]
+        assert settled == sorted(settled) and settled[-1] == len(job.request.tokens)
+        assert len(set(settled)) > 2 or block is None and rule == "bidirectional" and "block" not in how
+        for progress in seen:
+            n = progress.settled
+            assert progress.trace.tokens[progress.row, :n].tolist() == seen[-1].sample.tokens[:n]
 
 
 @pytest.mark.parametrize("cache,block", (("prefix", 8), ("dual", 8)))

@@ -197,7 +197,8 @@ def malformed(random):
     odd = (None, True, -1, 0, 1e300, 2**40, "", "x" * 300, "\x00\x1b[2J<script>", [], [[]], [None], {}, {"a": {}})
     body = {"model": "model", "prompt": "x", "max_tokens": 1, "temperature": 0, "stop": ["q"], "n": 1, "steps": 1}
     for _ in range(random.integers(1, 3)):
-        body[random.choice([*body, "suffix", "seed", "top_p", "stream_options", "zzz"])] = odd[random.integers(len(odd))]
+        name = random.choice([*body, "suffix", "seed", "top_p", "stream_options", "zzz"])
+        body[name] = odd[random.integers(len(odd))]
     data = bytearray(json.dumps(body).encode())
     for _ in range(random.integers(0, 3)):
         data[random.integers(len(data))] = random.integers(256)
@@ -268,7 +269,8 @@ def test_metrics_count_what_was_served_and_logs_hold_no_text(server):
 
 def test_a_page_denoises_and_shows_markup_as_text(server, tmp_path):
     prompt = "<img src=x onerror=alert(1)><b>x\x1b[2J"
-    with browse(f"{server.url}/#prompt={urllib.parse.quote(prompt, safe='')}&tokens=16&key={KEY}&run", tmp_path) as page:
+    address = f"{server.url}/#prompt={urllib.parse.quote(prompt, safe='')}&tokens=16&key={KEY}&run"
+    with browse(address, tmp_path) as page:
         page.wait("document.querySelectorAll('.caption').length == 2 && [...document.querySelectorAll('.caption')]"
                   ".every(caption => caption.textContent.includes('16 of 16 tokens'))")
         assert page.value("document.querySelectorAll('.text img, .text b').length") == 0
