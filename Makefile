@@ -47,9 +47,9 @@ mutants: setup ## 100 single changes of the mathematics (SAMPLE=N: N of them), a
 	.venv/bin/python -m pip install -qq -e ".[mutants]"
 	.venv/bin/python tests/mutants.py --sample $${SAMPLE:-100}
 
-engines: setup ## build llama.cpp from its source on PyPI, and fill the same texts in it as here, 15 minutes (needs cmake)
+engines: setup ## build llama.cpp and write the same texts in it as here, 15 minutes (needs cmake); authors' classes of DLM_AUTHORS
 	PYTHON=.venv/bin/python tests/convert/build_llama_cpp.sh .engines
-	LLAMA_CPP=$(CURDIR)/.engines/build/bin .venv/bin/python -m pytest -q -s tests/convert/test_llama_cpp.py
+	LLAMA_CPP=$(CURDIR)/.engines/build/bin .venv/bin/python -m pytest -q -s tests/convert/test_llama_cpp.py tests/convert/test_authors.py
 
 kernels: setup ## every shape of the attention kernels through the TPU compiler, and their cost in its schedule
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m kernels

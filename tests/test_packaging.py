@@ -21,7 +21,8 @@ DISTRIBUTION = {"orbax": "orbax-checkpoint", "ml_collections": "ml-collections",
                 "rouge_score": "rouge-score"}
 # Imported where they are asked for.
 OPTIONAL = {"torch", "wandb", "apache-beam", "beartype", "lm_eval", "datasets", "tqdm", "rouge-score", "matplotlib",
-            "sacrebleu", "sqlitedict", "gguf", "shtab"}
+            "sacrebleu", "sqlitedict", "gguf", "shtab", "starlette", "uvicorn", "pydantic", "prometheus_client",
+            "jinja2"}
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ CODE = '''    def write(self, data):
         return len(data)
 '''
 LINE = r"Ada Stone, 41, pilot, Lima, 12\n\n"  # the last line break only ends the pipe
+PAGE = "prompt=Ada%20Stone,%2041,%20pilot,%20Lima,%2012%0A&tokens=96&run"  # asks that line
 HINT = r"if __name__[MASK:5]\n    main()\n"  # the model writes == '__main__':
 
 
@@ -72,6 +73,8 @@ def demo(out: Path) -> dict[str, Any]:
                           (LINE, f"dlm sample {out / 'records' / 'hybrid_shifted'} --prompt - --max-tokens 96 "
                                  f"--unmasking {demo_records.UNMASKING} --watch")):
         console.print(f"  printf '{text}' | {command}", markup=False, soft_wrap=True)
+    console.print(f"  dlm serve {out / 'records' / 'hybrid_shifted'} --unmasking {demo_records.UNMASKING}   # and open "
+                  f"http://127.0.0.1:8000/#{PAGE}", markup=False, soft_wrap=True)
     return {"nelbo_before": adapted.nelbo_before, "nelbo_after": adapted.nelbo_after, **records, "seconds": seconds,
             "export": str(out / "export")}
 

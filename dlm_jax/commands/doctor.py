@@ -25,10 +25,9 @@ COMPILE_TIMEOUT = 120  # seconds
 # What an extra is for, in the words of a person who lacks it.
 EXTRAS = {
     "torch": "exports are checked against PyTorch, and `dlm demo` shows it", "eval": "`dlm eval --tasks`",
-    "completion": "`dlm completion`",
-    "gguf": "`dlm export --layout gguf`", "beam": "`dlm prepare --beam`", "gcs": "work directories at gs://",
-    "s3": "work directories at s3://", "wandb": "log.wandb", "tpu": "TPUs, and `dlm aot` for them",
-    "gpu": "NVIDIA GPUs, and `dlm aot` for them"}
+    "serve": "`dlm serve`", "completion": "`dlm completion`", "gguf": "`dlm export --layout gguf`",
+    "beam": "`dlm prepare --beam`", "gcs": "work directories at gs://", "s3": "work directories at s3://",
+    "wandb": "log.wandb", "tpu": "TPUs, and `dlm aot` for them", "gpu": "NVIDIA GPUs, and `dlm aot` for them"}
 
 # Runs apart, because a device that hangs or a driver that crashes must not take the report with it.
 TRY = """

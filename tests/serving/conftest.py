@@ -1,51 +1,18 @@
 """A real server: a process of `dlm serve`, with a model that denoises in blocks and is autoregressive as well."""
 
-import contextlib
 import dataclasses
-import json
-import os
-import re
-import subprocess
-import sys
-import urllib.error
-import urllib.request
+import runpy
+from pathlib import Path
 
 import pytest
 
 from dlm_jax.language_model import load
 
-KEY = "sesame"
-CONTEXT = 128
+HERE = Path(__file__).parent
+SERVER = runpy.run_path(str(HERE / "server_process.py"))
+
 TEMPLATE = ("{% for m in messages %}{% if m['role'] == 'developer' %}{{ raise_exception('no developers') }}{% endif %}"
             "# {{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}# assistant:{% endif %}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Server:
-    """A running server."""
-
-    url: str
-    process: subprocess.Popen
-    log: str  # a file
-
-    def get(self, path, **headers):
-        """(status, body) of a GET."""
-        return self.send("GET", path, None, **headers)
-
-    def post(self, path, body, **headers):
-        """(status, JSON) of a POST; bytes go as they are."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        status, text = self.send("POST", path, data, **{"Content-Type": "application/json",
-                                                        "Authorization": f"Bearer {KEY}", **headers})
-        return status, json.loads(text)
-
-    def send(self, method, path, data, **headers):
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=120) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
 
 
 @pytest.fixture(scope="session")
@@ -59,27 +26,26 @@ def model_directory(tmp_path_factory):
     return directory
 
 
-@contextlib.contextmanager
-def serving(directory, tmp_path, *flags):
-    """Starts `dlm serve` and waits until it says where."""
-    keys, log = tmp_path / "keys", tmp_path / "log"
-    keys.write_text(f"other\n{KEY}\n")
-    command = [sys.executable, "-m", "dlm_jax", "serve", str(directory), "--port", "0", "--context", str(CONTEXT),
-               "--api-keys", str(keys), *flags]
-    with open(log, "w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True,
-                                   env=os.environ | {"JAX_PLATFORMS": "cpu"})
-        try:
-            line = process.stdout.readline()
-            assert line, log.read_text()
-            yield Server(re.search(r" at (\S+) ", line).group(1), process, str(log))
-        finally:
-            process.kill()
-            process.wait()
+@pytest.fixture(scope="session")
+def server(model_directory, tmp_path_factory):
+    flags = "--rows", "4", "--unmasking", "threshold:0.5", "--max-tokens", "12"
+    with SERVER["serving"](model_directory, tmp_path_factory.mktemp("server"), *flags) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
-def server(model_directory, tmp_path_factory):
-    with serving(model_directory, tmp_path_factory.mktemp("server"), "--rows", "4", "--unmasking", "threshold:0.5",
-                 "--max-tokens", "12") as running:
-        yield running
+def start_server():
+    """start_server(model directory, temporary directory, *flags): a context with a `Server`."""
+    return SERVER["serving"]
+
+
+@pytest.fixture(scope="session")
+def server_at():
+    """server_at(url): a `Server` that somebody else has started."""
+    return lambda url: SERVER["Server"](url, None, "")
+
+
+@pytest.fixture(scope="session")
+def browse():
+    """browse(url, profile directory): a context with a `Page`."""
+    return runpy.run_path(str(HERE / "browser.py"))["browse"]

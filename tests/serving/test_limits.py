@@ -12,7 +12,6 @@ from dlm_jax.language_model import load
 from dlm_jax.serving import app
 from dlm_jax.serving.batcher import Batcher
 from dlm_jax.serving.service import Service
-from tests.serving.conftest import Server
 
 BODY = {"prompt": "x", "max_tokens": 3}
 
@@ -32,7 +31,7 @@ class Broken(Batcher):
         raise RuntimeError("the device is gone")
 
 
-def running(model_directory, kind, **limits):
+def running(model_directory, server_at, kind, **limits):
     """A server in this process, without keys."""
     models = {"model": load(model_directory)}
     batcher = kind(models, rows=2, context=64, max_waiting=2)
@@ -42,13 +41,13 @@ def running(model_directory, kind, **limits):
                                            timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
-    return Server(f"http://127.0.0.1:{listening.getsockname()[1]}", None, ""), batcher, server, thread
+    return server_at(f"http://127.0.0.1:{listening.getsockname()[1]}"), batcher, server, thread
 
 
 @pytest.fixture
-def stuck(model_directory, monkeypatch):
+def stuck(model_directory, server_at, monkeypatch):
     monkeypatch.setattr(app, "BODY_SECONDS", 0.3)
-    found = running(model_directory, Stuck, seconds=1.5, body_bytes=1000)
+    found = running(model_directory, server_at, Stuck, seconds=1.5, body_bytes=1000)
     yield found
     found[2].should_exit = True
     found[3].join(20)
@@ -95,8 +94,8 @@ def test_a_long_body_gets_413_before_it_has_all_arrived(stuck):
 
 
 @pytest.mark.parametrize("stream", (False, True))
-def test_a_failed_forward_pass_is_an_error_of_its_requests_and_the_server_stays(model_directory, stream):
-    server, batcher, host, thread = running(model_directory, Broken)
+def test_a_failed_forward_pass_is_an_error_of_its_requests_and_the_server_stays(model_directory, server_at, stream):
+    server, batcher, host, thread = running(model_directory, server_at, Broken)
     status, answer = server.post("/v1/completions", {**BODY, "stream": stream})
     assert status == 500 and answer["error"]["message"] == "the model failed on this request; the server's log says how"
     assert json.loads(server.get("/health")[1]) == {"status": "ok", "waiting": 0, "active": 0}

@@ -13,9 +13,8 @@ import pytest
 from openai import OpenAI
 
 from dlm_jax.language_model import load
-from tests.browser import browse
-from tests.serving.conftest import CONTEXT, KEY, serving
 
+KEY, CONTEXT = "sesame", 128  # of server_process.py
 PROMPT = "def add(a, b):\n    return"
 AR = "model-autoregressive"
 
@@ -267,7 +266,7 @@ def test_metrics_count_what_was_served_and_logs_hold_no_text(server):
     assert lines[-2]["completion_tokens"] == 3 or lines[-1]["completion_tokens"] == 3
 
 
-def test_a_page_denoises_and_shows_markup_as_text(server, tmp_path):
+def test_a_page_denoises_and_shows_markup_as_text(server, browse, tmp_path):
     prompt = "<img src=x onerror=alert(1)><b>x\x1b[2J"
     address = f"{server.url}/#prompt={urllib.parse.quote(prompt, safe='')}&tokens=16&key={KEY}&run"
     with browse(address, tmp_path) as page:
@@ -284,10 +283,10 @@ def test_a_page_denoises_and_shows_markup_as_text(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_lets_running_requests_end_and_a_killed_server_can_be_started_again(model_directory, tmp_path):
+def test_sigterm_lets_requests_end_and_a_killed_server_can_be_started_again(model_directory, start_server, tmp_path):
     body = {"prompt": "x", "max_tokens": 100, "unmasking": "confidence"}
     found = []
-    with serving(model_directory, tmp_path, "--rows", "1") as first:
+    with start_server(model_directory, tmp_path, "--rows", "1") as first:
         thread = threading.Thread(target=lambda: found.append(first.post("/v1/completions", body)))
         thread.start()
         until(lambda: json.loads(first.get("/health")[1])["active"])
@@ -295,7 +294,7 @@ def test_sigterm_lets_running_requests_end_and_a_killed_server_can_be_started_ag
         thread.join()
         assert first.process.wait(60) == 143 and found[0][0] == 200
         assert "answered what it had begun" in open(first.log).read()
-    with serving(model_directory, tmp_path, "--rows", "1") as second:
+    with start_server(model_directory, tmp_path, "--rows", "1") as second:
         def ask():
             try:
                 second.post("/v1/completions", body)
@@ -307,5 +306,5 @@ def test_sigterm_lets_running_requests_end_and_a_killed_server_can_be_started_ag
         second.process.kill()
         thread.join()
         assert isinstance(found[-1], OSError)
-    with serving(model_directory, tmp_path, "--rows", "1") as third:
+    with start_server(model_directory, tmp_path, "--rows", "1") as third:
         assert third.post("/v1/completions", body)[1]["choices"][0]["text"] == found[0][1]["choices"][0]["text"]
