@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 KEY = "sesame"
 CONTEXT = 128
@@ -21,6 +22,10 @@ class Server:
     url: str
     process: subprocess.Popen
     log: str  # a file
+
+    def logged(self):
+        """What it has written to stderr."""
+        return Path(self.log).read_text()
 
     def get(self, path, **headers):
         """(status, body) of a GET."""

@@ -214,7 +214,7 @@ def test_malformed_bodies_get_a_sentence_and_no_traceback(server, count):
         if status != 200:
             message = answer["error"]["message"]
             assert 400 <= status < 500 and message and "\n" not in message and len(message) < 1200, (status, message)
-    assert 400 in statuses and "Traceback" not in open(server.log).read()
+    assert 400 in statuses and "Traceback" not in server.logged()
 
 
 def test_a_client_that_goes_away_frees_its_row(server):
@@ -260,7 +260,7 @@ def test_metrics_count_what_was_served_and_logs_hold_no_text(server):
     status, text = server.get("/metrics", Authorization=f"Bearer {KEY}")
     value = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert status == 200 and float(value["dlm_tokens_total"]) > 3 and float(value["dlm_forward_passes"]) > 0
-    log = open(server.log).read()
+    log = server.logged()
     assert "secret" not in log and "jaxtyping" not in log
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     assert lines[-2]["completion_tokens"] == 3 or lines[-1]["completion_tokens"] == 3
@@ -293,7 +293,7 @@ def test_sigterm_lets_requests_end_and_a_killed_server_can_be_started_again(mode
         first.process.send_signal(signal.SIGTERM)
         thread.join()
         assert first.process.wait(60) == 143 and found[0][0] == 200
-        assert "answered what it had begun" in open(first.log).read()
+        assert "answered what it had begun" in first.logged()
     with start_server(model_directory, tmp_path, "--rows", "1") as second:
         def ask():
             try:
