@@ -135,6 +135,28 @@ class Factor:
 
 
 @struct.dataclass
+class Frechet:
+    """The n most confident positions for the largest n with L_n - U_n > margin, and at least one (Fast-dLLM++, arXiv
+    2606.02955).
+
+    By the Frechet bounds the n most likely tokens are all right with a probability of at least L_n = sum c_i - (n - 1),
+    and any other choice of tokens has one of at most U_n = 1 - c_n, whatever the joint distribution is; c_n is the n-th
+    highest confidence. Where all confidences are equal and the margin is 0, this is `Factor` with factor 1; where they
+    are not, it commits more.
+    """
+
+    margin: PerSequence = 0.0  # not negative
+
+    @shape_checked
+    def __call__(self, view: View) -> Mask:
+        c = -jnp.sort(jnp.where(view.masked, -view.confidence, 0.0), -1)  # [b, n], descending; 0 once there are no more
+        n = jnp.arange(1, c.shape[1] + 1)
+        lower, upper = jnp.cumsum(c, -1) - (n - 1), 1 - c
+        count = jnp.sum(lower - upper > self.margin, -1, keepdims=True)  # the difference falls with n
+        return view.masked & (rank(view.confidence, view.masked) < jnp.maximum(count, 1))
+
+
+@struct.dataclass
 class EntropyBound:
     """The positions of lowest entropy, as many as keep the sum of their entropies, without the largest, within `nats`.
 

@@ -1,7 +1,7 @@
 """An unmasking strategy is written as a selector, optionally followed by revisions:
 
-    confidence, margin, entropy, left_to_right, random, threshold:0.9, factor:1, entropy_bound:0.5,
-    diffullama_random, diffullama_confidence:0.95, speculate:4; and +remask:0.3, +edit:0.9
+    confidence, margin, entropy, left_to_right, random, threshold:0.9, factor:1, frechet,
+    entropy_bound:0.5, diffullama_random, diffullama_confidence:0.95, speculate:4; and +remask:0.3, +edit:0.9
 """
 
 import math
@@ -19,6 +19,7 @@ from dlm_jax.sampling.selector import (
     DiffuLLaMARandom,
     EntropyBound,
     Factor,
+    Frechet,
     Score,
     Selector,
     Threshold,
@@ -75,6 +76,7 @@ SELECTORS: dict[str, tuple[Callable[..., Selector | Speculate], str]] = {
     "random": (_top_score(selector.uniform), "random or random:cosine"),
     "threshold": (lambda tau: Threshold(_number(tau, "the threshold", high=1)), "threshold:0.9"),
     "factor": (lambda factor: Factor(_number(factor, "the factor", above=True)), "factor:1"),
+    "frechet": (lambda margin="0": Frechet(_number(margin, "the margin")), "frechet or frechet:0.1"),
     "entropy_bound": (lambda nats: EntropyBound(_number(nats, "the entropy bound")), "entropy_bound:0.5"),
     "diffullama_random": (lambda: DiffuLLaMARandom(), "diffullama_random"),
     "diffullama_confidence": (lambda temperature="0.95": DiffuLLaMAConfidence(

@@ -14,6 +14,7 @@ from dlm_jax.sampling.selector import (
     DiffuLLaMARandom,
     EntropyBound,
     Factor,
+    Frechet,
     Threshold,
     TopScore,
     View,
@@ -105,8 +106,30 @@ def test_factor_takes_the_most_for_which_the_bound_holds():
         assert Factor(factor)(view(confidence[None])).sum() == max([1, *holds])
 
 
-def test_where_the_bound_holds_parallel_greedy_equals_sequential_greedy():
-    """Fast-dLLM, theorem 1, on random joint distributions of four tokens of three kinds: where `factor:1` takes all
+def test_frechet_takes_the_most_for_which_the_bounds_leave_the_margin():
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        confidence, margin = 1 - random.uniform(0, 1, (1, 6)) ** 4, random.choice([0.0, 0.1, 0.5])
+        masked = random.random((1, 6)) < 0.8
+        masked[0, random.integers(6)] = True
+        c = np.sort(confidence[masked])[::-1]
+        holds = [n for n in range(1, len(c) + 1) if c[:n].sum() - (n - 1) - (1 - c[n - 1]) > margin]
+        chosen = np.asarray(Frechet(margin)(view(confidence, masked)))
+        assert chosen.sum() == max([1, *holds]) and not np.any(chosen & ~masked)
+        assert set(confidence[chosen]) == set(c[:chosen.sum()])
+        if margin == 0:
+            assert chosen.sum() >= np.asarray(Factor(1.0)(view(confidence, masked))).sum()
+
+
+def test_with_equal_confidences_frechet_is_factor_1():
+    for c in (0.3, 0.6, 0.7, 0.76, 0.81, 0.84, 0.9):
+        equal = view(np.full((1, 6), c))
+        assert Frechet()(equal).sum() == Factor(1.0)(equal).sum()
+
+
+@pytest.mark.parametrize("rule", (Factor(1.0), Frechet()))
+def test_where_the_bound_holds_parallel_greedy_equals_sequential_greedy(rule):
+    """Fast-dLLM, theorem 1, on random joint distributions of four tokens of three kinds: where the rule takes all
     positions at once, their most likely tokens are those found one position at a time, each conditioned on those
     before."""
     random, met = np.random.default_rng(0), 0
@@ -115,7 +138,7 @@ def test_where_the_bound_holds_parallel_greedy_equals_sequential_greedy():
         joint[random.integers(3**4)] += random.uniform(1, 6)
         joint = (joint / joint.sum()).reshape(3, 3, 3, 3)
         marginals = [joint.sum(tuple(set(range(4)) - {i})) for i in range(4)]
-        if not np.all(Factor(1)(view([[m.max() for m in marginals]]))):
+        if not np.all(rule(view([[m.max() for m in marginals]]))):
             continue
         met += 1
         for order in itertools.permutations(range(4)):
