@@ -70,7 +70,8 @@ class Lane:
 
     def __init__(self, params: Params, config: ModelConfig, spec: DiffusionSpec, example: Job, length: int,
                  size: int) -> None:
-        self.params, self.config, self.spec, self.length = params, config, anonymous(spec), length
+        self.params, self.spec, self.length = params, spec, length
+        self.static = {"config": config, "spec": anonymous(spec)}  # what the programs are compiled for
         sampler = sampler_of(example, spec)
         self.block_size = sampler.block_size or length
         self.left_to_right, self.reads = left_to_right(sampler), sampler.caching.recompute != "canvas"
@@ -79,7 +80,7 @@ class Lane:
         self.known: list[list[int]] = [[] for _ in range(size)]  # the prompt whose keys and values each row holds
         self.read_tokens = 0  # of prompts that were read, not copied
         self.rows = new_rows(params, make_canvas([], length, size), jax.random.split(jax.random.key(0), size),
-                             jax.tree.map(lambda x: np.repeat(x, size, 0), sampler), config=config, spec=self.spec)
+                             jax.tree.map(lambda x: np.repeat(x, size, 0), sampler), **self.static)
 
     @property
     def free(self) -> list[int]:
@@ -101,7 +102,7 @@ class Lane:
         new = Newcomer(make_canvas([job.request], self.length, 1), sampler_of(job, self.spec),
                        np.uint32(job.settings.seed), np.uint32(job.number), np.int32(row), np.int32(source),
                        np.int32(first))
-        self.rows = admit(self.params, self.rows, new, config=self.config, spec=self.spec, length=length)
+        self.rows = admit(self.params, self.rows, new, length=length, **self.static)
         self.jobs[row], self.known[row] = job, prompt if self.reads else []
         self.read_tokens += max(len(prompt) - first, 0)
 
@@ -119,7 +120,7 @@ class Lane:
     def advance(self, passes: int) -> int:
         """Runs a round of at most so many forward passes, tells the jobs, and frees the rows of finished ones. Returns
         how many passes it ran."""
-        self.rows, done = advance_rows(self.params, self.rows, np.int32(passes), config=self.config, spec=self.spec)
+        self.rows, done = advance_rows(self.params, self.rows, np.int32(passes), **self.static)
         trace, ends, done = jax.device_get((self.rows.state.trace, self.rows.sampler.eos_id, done))
         for row, job in enumerate(self.jobs):
             if job is not None:

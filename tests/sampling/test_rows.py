@@ -65,6 +65,17 @@ def test_a_text_does_not_depend_on_who_else_is_served(toy, requests, rule, align
         np.testing.assert_allclose(sample.confidence, expected.confidence, rtol=2e-5)
 
 
+@pytest.mark.parametrize("rule,alignment,block,half,how", WAYS, ids=IDS)
+def test_an_end_token_ends_a_text_as_it_does_alone(toy, requests, rule, alignment, block, half, how):
+    free = toy(rule, alignment, block, half=half).filled([requests[1]], **how)[0]
+    end = free.tokens[18]  # of 13 + 20
+    model = toy(rule, alignment, block, eos=end, half=half)
+    jobs = [Job(request, Settings(**how), 0, ignore) for request in requests]
+    alone = [model.filled([job.request], **how)[0] for job in jobs]
+    assert [sample.tokens for sample in serve(lane_for(model, jobs[0]), jobs)] == [sample.tokens for sample in alone]
+    assert len(alone[1].tokens) < len(requests[1].tokens)
+
+
 def test_holes_are_filled_beside_continuations(toy, requests):
     model = toy("block_causal", "same_position", 4)
     hole = Request([1, 2, 3, 0, 0, 4, 5, 6, 7, 0, 0, 0, 8], [t == 0 for t in (1, 2, 3, 0, 0, 4, 5, 6, 7, 0, 0, 0, 8)],
