@@ -33,7 +33,7 @@ from dlm_jax.serving.service import Failed, NoModel, Service, Work
 
 BODY_SECONDS = 30.0  # in which a body must have arrived
 ENDPOINTS: dict[str, type[Common]] = {"/v1/completions": Completion, "/v1/chat/completions": Chat, "/v1/infill": Infill}
-STATUS = {UserError: 400, NoModel: 404, QueueFull: 429, Failed: 500, TimeoutError: 504}
+STATUS = {UserError: 400, NoModel: 404, QueueFull: 429, ClientDisconnect: 499, Failed: 500, TimeoutError: 504}
 log = logging.getLogger("dlm_jax.serving.requests")
 
 
@@ -211,7 +211,7 @@ def make_app(service: Service, limits: Limits) -> Starlette:
     gets = [Route("/", show_page), Route("/health", api.health), Route("/metrics", api.measured),
             Route("/v1/models", api.models), Route("/v1/models/{name:path}", api.model)]
     handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
-        kind: api.refuse for kind in (HTTPException, ClientDisconnect, *STATUS)}
+        kind: api.refuse for kind in (HTTPException, *STATUS, Exception)}
     return Starlette(routes=[*posts, *gets], exception_handlers=handlers, lifespan=lifespan,
                      middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(limits.hosts))])
 

@@ -52,6 +52,9 @@ class Batcher:
 
         Raises `QueueFull`, and `UserError` for what the model cannot serve.
         """
+        if len(jobs) > self.max_waiting:
+            raise UserError(f"the request has {len(jobs)} sequences and {self.max_waiting} may wait; ask for fewer "
+                            "prompts or choices")
         places = [self._place_of(model, job) for job in jobs]
         with self.wake:
             if len(self.waiting) + len(jobs) > self.max_waiting:

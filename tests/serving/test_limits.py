@@ -63,7 +63,7 @@ def test_a_request_that_takes_too_long_gets_504(stuck):
 def test_a_full_queue_answers_429_and_when_to_come_back(stuck):
     server, batcher, *_ = stuck
     status, answer = server.post("/v1/completions", {**BODY, "n": 3})
-    assert status == 429 and answer["error"]["type"] == "rate_limit_error" and not batcher.waiting
+    assert status == 400 and "3 sequences and 2 may wait" in answer["error"]["message"] and not batcher.waiting
     waiting = [threading.Thread(target=server.post, args=("/v1/completions", BODY)) for _ in range(2)]
     for thread in waiting:
         thread.start()
@@ -74,7 +74,7 @@ def test_a_full_queue_answers_429_and_when_to_come_back(stuck):
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                            b"Content-Length: %d\r\n\r\n%s" % (len(data), data))
         answer = connection.recv(4000).lower()
-    assert b" 429 " in answer and b"retry-after: 1" in answer
+    assert b" 429 " in answer and b"retry-after: 1" in answer and b"rate_limit_error" in answer
     for thread in waiting:
         thread.join()
 
@@ -101,3 +101,12 @@ def test_a_failed_forward_pass_is_an_error_of_its_requests_and_the_server_stays(
     assert json.loads(server.get("/health")[1]) == {"status": "ok", "waiting": 0, "active": 0}
     host.should_exit = True
     thread.join(20)
+
+
+def test_an_error_of_ours_is_json_as_well(stuck, monkeypatch):
+    def fail(*arguments):
+        raise ZeroDivisionError("a secret")
+
+    monkeypatch.setattr(Service, "prepare", fail)
+    status, answer = stuck[0].post("/v1/completions", BODY)
+    assert status == 500 and answer["error"]["message"] == "the server failed; its log says how"
