@@ -72,8 +72,8 @@ def test_a_full_queue_answers_429_and_when_to_come_back(stuck):
     data = json.dumps(BODY).encode()
     with socket.create_connection(server.url.removeprefix("http://").split(":")) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                           b"Content-Length: %d\r\n\r\n%s" % (len(data), data))
-        answer = connection.recv(4000).lower()
+                           b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data))
+        answer = connection.makefile("rb").read().lower()
     assert b" 429 " in answer and b"retry-after: 1" in answer and b"rate_limit_error" in answer
     for thread in waiting:
         thread.join()
