@@ -6,7 +6,7 @@
 #
 #   --name         name of the workload
 #   --type         type of one slice: v4-8, v5e-16 (or v5litepod-16), v5p-8, v6e-8, tpu7x-8, ...
-#   --image        container image with `dlm` (pip install 'dlm-jax[tpu]'); FILE is a path inside it
+#   --image        container image with `dlm`, as launch/docker/Dockerfile makes it; FILE is a path inside it, or a name
 #   --num-slices   number of slices, connected over the data center network (default: 1)
 #   --restarts     how often preempted slices are replaced (default: 50); a program that fails is not restarted
 #   --dry-run      print the command without running it

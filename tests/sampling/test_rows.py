@@ -18,6 +18,10 @@ WAYS = [("causal", "shifted", None, "block_causal", {}),
         ("bidirectional", "shifted", None, "block_causal", {"block": 8})]
 IDS = [f"{rule}-{how.get('unmasking', alignment)}" for rule, alignment, _, _, how in WAYS]
 
+# The first and the third of them in every run, the others in `make test-slow`.
+SOME = [pytest.param(*way, id=name, marks=() if i in (0, 2) else pytest.mark.slow)
+        for i, (way, name) in enumerate(zip(WAYS, IDS))]
+
 
 def ignore(job, progress):
     """A listener that takes no notice."""
@@ -65,7 +69,7 @@ def test_a_text_does_not_depend_on_who_else_is_served(toy, requests, rule, align
         np.testing.assert_allclose(sample.confidence, expected.confidence, rtol=2e-5)
 
 
-@pytest.mark.parametrize("rule,alignment,block,half,how", WAYS, ids=IDS)
+@pytest.mark.parametrize("rule,alignment,block,half,how", SOME)
 def test_an_end_token_ends_a_text_as_it_does_alone(toy, requests, rule, alignment, block, half, how):
     free = toy(rule, alignment, block, half=half).filled([requests[1]], **how)[0]
     end = free.tokens[18]  # of 13 + 20
@@ -151,7 +155,7 @@ def test_a_seed_draws_what_it_draws_alone(toy):
         assert serve(lane_for(model, job), [job])[0].tokens == alone.tokens
 
 
-@pytest.mark.parametrize("rule,alignment,block,half,how", WAYS, ids=IDS)
+@pytest.mark.parametrize("rule,alignment,block,half,how", SOME)
 def test_what_is_settled_does_not_change_any_more(toy, requests, rule, alignment, block, half, how):
     model, seen = toy(rule, alignment, block, half=half), []
     [job] = jobs_of(requests[1:2], how, lambda job, progress: seen.append(progress))
