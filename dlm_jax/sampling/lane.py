@@ -14,6 +14,7 @@ from dlm_jax.models.padding import next_power_of_two
 from dlm_jax.models.weights import Params
 from dlm_jax.sampling.generation import (
     anonymous,
+    canvas_length,
     check_request,
     last_block_end,
     make_canvas,
@@ -170,7 +171,7 @@ def lane_key(job: Job, config: ModelConfig, spec: DiffusionSpec, context: int) -
         raise UserError(f"the text takes {needed} positions and this server has {context}; shorten it or ask for fewer "
                         "tokens")
     whole = sampler.caching.recompute == "canvas"
-    length = min(max(MIN_PASS, next_power_of_two(needed)), context) if whole else context
+    length = canvas_length([job.request], context, sampler.block_size, spec) if whole else context
     return LaneKey(jax.tree.structure(sampler), length)
 
 

@@ -2,7 +2,7 @@
 
 All shapes are fixed, so nothing is compiled for a new request. A request's prompt is read on its own (`admit`); from
 then on its row takes part in the common forward passes (`advance_rows`), in which rows share nothing. A prompt that
-begins as that of some row does need not be read again from the start: its keys and values are copied.
+begins like one that a row still holds is not read again from the start: the keys and values are copied.
 
 Letters: b rows, n positions of the canvas.
 """

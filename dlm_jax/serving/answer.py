@@ -31,7 +31,7 @@ class Answer:
         self.text = ""
         self.sent = 0  # characters that `new_text` has given
         self.reason: str | None = None  # why the answer has ended: 'stop' or 'length'
-        self.written, self.forwards = 0, 0
+        self.forwards = 0
 
     def add(self, progress: Progress) -> None:
         """Takes in what has become settled."""
@@ -44,7 +44,6 @@ class Answer:
             pieces = self.tokenizer.pieces(trace.tokens[row, start:end].tolist())[begin - start:]
             if sample or not pieces[-1].endswith(UNFINISHED):
                 self._append(pieces, trace.confidence[row, begin:end].tolist())
-        self.written = len(self.tokens)
         if sample and self.reason is None:
             self.reason = "stop" if len(sample.tokens) < self.last or self._ends(sample) else "length"
 

@@ -83,14 +83,15 @@ class Api:
         self.check_key(request)
         body = read_body(ENDPOINTS[request.url.path], await self.read(request))
         work = await run_in_threadpool(self.service.prepare, body, asyncio.get_running_loop())
-        deadline = began + self.limits.seconds
-        if not body.stream:
-            async with leave_with_client(request), asyncio.timeout(deadline - time.monotonic()):
+        deadline, stream = began + self.limits.seconds, self.stream(request, id, body, work, began)
+        async with leave_with_client(request), asyncio.timeout(deadline - time.monotonic()):
+            if body.stream:
+                first = await anext(stream)  # what is refused before that is refused with a status
+            else:
                 await self.service.finish(work)
+        if not body.stream:
             self.done(request, id, 200, began, work)
             return JSONResponse(replies.whole(id, body, work))
-        stream = self.stream(request, id, body, work, began)
-        first = await anext(stream)  # what is refused is refused with a status
         return StreamingResponse(self.sse(chain(first, stream), deadline, request, id, began, work),
                                  media_type="text/event-stream", headers={"Cache-Control": "no-store",
                                                                           "X-Accel-Buffering": "no"})

@@ -13,6 +13,7 @@ from dlm_jax.serving.answer import Answer
 from dlm_jax.serving.bodies import Chat, Common, Completion, Infill
 from dlm_jax.serving.service import Work
 
+# What an answer is called, whole and as a chunk of a stream.
 OBJECTS = {Completion: ("text_completion", "text_completion"), Infill: ("text_completion", "text_completion"),
            Chat: ("chat.completion", "chat.completion.chunk")}
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -28,11 +29,12 @@ def whole(id: str, body: Common, work: Work) -> dict[str, Any]:
     """The answer to a request without `stream`."""
     choices = [choice(i, answer, body, work, answer_text(answer, body, work, i), whole=True)
                for i, answer in enumerate(work.answers)]
-    return {**head(id, body, work, OBJECTS[type(body)][0]), "choices": choices, "usage": usage(work)}
+    return {**head(id, body, work), "choices": choices, "usage": usage(work)}
 
 
-def head(id: str, body: Common, work: Work, kind: str) -> dict[str, Any]:
+def head(id: str, body: Common, work: Work) -> dict[str, Any]:
     """The fields that answers and chunks begin with."""
+    kind = OBJECTS[type(body)][body.stream]
     return {"id": id, "object": kind, "created": int(time.time()), "model": work.model}
 
 
@@ -70,7 +72,7 @@ def choice(i: int, answer: Answer, body: Common, work: Work, text: str, whole: b
 
 def chunk(id: str, body: Common, work: Work, i: int, text: str, since: int) -> dict[str, Any]:
     """A chunk of a stream."""
-    return {**head(id, body, work, OBJECTS[type(body)][1]),
+    return {**head(id, body, work),
             "choices": [choice(i, work.answers[i], body, work, text, whole=False, since=since)]}
 
 
@@ -78,17 +80,17 @@ def opening(id: str, body: Common, work: Work) -> dict[str, Any]:
     """The chunk with which a chat begins."""
     choices = [{"index": i, "finish_reason": None, "logprobs": None, "delta": {"role": "assistant", "content": ""}}
                for i in range(len(work.answers))]
-    return {**head(id, body, work, OBJECTS[type(body)][1]), "choices": choices}
+    return {**head(id, body, work), "choices": choices}
 
 
 def closing(id: str, body: Common, work: Work) -> dict[str, Any]:
     """The chunk with which a stream ends that was asked for its usage."""
-    return {**head(id, body, work, OBJECTS[type(body)][1]), "choices": [], "usage": usage(work)}
+    return {**head(id, body, work), "choices": [], "usage": usage(work)}
 
 
 def usage(work: Work) -> dict[str, Any]:
     """What the answer took; `forward_passes`, ours, counts those that each choice took part in."""
-    written = sum(answer.written for answer in work.answers)
+    written = sum(len(answer.tokens) for answer in work.answers)
     return {"prompt_tokens": work.prompt_tokens, "completion_tokens": written,
             "total_tokens": work.prompt_tokens + written,
             "forward_passes": sum(answer.forwards for answer in work.answers)}

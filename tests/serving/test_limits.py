@@ -53,9 +53,10 @@ def stuck(model_directory, server_at, monkeypatch):
     found[3].join(20)
 
 
-def test_a_request_that_takes_too_long_gets_504(stuck):
+@pytest.mark.parametrize("stream", (False, True))
+def test_a_request_that_takes_too_long_gets_504(stuck, stream):
     server, batcher, *_ = stuck
-    status, answer = server.post("/v1/completions", BODY)
+    status, answer = server.post("/v1/completions", {**BODY, "stream": stream})
     assert status == 504 and "not finished in time" in answer["error"]["message"]
     assert all(job.cancelled for _, job in batcher.waiting)
 
