@@ -4,8 +4,12 @@
 class UserError(Exception):
     """A mistake that the user can fix. The message is one sentence: the cause, then the fix.
 
-    The command line prints it on stderr and exits with code 2; the library raises it unchanged.
+    The command line prints it on stderr and exits with code 2; the library raises it unchanged. It may quote a file, so
+    a long one loses its middle.
     """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(shortened(sentence))
 
 
 class Stopped(Exception):
@@ -17,7 +21,7 @@ class Stopped(Exception):
 
 
 def shortened(text: str, most: int = 1000) -> str:
-    """The text without its middle where it is longer than `most` characters, since a sentence may quote a file."""
+    """The text without its middle where it is longer than `most` characters."""
     return text if len(text) <= most else f"{text[:most // 2]} ... {text[-most // 2:]}"
 
 

@@ -148,3 +148,9 @@ def test_a_config_is_printed_as_it_resolves_and_nothing_is_trained(tmp_path, cap
 def test_a_run_needs_a_work_directory(capsys):
     assert main(["train", "--config", "tiny"]) == 2
     assert "--workdir" in capsys.readouterr().err
+
+
+def test_a_sentence_that_quotes_a_whole_file_is_shortened_also_in_python():
+    from dlm_jax.errors import UserError
+    sentence = str(UserError(f"lora.target_modules: '{'x' * 10_000}' is not one of attention, mlp"))
+    assert len(sentence) < 1100 and sentence.startswith("lora.target_modules") and sentence.endswith("attention, mlp")
