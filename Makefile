@@ -8,7 +8,7 @@ export JAX_PLATFORMS ?= cpu
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
 
-.PHONY: help setup demo lint test test-slow fuzz attacks mutants engines kernels pods gpu compat api clean
+.PHONY: help setup demo lint test test-slow fuzz attacks mutants engines kernels pods gpu compat docs reference clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -19,7 +19,7 @@ setup: .venv/.ready ## make .venv with the package, its tests and PyTorch
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -qq --upgrade pip
 	.venv/bin/python -m pip install -qq "$(TORCH)"
-	.venv/bin/python -m pip install -qq -e ".[test,eval,torch,tpu,gguf]"
+	.venv/bin/python -m pip install -qq -e ".[test,eval,torch,tpu,gguf,docs]"
 	touch $@
 
 demo: setup ## adapt the bundled model, compare, infill and export, about 5 minutes on two CPU cores
@@ -55,8 +55,14 @@ kernels: setup ## every shape of the attention kernels through the TPU compiler,
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m kernels
 	.venv/bin/python benchmarks/attention_tpu.py
 
-api: setup ## write docs/api.md from the docstrings
+docs: setup ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build -q
+	@echo "read it with: .venv/bin/python -m http.server -d site"
+
+reference: setup ## write what the docs take from the code: the lists of functions, flags and config keys, and the figures
 	.venv/bin/python docs/make_api.py
+	.venv/bin/python docs/make_reference.py
+	.venv/bin/python docs/make_figures.py
 
 # Further environments: .venv-NAME, made by INTERPRETER with some of the package's EXTRAS.
 .venv-%/.ready: setup.py
@@ -82,4 +88,4 @@ compat: .venv-compat/.ready ## the fast tests on Python 3.12 with the newest jax
 	.venv-compat/bin/python -m pytest -n $(WORKERS) -q -m "not slow"
 
 clean: ## remove the environments and what was built
-	rm -rf .venv .venv-compat .venv-pods .engines build dist *.egg-info
+	rm -rf .venv .venv-compat .venv-pods .engines site build dist *.egg-info

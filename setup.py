@@ -54,6 +54,7 @@ setup(
                  "prometheus_client>=0.21", "openai>=1.60", "packaging>=24"],
         "eval": ["lm_eval>=0.4.13,<0.5", "datasets>=3", "tqdm>=4.60", "rouge-score>=0.1.2",
                  "sacrebleu>=2.3", "matplotlib>=3.10", "sqlitedict>=2"],
+        "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29,<2"],
         "completion": ["shtab>=1.7,<2"],
         "gguf": ["gguf>=0.17,<1"],
         "mutants": ["cosmic_ray>=8.4,<9"],

@@ -182,8 +182,9 @@ def prepare_data(a: argparse.Namespace) -> None:
 def report(findings: list[Finding], a: argparse.Namespace, figure: str) -> str:
     """The text of docs/claims.md."""
     command = shlex.join(["python", "benchmarks/claims.py", "--base", Path(a.base).name, "--train", Path(a.train).name,
-                          "--validation", Path(a.validation).name, "--steps", str(a.steps), "--seeds", str(a.seeds),
-                          "--records", str(a.records), *(["--only", *a.only] if any(a.only) else [])])
+                          "--workdir", "runs/claims", "--validation", Path(a.validation).name, "--steps", str(a.steps),
+                          "--seeds", str(a.seeds), "--records", str(a.records),
+                          *(["--only", *a.only] if any(a.only) else [])])
     if len(findings) < len(CLAIMS):
         rest = f"{len(findings)} of the {len(CLAIMS)} claims in `claims.py`."
     else:

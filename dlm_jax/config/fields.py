@@ -61,9 +61,9 @@ class OptimizerConfig:
     warmup_steps: int = non_negative(0)  # linear, from 0
     decay_steps: int = non_negative(0)  # for 'wsd' only
     final_lr_ratio: float = non_negative(0.1)  # what 'cosine' and 'wsd' decay to, as a fraction of the peak
-    beta1: float = fraction(0.9)
-    beta2: float = fraction(0.95)
-    epsilon: float = non_negative(1e-8)
+    beta1: float = fraction(0.9)  # decay of the mean of the gradients
+    beta2: float = fraction(0.95)  # decay of the mean of their squares
+    epsilon: float = non_negative(1e-8)  # added to the root of that mean
     weight_decay: float = non_negative(0.1)  # decoupled; spares biases and norm scales
     grad_clip_norm: float = positive_fp32(1.0)  # the largest global norm of a gradient
     # A step with a non-finite loss or gradient is skipped. More than this many in a row end the run.
@@ -105,7 +105,7 @@ class MeshConfig:
 class Every:
     """Something that happens every so many steps, and after the last."""
 
-    every: int = positive()
+    every: int = positive()  # steps from one to the next
 
 
 @dataclasses.dataclass(frozen=True)

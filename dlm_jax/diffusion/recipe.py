@@ -17,7 +17,7 @@ class Recipe:
     may be masked and k the number that are.
     """
 
-    name: str
+    name: str  # by itself it changes nothing; `--config.recipe=NAME` sets all keys of a known recipe
     # 1: the model reads the corrupted text. 2: it reads [noisy || clean].
     streams: Literal[1, 2]
     # 'shifted': the output at n-1 predicts token n. 'same_position': the output at n predicts token n.
@@ -33,9 +33,8 @@ class Recipe:
     half_life: float = non_negative(0.0)
     # Steps over which a causal mask opens to the full one; 0 shows the full mask from the start.
     anneal_steps: int = non_negative(0)
-    # Levels are drawn from (t_min, t_max].
-    t_min: float = 1e-3
-    t_max: float = 1.0
+    t_min: float = 1e-3  # levels are drawn from (t_min, t_max]
+    t_max: float = 1.0  # the largest level
     # With two streams, one level per block or one per sequence.
     level_per: Literal["block", "sequence"] = "block"
     # Every block has at least one masked token.

@@ -58,3 +58,12 @@ def test_every_field_of_an_endpoint_is_on_the_page(path):
     text = PAGE.read_text()
     not_said = {name for name in ENDPOINTS[path].model_fields if f"`{name}`" not in text}
     assert not_said <= {"presence_penalty", "frequency_penalty", "top_logprobs"}
+
+
+def test_the_example_of_the_page_is_answered(server):
+    [code] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    code = code.replace("http://127.0.0.1:8000", server.url).replace('"none"', '"sesame"').replace('"mine"', '"model"')
+    names: dict = {}
+    exec(compile(code, "docs/serving.md", "exec"), names)
+    assert names["answer"].choices[0].text and names["filled"].usage.completion_tokens == 4
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in names["chat"] if chunk.choices)
