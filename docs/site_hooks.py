@@ -1,4 +1,4 @@
-"""What the documentation site (`mkdocs.yml`) has beyond the files of docs/: the whole API from its docstrings, pages from
+"""What the documentation site (`mkdocs.yml`) has beyond the files of docs/: the whole API from its docstrings, pages of
 the top of the repository, the notebooks, and `llms.txt`, a list of all pages for language models.
 """
 

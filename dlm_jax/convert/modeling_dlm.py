@@ -18,6 +18,8 @@ from transformers import Cache, GenerationConfig, GenerationMixin, PretrainedCon
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
+# What this version of transformers calls the keys and values of the tokens before.
+PAST = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 VISIBILITIES = ("causal", "bidirectional", "block_causal", "token_causal")
 # Settings of transformers' `generate`: those read here, and values of others that ask for nothing.
 SETTINGS = {"max_new_tokens", "max_length", "do_sample", "temperature", "top_p", "top_k", "pad_token_id",
@@ -265,7 +267,7 @@ class DLMModel(PreTrainedModel, GenerationMixin):
                 position_ids: Tensor | None = None, past_key_values: tuple | Cache | None = None,
                 inputs_embeds: Tensor | None = None, labels: Tensor | None = None, use_cache: bool = False,
                 store_kv: bool = True, return_dict: bool | None = None, rule: str | None = None,
-                block_size: int | None = None) -> CausalLMOutputWithPast | tuple:
+                block_size: int | None = None, cache: tuple | Cache | None = None) -> CausalLMOutputWithPast | tuple:
         """Logits in fp32 [b, n, v] of tokens [b, n], or of their embeddings [b, n, d].
 
         attention_mask: [b, m + n], 0 for padding on either side; or, in place of `rule`, which keys each query attends
@@ -273,6 +275,7 @@ class DLMModel(PreTrainedModel, GenerationMixin):
         position_ids: [b, n]; default: counted from each row's first token that is not padding.
         past_key_values: the m tokens before, as a transformers `Cache`, to which this call adds its own if `store_kv`;
             or as (keys, values) [b, g, m, k] of each layer, which `use_cache` also returns, this call's added.
+            Newer versions of transformers call it `cache`.
         labels: [b, n], -100 to be ignored: `loss` is the mean cross-entropy of the others, each by the output that
             predicts its position (see `alignment`).
         rule, block_size: default: those that the model was trained with.
@@ -281,6 +284,7 @@ class DLMModel(PreTrainedModel, GenerationMixin):
         rule without a block size.
         """
         x = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        past_key_values = cache if past_key_values is None else past_key_values
         caches = layer_caches(past_key_values, self.depth)
         n, m = x.shape[1], 0 if caches[0].finished is None else caches[0].finished[0].shape[1]
         index = torch.arange(m + n, device=x.device)[None]
@@ -296,7 +300,7 @@ class DLMModel(PreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden).float()
         past = keep(caches, past_key_values, m, store_kv) if use_cache or isinstance(past_key_values, Cache) else None
         loss = None if labels is None else self._loss(logits, labels)
-        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)
+        out = CausalLMOutputWithPast(loss=loss, logits=logits, **{PAST: past})
         return out if (self.config.return_dict if return_dict is None else return_dict) else out.to_tuple()
 
     def _visible(self, index: Tensor, n: int, attention_mask: Tensor | None, rule: str | None,

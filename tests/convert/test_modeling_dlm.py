@@ -191,6 +191,15 @@ def test_fast_dllms_prefix_cache_reuses_keys_and_values_of_another_forward_pass(
     assert again.past_key_values[0][0].shape == full.past_key_values[0][0].shape
 
 
+def test_the_cache_has_the_name_of_this_transformers_and_the_old_one(loaded, tokens, caplog):
+    """`past_key_values` became `cache` in transformers 5.24; a model that speaks of the old name warns there."""
+    model, ids = loaded("same_bidirectional"), torch.tensor(tokens)
+    past = model(ids[:, :8], use_cache=True)[-1]
+    outputs = [model(ids[:, 8:], **{name: past}).logits for name in ("cache", "past_key_values")]
+    assert torch.equal(*outputs)
+    assert "deprecated" not in caplog.text
+
+
 def test_sdars_block_loop_fills_a_dynamic_cache_and_reads_it_without_storing(loaded, tokens):
     """It stores finished blocks, and denoises the current one with a mask of its own and `store_kv=False`."""
     model, ids, size = loaded("same_blocks"), torch.tensor(tokens[:, :12]), 4
