@@ -108,13 +108,18 @@ def text_or_stdin(text: str) -> str:
     """An argument type: text, or for '-' what stdin holds, without the line break that ends it."""
     if text != "-":
         return unicode_text(text)
+    try:
+        return stdin_bytes().decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        raise UserError("the text on stdin is not UTF-8; write it as UTF-8") from None
+
+
+def stdin_bytes() -> bytes:
+    """What stdin holds. Raises `UserError` for more than MAX_STDIN bytes."""
     read = sys.stdin.buffer.read(MAX_STDIN + 1)
     if len(read) > MAX_STDIN:
-        raise argparse.ArgumentTypeError(f"the text on stdin is longer than {MAX_STDIN} bytes")
-    try:
-        return read.decode().removesuffix("\n")
-    except UnicodeDecodeError:
-        raise argparse.ArgumentTypeError("the text on stdin is not UTF-8") from None
+        raise UserError(f"the text on stdin is longer than {MAX_STDIN} bytes; write it to a file")
+    return read
 
 
 def take_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dlm_jax.commands.arguments import (
     add_decoding_flags,
     add_seed_flag,
     integer_at_least,
+    text_or_stdin,
     unicode_text,
 )
 from dlm_jax.commands.progress import count_progress
@@ -35,7 +37,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                              f"token of the --text); {', '.join(INFILLING)}: filling the middle of the texts in "
                              f"--data; {GENERATIVE}: of samples, under --judge; or tasks of "
                              "lm-evaluation-harness, such as hellaswag,gsm8k")
-    parser.add_argument("--text", nargs="+", metavar="FILE", help="for nelbo and ar_nll: text, JSONL or Parquet files")
+    parser.add_argument("--text", nargs="+", metavar="FILE",
+                        help="for nelbo and ar_nll: text, JSONL or Parquet files; - reads one document from stdin")
     parser.add_argument("--text-field", type=unicode_text, default="text", metavar="NAME", help=TEXT_FIELD_HELP)
     parser.add_argument("--limit", type=integer_at_least(1), metavar="N", help="read at most N documents of each task")
     parser.add_argument("--mc-samples", type=integer_at_least(1), default=4, metavar="N",
@@ -89,7 +92,9 @@ def run(a: Arguments) -> dict[str, Any]:
     from dlm_jax.data.text import read_documents
     from dlm_jax.language_model import load
     own = [task for task in a.tasks if task in LIKELIHOODS]
-    documents = read_documents(a.text, a.text_field) if own else iter(())
+    documents: Iterator[str] = iter(())
+    if own:
+        documents = iter((text_or_stdin("-"),)) if a.text == ["-"] else read_documents(a.text, a.text_field)
     lm = load(a.model)
     texts = list(itertools.islice(documents, a.limit))
     results = {task: likelihood_of(lm, task, texts, a) for task in own}

@@ -1,14 +1,17 @@
 """`dlm sample`: continue a prompt, or serve a file of requests."""
 
 import argparse
+import contextlib
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from dlm_jax.commands.arguments import (
     MODEL_HELP,
     Arguments,
     add_sampling_flags,
     integer_at_least,
+    stdin_bytes,
     text_or_stdin,
     unicode_text,
 )
@@ -25,10 +28,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="new tokens at most (default 64)")
     parser.add_argument("--prompts", metavar="FILE",
                         help='many requests: JSON lines with "id", either "prompt" or "infill", and optionally '
-                             '"max_tokens"')
+                             '"max_tokens"; - reads them from stdin')
     parser.add_argument("--out", metavar="FILE",
                         help="where the results of --prompts go, one per line; requests already answered there are "
-                             "skipped")
+                             "skipped; - writes all to stdout")
     parser.add_argument("--batch", type=integer_at_least(1), default=16, metavar="N",
                         help="requests served together (default 16)")
     parser.add_argument("--stop", type=unicode_text, metavar="TOKEN",
@@ -49,10 +52,12 @@ def run(a: Arguments) -> dict[str, Any]:
 
 
 def run_file(a: Arguments) -> dict[str, Any]:
-    """Serves the requests of --prompts into --out, on every host of the cluster."""
+    """Serves the requests of --prompts into --out, on every host of the cluster, or through a pipe."""
     if a.prompts is None or a.out is None or a.prompt or a.watch or a.gif or a.html:
         raise UserError("--prompts FILE and --out FILE go together, and without --prompt, --watch, --gif and --html; "
                         "give both, or neither")
+    if "-" in (a.prompts, a.out):
+        return run_pipe(a)
     from dlm_jax.parallel.distributed import initialize
     initialize()
     import jax
@@ -68,3 +73,25 @@ def run_file(a: Arguments) -> dict[str, Any]:
     if counts["refused"] and host[0] == 0:
         print(f"dlm: {counts['refused']} of the lines in {a.prompts} were refused; {a.out} says why", file=sys.stderr)
     return {"out": str(a.out), **counts} if host[0] == 0 else {}
+
+
+def run_pipe(a: Arguments) -> dict[str, Any]:
+    """Serves requests from stdin, or with the results on stdout, from where nothing can resume."""
+    from dlm_jax.commands.sample_file import content_of, sample_pipe
+    from dlm_jax.commands.show_sample import settings_of
+    from dlm_jax.files import check_new
+    from dlm_jax.language_model import load
+    from dlm_jax.sampling.settings import Settings
+    if a.out != "-":
+        check_new(Path(a.out))
+    content = stdin_bytes() if a.prompts == "-" else content_of(Path(a.prompts))
+    lm = load(a.model).ending_with(a.stop)
+    with count_progress("served") as progress, opened(a.out) as file:
+        counts = sample_pipe(lm, content, file, Settings(**settings_of(a)), a.max_tokens, a.batch, progress)
+    print(f"dlm: {counts['served']} lines served, {counts['refused']} refused", file=sys.stderr)
+    return counts if a.out != "-" or a.json else {"refused": counts["refused"], "text": None}
+
+
+def opened(out: str) -> contextlib.AbstractContextManager[TextIO]:
+    """The file that results go to."""
+    return contextlib.nullcontext(sys.stdout) if out == "-" else open(out, "x", encoding="utf-8")

@@ -47,15 +47,14 @@ def sample_file(lm: LanguageModel, prompts: str | Path, out: str | Path, setting
     all hosts, are `served` now, were served `before`, and are `refused`, now or before.
     """
     lm.fill([], settings)  # raises for settings that no line can be served with
-    lines = list(read_lines(lm, Path(prompts), max_tokens))
+    lines = list(read_lines(lm, content_of(Path(prompts)), max_tokens))
     number, hosts = host
     own_file = Path(out) if hosts == 1 else Path(f"{out}.{number}-of-{hosts}")
     waiting = missing(lines, [Path(out), *host_files(Path(out))])
     truncate_partial_line(own_file)
     with open(own_file, "a", encoding="utf-8") as file:
-        for line in waiting if number == 0 else []:
-            if line.error is not None:
-                write_result(file, {"id": line.id, "error": line.error})
+        if number == 0:
+            write_errors(file, waiting)
         serve(lm, waiting, lines, settings, batch, host, file, progress)
     barrier("all lines are served")
     if is_primary() and host_files(Path(out)):
@@ -63,6 +62,18 @@ def sample_file(lm: LanguageModel, prompts: str | Path, out: str | Path, setting
     refused = sum(line.error is not None for line in lines)
     served = sum(line.error is None for line in waiting)
     return {"served": served, "refused": refused, "before": len(lines) - refused - served}
+
+
+def sample_pipe(lm: LanguageModel, content: bytes, file: TextIO, settings: Settings, max_tokens: int, batch: int,
+                progress: Callable[[int, int], None]) -> dict[str, int]:
+    """Serves all lines of `content` into an open file, such as stdout, where nothing resumes. Returns how many lines
+    are `served` and `refused`."""
+    lm.fill([], settings)
+    lines = list(read_lines(lm, content, max_tokens))
+    write_errors(file, lines)
+    serve(lm, lines, lines, settings, batch, (0, 1), file, progress)
+    refused = sum(line.error is not None for line in lines)
+    return {"served": len(lines) - refused, "refused": refused}
 
 
 def serve(lm: LanguageModel, waiting: list[Line], lines: list[Line], settings: Settings, batch: int,
@@ -101,14 +112,18 @@ def results(lm: LanguageModel, group: list[Line], settings: Settings, batch: int
         yield {"id": line.id, "text": best.text, "tokens": written, "nfe": best.nfe}
 
 
-def read_lines(lm: LanguageModel, file: Path, max_tokens: int) -> Iterator[Line]:
-    """The lines of a file, each with its requests or its error. Raises `UserError` where the file cannot be read."""
+def content_of(file: Path) -> bytes:
+    """What a file of requests holds. Raises `UserError` where it cannot be read."""
     try:
-        texts = read_regular(file, MAX_REQUESTS).splitlines()
+        return read_regular(file, MAX_REQUESTS)
     except OSError as error:
         raise UserError(f"cannot read {file} ({error.strerror}); name a file of JSON lines") from error
+
+
+def read_lines(lm: LanguageModel, content: bytes, max_tokens: int) -> Iterator[Line]:
+    """The lines, each with its requests or its error."""
     seen: dict[str, int] = {}
-    for number, text in enumerate(texts):
+    for number, text in enumerate(content.splitlines()):
         if not text.strip():
             continue
         fields: dict[str, Any] = {}
@@ -179,6 +194,13 @@ def truncate_partial_line(file: Path) -> None:
     """Removes the beginning of a line that a kill left at the end."""
     if file.exists() and not (content := read_regular(file, MAX_REQUESTS)).endswith(b"\n"):
         os.truncate(file, content.rfind(b"\n") + 1)
+
+
+def write_errors(file: TextIO, lines: list[Line]) -> None:
+    """Writes the results of the lines that cannot be served."""
+    for line in lines:
+        if line.error is not None:
+            write_result(file, {"id": line.id, "error": line.error})
 
 
 def write_result(file: TextIO, result: dict[str, Any]) -> None:

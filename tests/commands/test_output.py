@@ -1,6 +1,5 @@
 """stdout holds the result and nothing else; stderr holds progress and no noise of the libraries below."""
 
-import argparse
 import dataclasses
 import io
 import json
@@ -16,6 +15,7 @@ import pytest
 from dlm_jax.commands.arguments import UNMASKING_HELP, text_or_stdin
 from dlm_jax.commands.main import COMMANDS, main
 from dlm_jax.config import load_config, to_json
+from dlm_jax.errors import UserError
 from dlm_jax.sampling.unmasking import REVISIONS, SELECTORS
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -121,6 +121,16 @@ def test_a_prompt_comes_from_a_pipe(process, workdir):
     assert refused.code == 2 and "the text on stdin is not UTF-8" in refused.err
 
 
+def test_texts_and_requests_come_and_go_through_pipes(process, workdir):
+    flags = "--tasks", "nelbo", "--text", "-", "--mc-samples", 1, "--json"
+    assert json.loads(process("eval", workdir, *flags, stdin=b"the cat sat").out)["nats_per_token"] > 0
+    asked = b'{"id": 1, "prompt": "the"}\n{"id": 2}\n'
+    served = process("sample", workdir, "--prompts", "-", "--out", "-", "--max-tokens", 2, stdin=asked)
+    assert served.code == 3 and served.err == "dlm: 1 lines served, 1 refused\n"
+    refused, written = map(json.loads, served.out.splitlines())
+    assert (refused["id"], written["id"]) == (2, 1) and "error" in refused and len(written["tokens"]) == 2
+
+
 def test_a_text_on_stdin_that_is_too_long_is_refused_and_not_cut(monkeypatch):
     monkeypatch.setattr("dlm_jax.commands.arguments.MAX_STDIN", 4)
     for text, ok in (("dlm\n", True), ("dlm-\n", False)):
@@ -128,7 +138,7 @@ def test_a_text_on_stdin_that_is_too_long_is_refused_and_not_cut(monkeypatch):
         if ok:
             assert text_or_stdin("-") == "dlm"
         else:
-            with pytest.raises(argparse.ArgumentTypeError, match="longer than 4 bytes"):
+            with pytest.raises(UserError, match="longer than 4 bytes"):
                 text_or_stdin("-")
 
 
@@ -151,6 +161,5 @@ def test_a_run_needs_a_work_directory(capsys):
 
 
 def test_a_sentence_that_quotes_a_whole_file_is_shortened_also_in_python():
-    from dlm_jax.errors import UserError
     sentence = str(UserError(f"lora.target_modules: '{'x' * 10_000}' is not one of attention, mlp"))
     assert len(sentence) < 1100 and sentence.startswith("lora.target_modules") and sentence.endswith("attention, mlp")
