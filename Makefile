@@ -26,8 +26,9 @@ demo: setup ## adapt the bundled model, compare, infill and export, about 5 minu
 	rm -rf runs/demo
 	.venv/bin/dlm demo --out runs/demo
 
-lint: setup ## ruff, shellcheck and mypy
+lint: setup ## ruff, shellcheck, hadolint and mypy
 	.venv/bin/ruff check .
+	.venv/bin/hadolint launch/docker/Dockerfile
 	.venv/bin/shellcheck -x launch/*.sh launch/*.sbatch tests/convert/*.sh
 	.venv/bin/mypy
 

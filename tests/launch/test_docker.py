@@ -27,7 +27,7 @@ def test_every_requirement_has_a_version_that_satisfies_it(declared):
     pins = dict(line.split("==") for line in lines)
     pins = {canonicalize_name(name): version for name, version in pins.items()}
     extras = declared["extras_require"]
-    for text in [*declared["install_requires"], *extras["tpu"], *extras["gcs"]]:
+    for text in [*declared["install_requires"], *extras["tpu"], *extras["gpu"], *extras["gcs"]]:
         requirement = Requirement(text)
         version = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), (text, version)
@@ -37,7 +37,7 @@ def test_the_image_is_pinned_and_runs_without_root():
     bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     assert len(bases) == 2 and all(re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", base) for base in bases)
     last_stage = DOCKERFILE.rpartition("FROM ")[2]
-    assert re.findall(r"^USER (\w+)", last_stage, re.MULTILINE) == ["dlm"] and "pip" not in last_stage
+    assert re.findall(r"^USER (\w+)", last_stage, re.MULTILINE) == ["1000"] and "pip" not in last_stage
 
 
 def test_what_is_copied_exists_and_is_not_ignored():

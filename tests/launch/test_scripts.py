@@ -35,6 +35,14 @@ def test_slurm_runs_one_task_per_gpu_under_srun(world):
             "#SBATCH --ntasks-per-node=8"} <= set(asked)
 
 
+def test_slurm_runs_in_a_container_that_sees_the_work_directory(world):
+    result = world.run("gpu_slurm.sbatch", *RUN, "--image", "dlm-gpu", "--mounts", "/data:/data", *OVERRIDE)
+    [[_, _, image, workdir, mounts, *command]] = result.calls
+    here = workdir.removeprefix("--container-workdir=")
+    assert image == "--container-image=dlm-gpu" and Path(here).is_dir()
+    assert mounts == f"--container-mounts={here}:{here},/runs:/runs,/data:/data" and command == ["dlm", *TRAIN]
+
+
 def test_the_spooled_copy_of_the_slurm_script_finds_the_repository(world, tmp_path):
     spooled = tmp_path / "slurm_script"
     shutil.copy(LAUNCH / "gpu_slurm.sbatch", spooled)
