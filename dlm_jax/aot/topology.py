@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from dlm_jax.aot.slices import GENERATIONS, parse_slice
 from dlm_jax.errors import UserError
 from dlm_jax.parallel.device_specs import DEVICE_SPECS
 
@@ -36,7 +37,7 @@ gpu_device_info {{
 
 
 def devices(topology: str, slices: int = 1) -> list[Any]:
-    """The devices to compile for: `slices` slices of a TPU topology such as `v5e:2x2` or `tpu7x:2x2x1`, or one host of
+    """The devices to compile for: `slices` slices of TPUs, by name (`v5p-128`) or shape (`v5p:4x4x4`), or one host of
     Hopper GPUs, `h100:8` or `h200:8`.
 
     Raises `UserError` for an unknown topology, or where its compiler is not installed.
@@ -53,11 +54,13 @@ def tpu_devices(topology: str, slices: int) -> list[Any]:
         raise UserError("compiling for a TPU needs libtpu: pip install 'dlm-jax[tpu]'")
     for name, value in TPU_SETTINGS.items():
         os.environ.setdefault(name, value)
+    rented = parse_slice(topology)
+    if rented is None:
+        raise UserError(f"'{topology}' is no slice of TPUs; name one such as v5p-128, v5p:4x4x4 or v6e:4x8, of "
+                        f"{', '.join(GENERATIONS)}")
+    settings: dict[str, Any] = rented.options | ({"num_slices": slices} if slices > 1 else {})
     try:
-        settings: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
-        if topology.startswith("v4:"):
-            settings["chip_config_name"] = "megacore"  # JAX sees the two cores of a chip as one device
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **settings).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=rented.topology, **settings).devices)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the TPU compiler does not know the topology '{topology}': {reason}") from None

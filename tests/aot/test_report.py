@@ -160,7 +160,7 @@ def test_a_report_prints_short_numbers_and_one_line_per_group():
 
 @needs_compiler
 @pytest.mark.parametrize("topology, changes, sentence", [
-    ("v9:2x2", [], "does not know the topology 'v9:2x2'"),
+    ("v9:2x2", [], "'v9:2x2' is no slice of TPUs"), ("v5p:3x3x3x3", [], "does not know the topology"),
     ("v5e:2x2", ["mesh.fsdp=3"], "does not make up the 4 devices"),
     ("v5e:2x2", ["train.global_batch_size=6", "train.grad_accum_steps=1"], "cannot be split evenly")])
 def test_what_cannot_be_compiled_is_refused(topology, changes, sentence, tiny_config, tiny_run):
