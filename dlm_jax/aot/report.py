@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dlm_jax.aot.estimate import estimate
 from dlm_jax.aot.hlo import collective_bytes
+from dlm_jax.aot.schedule import read_schedule
 from dlm_jax.aot.topology import devices, platform_of
 from dlm_jax.config import Config
 from dlm_jax.errors import UserError
@@ -49,6 +51,14 @@ class Report:
     flops: float  # of the full step on all devices, by formula
     seconds: dict[str, float]  # lower bounds at peak: compute, memory, interconnect
     bottleneck: str  # the largest of them
+    # By the compiler's schedule (`estimate.py`), None on GPUs and where the step does not fit: seconds of a step, by
+    # what they are spent on, the MFU that follows, the share of copies in the seconds, and the share of the
+    # collectives' bytes that travel behind work.
+    seconds_step: float | None
+    spent: dict[str, float] | None
+    mfu: float | None
+    copies_share: float | None
+    hidden_share: float | None
     compile_seconds: float
 
 
@@ -98,7 +108,8 @@ def aot(config: Config, topology: str, slices: int = 1) -> Report:
     peak = device_spec(found[0].device_kind)
     if peak is None:
         raise UserError(f"the memory of a '{found[0].device_kind}' is not known; choose another generation")
-    memory, sent = compile_step(config, model, found)
+    memory, text = compile_step(config, model, found)
+    sent = collective_bytes(text)
     chips = len({(*getattr(device, "coords", (device.id,)), getattr(device, "slice_index", 0)) for device in found})
     flops, times = roofline(config, model, memory, sent, len(found), peak)
     return Report(
@@ -108,11 +119,25 @@ def aot(config: Config, topology: str, slices: int = 1) -> Report:
         peak_gib=memory.peak / GIB, capacity_gib=peak.memory / GIB,
         fits=memory.code is not None and memory.peak <= peak.memory,
         collective_gib={kind: size / GIB for kind, size in sent.items()}, flops=flops, seconds=times,
-        bottleneck=max(times, key=lambda name: times[name]), compile_seconds=time.perf_counter() - started)
+        bottleneck=max(times, key=lambda name: times[name]),
+        **by_schedule(text, config, model, flops, found), compile_seconds=time.perf_counter() - started)
 
 
-def compile_step(config: Config, model: ModelConfig, found: list[Any]) -> tuple[Memory, dict[str, int]]:
-    """Compiles the step for the devices `found`: memory of one device, and bytes it receives by kind of collective."""
+def by_schedule(text: str, config: Config, model: ModelConfig, flops: float, found: list[Any]) -> dict[str, Any]:
+    """The fields of a report that follow from the compiler's schedule."""
+    fields = ("seconds_step", "spent", "mfu", "copies_share", "hidden_share")
+    kind, peak = found[0].device_kind, device_spec(found[0].device_kind)
+    assert peak is not None
+    guess = estimate(read_schedule(text), config, model, len(found), kind, peak) if text else None
+    if guess is None:
+        return dict.fromkeys(fields)
+    mfu = flops / len(found) / peak.flops / guess.seconds
+    return dict(zip(fields, (guess.seconds, guess.spent, mfu, guess.copies_share, guess.hidden_share)))
+
+
+def compile_step(config: Config, model: ModelConfig, found: list[Any]) -> tuple[Memory, str]:
+    """Compiles the step for the devices `found`: memory of one device, and the program's text; none where it does not
+    fit."""
     mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor, found)
     if mesh is None:  # a single device: name it for the compiler
         mesh = Mesh(np.array(found).reshape(1, 1, 1), AXES, axis_types=(AxisType.Explicit,) * 3)
@@ -124,8 +149,8 @@ def compile_step(config: Config, model: ModelConfig, found: list[Any]) -> tuple[
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            return out_of_memory(error, (state, rows, rows)), {}
-    return Memory.of(compiled.memory_analysis()), collective_bytes(compiled.as_text())
+            return out_of_memory(error, (state, rows, rows)), ""
+    return Memory.of(compiled.memory_analysis()), compiled.as_text()
 
 
 def abstract_arguments(config: Config, model: ModelConfig,

@@ -19,7 +19,7 @@ def search(config: Config, topology: str, slices: int = 1) -> list[Report]:
     What the model learns depends on neither setting. Raises `UserError` as `aot` does.
     """
     found = [largest_micro_batch(with_remat(config, remat), topology, slices) for remat in typing.get_args(Remat)]
-    return sorted(found, key=lambda report: (not report.fits, max(report.seconds.values())))
+    return sorted(found, key=lambda report: (not report.fits, report.seconds_step or max(report.seconds.values())))
 
 
 def with_remat(config: Config, remat: Remat) -> Config:

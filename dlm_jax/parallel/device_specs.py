@@ -11,16 +11,22 @@ class DeviceSpec:
     memory: float  # bytes
     bandwidth: float  # bytes per second from that memory
     interconnect_bandwidth: float  # bytes per second that it can send to its neighbors
+    flops_per_cycle: int | None = None  # bf16 operations of its matrix units
+
+    @property
+    def clock(self) -> float | None:
+        """Cycles per second, where known."""
+        return self.flops / self.flops_per_cycle if self.flops_per_cycle else None
 
 
 GIB = 2**30
 # A tpu7x chip is two devices; the other chips are one. Interconnect: all directions of a chip together.
 DEVICE_SPECS = {
-    "TPU v4": DeviceSpec(275e12, 32 * GIB, 1.228e12, 300e9),
-    "TPU v5 lite": DeviceSpec(197e12, 16 * GIB, 0.819e12, 200e9),
-    "TPU v5": DeviceSpec(459e12, 95 * GIB, 2.765e12, 600e9),
-    "TPU v6 lite": DeviceSpec(918e12, 32 * GIB, 1.640e12, 448e9),
-    "TPU7x": DeviceSpec(1155e12, 96 * GIB, 3.690e12, 600e9),
+    "TPU v4": DeviceSpec(275e12, 32 * GIB, 1.228e12, 300e9, 2 * 4 * 2 * 128**2),
+    "TPU v5 lite": DeviceSpec(197e12, 16 * GIB, 0.819e12, 200e9, 4 * 2 * 128**2),
+    "TPU v5": DeviceSpec(459e12, 95 * GIB, 2.765e12, 600e9, 2 * 4 * 2 * 128**2),
+    "TPU v6 lite": DeviceSpec(918e12, 32 * GIB, 1.640e12, 448e9, 4 * 2 * 256**2),
+    "TPU7x": DeviceSpec(1155e12, 96 * GIB, 3.690e12, 600e9, 4 * 2 * 256**2),
     "NVIDIA A100-SXM4-80GB": DeviceSpec(312e12, 80e9, 2.039e12, 300e9),
     "NVIDIA H100 80GB HBM3": DeviceSpec(989e12, 80e9, 3.350e12, 450e9),
     "NVIDIA H200": DeviceSpec(989e12, 141e9, 4.800e12, 450e9),

@@ -1,0 +1,59 @@
+"""The time of a training step on a TPU, estimated: the compiler's schedule, our kernels by theirs, and what the core
+waits for."""
+
+import dataclasses
+
+from dlm_jax.aot.schedule import Schedule
+from dlm_jax.attention.plan import make_plan
+from dlm_jax.attention.tiles import TILE
+from dlm_jax.attention.visibility import training_rule
+from dlm_jax.config import Config
+from dlm_jax.models.config import ModelConfig
+from dlm_jax.parallel.device_specs import DeviceSpec
+
+# Cycles of our kernels, forward and backward, for a full tile of 512 queries x 1,024 keys with heads of 128, on one
+# core: the larger of the bundles and the matrix unit's bound (docs/performance.md, attention on TPUs).
+TILE_CYCLES = {"TPU v4": (2048, 5120), "TPU v5 lite": (2048, 5120), "TPU v5": (2048, 5120),
+               "TPU v6 lite": (1524, 2471), "TPU7x": (1508, 2312)}
+CORES = {"TPU v4": 2, "TPU v5": 2}  # of a device; 1 for the others
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Seconds of a step by what they are spent on, and what follows."""
+
+    spent: dict[str, float]  # products, kernels, copies, other, waiting
+    copies_share: float  # of the seconds
+    hidden_share: float  # of the bytes of collectives: those that travel behind work
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole step."""
+        return sum(self.spent.values())
+
+
+def estimate(schedule: Schedule, config: Config, model: ModelConfig, count: int, kind: str, peak: DeviceSpec
+             ) -> Estimate | None:
+    """The estimate for `count` devices of a kind; None where its kernels' cycles are not known."""
+    if kind not in TILE_CYCLES or peak.clock is None:
+        return None
+    waiting, hidden = schedule.waiting(peak.interconnect_bandwidth, peak.clock)
+    spent = {name: schedule.cycles[name] / peak.clock for name in ("products", "copies", "other")}
+    spent |= {"kernels": kernel_seconds(config, model, count, kind, peak.clock), "waiting": waiting}
+    return Estimate(spent, spent["copies"] / sum(spent.values()), hidden)
+
+
+def kernel_seconds(config: Config, model: ModelConfig, count: int, kind: str, clock: float) -> float:
+    """Seconds of attention in a step, from the tiles that it visits."""
+    forward, backward = (cycles / (512 * 1024) for cycles in TILE_CYCLES[kind])
+    passes = forward * (1 if config.model.remat == "none" else 2) + backward
+    pairs = computed_pairs(config) * config.train.global_batch_size * (2 if config.recipe.complementary else 1)
+    return pairs / count * model.heads * model.depth * model.head_dim / 128 * passes / CORES.get(kind, 1) / clock
+
+
+def computed_pairs(config: Config) -> int:
+    """(query, key) pairs in the tiles that are visited for one record that is a single document."""
+    length = config.data.seq_length
+    tiles = make_plan(training_rule(config.recipe, length), config.recipe.streams * length).tiles
+    assert tiles is not None
+    return int((tiles[..., 3] - tiles[..., 0]).sum()) * TILE * TILE
