@@ -90,6 +90,25 @@ EQUAL: dict[str, str] = {
         "the last of one entry is the first",
     "sampling/selector.py: return top[..., 0] - top[..., 1] -> return top[..., 0] - top[..., 2]":
         "JAX clamps the index, which is that of the last of two entries again",
+    "training/step.py: skipped=skipped[1], -> skipped=skipped[ 2],":
+        "JAX clamps the index, which is that of the last of two entries again",
+    "sampling/selector.py: count = jnp.sum(lower - upper > self.margin, -1, keepdims=True)  # the difference falls with n "
+    "-> count = jnp.sum(lower - upper > self.margin, 1, keepdims=True)  # the difference falls with n":
+        "the last axis of two is axis 1",
+    "sampling/proposal.py: MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4 -> "
+    "MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 10001.0":
+        "so hot a distribution is uniform either way, to fp32",
+    "diffusion/noise.py: visible = (batch.segments > 0) & ~batch.masked -> visible = (batch.segments > -1) & "
+    "~batch.masked":
+        "padding is a document of its own, of which nothing is masked",
+    "attention/tiles.py: @functools.lru_cache(maxsize=64) -> @functools.lru_cache(maxsize= 63)":
+        "how much is remembered changes no result",
+    "diffusion/cross_entropy.py: result = jax.eval_shape(sums, *(x[0] for x in chunks)) -> "
+    "result = jax.eval_shape(sums, *(x[ 1] for x in chunks))":
+        "all chunks have one shape",
+    "diffusion/cross_entropy.py: picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] -> "
+    "picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., -1]":
+        "the last of one entry is the first",
     "sampling/proposal.py: if p >= 1: -> if p >= 2:": "a shortcut: the search keeps every token as well where p is 1",
 }
 

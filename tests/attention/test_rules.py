@@ -15,6 +15,7 @@ from dlm_jax.attention.rules import (
     BlockCausal,
     BlockDiffusion,
     Causal,
+    CausalThenBlocks,
     CausalThenLastBlock,
 )
 from dlm_jax.segments import find_documents
@@ -157,3 +158,12 @@ def test_the_last_block_sees_itself_entirely_and_all_before_it_is_causal():
     expected[8:, 8:] = True
     np.testing.assert_array_equal(mask, expected)
     np.testing.assert_array_equal(np.asarray(dense_mask(CausalThenLastBlock(4), 12))[0][8:, 8:], True)
+
+
+@pytest.mark.parametrize("finished", [0, 4, 8])
+def test_behind_a_finished_text_blocks_see_themselves_and_that_text_is_causal(finished):
+    """As the clean and the noisy half of `BlockDiffusion` with a token-causal clean half see it at decoding time."""
+    mask = np.asarray(dense_mask(CausalThenBlocks(4, np.array([[finished]])), 12))[0]
+    expected = np.kron(np.tri(3, dtype=bool), np.ones((4, 4), bool))
+    expected[:finished] = np.tri(12, dtype=bool)[:finished]
+    np.testing.assert_array_equal(mask, expected)

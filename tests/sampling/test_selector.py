@@ -11,6 +11,7 @@ import pytest
 from dlm_jax.diffusion.schedule import cosine
 from dlm_jax.errors import UserError
 from dlm_jax.sampling.selector import (
+    DiffuLLaMAConfidence,
     DiffuLLaMARandom,
     EntropyBound,
     Factor,
@@ -155,6 +156,11 @@ def test_the_entropy_bound_of_a_broken_model_still_commits_a_token():
     logits = np.full((1, 4, 3), np.nan)
     chosen = np.asarray(EntropyBound(1.0)(view(np.full((1, 4), 0.5), np.ones((1, 4), bool), logits=logits)))
     assert chosen.sum() == 1
+
+
+def test_the_last_step_commits_also_what_a_broken_model_gives_no_score():
+    broken = view(np.full((1, 4), 0.5), np.ones((1, 4), bool), logits=np.full((1, 4, 3), np.nan))
+    assert np.asarray(DiffuLLaMAConfidence()(broken)).all()
 
 
 def test_the_entropy_bound_leaves_out_the_largest():
