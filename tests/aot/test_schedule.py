@@ -1,4 +1,4 @@
-"""The schedule of a compiled program: loops counted with their trips, and collectives by whether anything waits for them."""
+"""The schedule of a compiled program: loops counted with their trips, collectives by whether anything waits for them."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from dlm_jax.aot.schedule import Transfer, opcode, read_schedule, size_of
 from dlm_jax.config import load_config
 from dlm_jax.models.shapes import SHAPES
 
-# As the TPU compiler writes it, shortened. A loop of five trips: a gather in line, a product of 1,000 cycles, a sum that
-# is started before a copy of 30 and a fusion of 70 cycles and done after them; before the loop a kernel.
+# As the TPU compiler writes it, shortened. A loop of five trips: a gather in line, a product of 1,000 cycles, a sum
+# that is started before a copy of 30 and a fusion of 70 cycles and done after them; before the loop a kernel.
 PROGRAM = """\
 HloModule step, is_scheduled=true
 
