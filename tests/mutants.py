@@ -92,8 +92,8 @@ EQUAL: dict[str, str] = {
         "JAX clamps the index, which is that of the last of two entries again",
     "training/step.py: skipped=skipped[1], -> skipped=skipped[ 2],":
         "JAX clamps the index, which is that of the last of two entries again",
-    "sampling/selector.py: count = jnp.sum(lower - upper > self.margin, -1, keepdims=True)  # the difference falls with "
-    "n -> count = jnp.sum(lower - upper > self.margin, 1, keepdims=True)  # the difference falls with n":
+    "sampling/selector.py: count = jnp.sum(lower - upper > self.margin, -1, keepdims=True)  # the difference falls "
+    "with n -> count = jnp.sum(lower - upper > self.margin, 1, keepdims=True)  # the difference falls with n":
         "the last axis of two is axis 1",
     "sampling/proposal.py: MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 1e4 -> "
     "MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-4, 10001.0":
@@ -111,6 +111,9 @@ EQUAL: dict[str, str] = {
         "the last of one entry is the first",
     "diffusion/cross_entropy.py: LOGITS_BUDGET = 2**25 -> LOGITS_BUDGET = 1**25":
         "how many logits are computed at once changes memory only",
+    "sampling/speculation.py: drafted = trace.masked & (index > last[:, None]) & (index < end[:, None]) -> "
+    "drafted = trace.masked & (index >= last[:, None]) & (index < end[:, None])":
+        "the last token that was kept is not masked",
     "sampling/proposal.py: if p >= 1: -> if p >= 2:": "a shortcut: the search keeps every token as well where p is 1",
 }
 

@@ -1,4 +1,4 @@
-"""The schedule of a compiled program: loops counted with their trips, collectives by whether anything waits for them."""
+"""The schedule of a compiled program: loops counted with their trips, collectives by whether something waits."""
 
 import pytest
 

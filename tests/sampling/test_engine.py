@@ -8,12 +8,14 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dlm_jax.attention.rules import Bidirectional, BlockCausal, Causal, CausalThenLastBlock
 from dlm_jax.errors import UserError
 from dlm_jax.models.transformer import forward, unembed
+from dlm_jax.sampling.engine import block_steps
 from dlm_jax.sampling.requests import Request
 
 MASK = 30
@@ -221,6 +223,14 @@ def test_a_partial_block_takes_its_share_of_the_steps(toy, prompts):
     for sample in toy("bidirectional").continued(prompts, 20, block=8, steps=10):
         first = sum(step == 0 for step in sample.commit_step)
         assert [max(sample.commit_step[start:start + 8]) for start in range(first, first + 20, 8)] == [4, 8, 10]
+
+
+def test_blocks_share_the_steps_by_what_they_have_to_fill_rounded_up():
+    def steps(total, in_block, in_all):
+        row = jnp.arange(8)[None]
+        return int(block_steps(jnp.array([total]), row < in_block, row < in_all)[0])
+
+    assert [steps(5, 1, 1), steps(5, 2, 8), steps(8, 2, 8), steps(9, 3, 8), steps(5, 0, 0)] == [5, 2, 2, 4, 0]
 
 
 def test_no_strategy_takes_more_steps_than_there_are_holes(toy):
