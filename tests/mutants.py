@@ -114,6 +114,9 @@ EQUAL: dict[str, str] = {
     "sampling/speculation.py: drafted = trace.masked & (index > last[:, None]) & (index < end[:, None]) -> "
     "drafted = trace.masked & (index >= last[:, None]) & (index < end[:, None])":
         "the last token that was kept is not masked",
+    'objective/loss.py: local_vocab = -(-config.vocab_size // axis_size("replica", "fsdp", "tensor")) -> '
+    'local_vocab = -(config.vocab_size // axis_size("replica", "fsdp", "tensor"))':
+        "how many logits are computed at once changes memory only",
     "sampling/proposal.py: if p >= 1: -> if p >= 2:": "a shortcut: the search keeps every token as well where p is 1",
 }
 
