@@ -51,9 +51,12 @@ def run(a: Arguments) -> dict[str, Any]:
     lm = load(a.model)
     bundle = Bundle(lm.config, lm.params, lm.spec)
     layout = fitting(bundle)[0] if a.layout == "auto" else a.layout or default_layout(bundle)
-    lm.export(a.out, a.dtype, layout, scores=scores_of(Path(a.model)), license=a.license, datasets=a.datasets)
+    scores = {} if layout == "ar" else scores_of(Path(a.model))  # the NELBO is that of denoising
+    lm.export(a.out, a.dtype, layout, scores=scores, license=a.license, datasets=a.datasets)
     served = engines(bundle, layout) if layout in LAYOUTS else ["llama.cpp"]
-    return {"out": str(a.out), "layout": layout, "engines": ", ".join(served) or None}
+    left = layout == "ar" and lm.spec.is_diffusion
+    return {"out": str(a.out), "layout": layout, "engines": ", ".join(served) or None,
+            "note": "left to right only; --layout dlm keeps the denoising" if left else None}
 
 
 def scores_of(model: Path) -> dict[str, float]:

@@ -61,13 +61,19 @@ def run(a: Arguments) -> dict[str, Any]:
     hosts = ("localhost", "127.0.0.1", "[::1]") if a.host in LOOPBACK else ("*",)
     app = make_app(service, Limits(keys, seconds=a.timeout, hosts=hosts))
     set_up_logs()
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=a.timeout))
     received: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn answers them first, and passes them on when it has ended
-        signal.signal(number, lambda caught, _: received.append(caught))
+
+    def stop(caught: int, _: object) -> None:  # uvicorn answers signals while it runs, and passes them on at its end
+        received.append(caught)
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     address = f"http://{f'[{a.host}]' if ':' in a.host else a.host}:{listening.getsockname()[1]}"
     print(f"serving {', '.join(service.models)} at {address} (the API at {address}/v1); Ctrl-C ends it", flush=True)
-    uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=a.timeout)).run(
-        sockets=[listening])
+    server.run(sockets=[listening])
+    service.batcher.stop()
     raise Stopped("answered what it had begun, and ended", received[0] if received else signal.SIGTERM)
 
 

@@ -46,6 +46,7 @@ class Batcher:
         self.passes = 0  # forward passes so far
         self.wake, self.stopping = threading.Condition(), False
         self.thread = threading.Thread(target=self._run, name="batcher", daemon=True)
+        self.compiler = threading.Thread(target=self._compile, name="compiler", daemon=True)
 
     def submit(self, model: str, jobs: Sequence[Job]) -> None:
         """Puts jobs into the queue, all or none.
@@ -74,14 +75,17 @@ class Batcher:
     def start(self) -> None:
         """Starts the threads."""
         self.thread.start()
-        threading.Thread(target=self._compile, name="compiler", daemon=True).start()
+        self.compiler.start()
 
     def stop(self) -> None:
-        """Ends the thread after its round; jobs that are not finished stay so."""
+        """Ends the threads, after a round and after what is being compiled: one that is still in XLA when Python ends
+        aborts the process. Jobs that are not finished stay so."""
         with self.wake:
             self.stopping = True
             self.wake.notify()
-        self.thread.join()
+        for thread in (self.thread, self.compiler):
+            if thread.is_alive():
+                thread.join()
 
     def _place_of(self, model: str, job: Job) -> Place:
         lm = self.models[model]
@@ -106,7 +110,9 @@ class Batcher:
             for model, job in self.examples:
                 if not self.stopping:
                     lane = self._new_lane(self._place_of(model, job), size, job)
+                if not self.stopping:
                     lane.admit(job)
+                if not self.stopping:
                     lane.advance(1)
 
     def _advance(self, lane: Lane, jobs: list[Job]) -> None:

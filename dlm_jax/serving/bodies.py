@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dlm_jax.errors import UserError, shortened
+from dlm_jax.errors import UserError, printable, shortened
 
 MAX_CHOICES = 16
 Text = Annotated[str, Field(max_length=2**20)]
@@ -114,7 +114,7 @@ class Chat(Common):
 
 
 class Infill(Common):
-    """The body of /v1/infill, which is ours: a text whose holes are marked [MASK:n] or [MASK:a-b]."""
+    """The body of /v1/infill, which is ours: a text whose holes are marked [MASK:n]."""
 
     text: Text
 
@@ -127,6 +127,10 @@ def read_body(kind: type[BaseModel], fields: Any) -> Any:
         return kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        if first["type"] == "extra_forbidden":
+            name = printable(str(first["loc"][-1]))
+            sentence = f"the field '{shortened(name, 60)}' is not supported; see docs/serving.md for what is"
+            raise UserError(sentence) from None
         place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in kind.model_fields)
         what = first["msg"].removeprefix("Value error, ").removesuffix(".")
         sentence = f"{place or 'the body'}: {what[:1].lower()}{what[1:]}; see docs/serving.md for what is supported"

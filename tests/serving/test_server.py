@@ -145,7 +145,7 @@ def test_a_chat_is_the_text_of_its_template(client, lm):
 REFUSED = {
     "a key": ({}, {"Authorization": "Bearer wrong"}, 401, "valid key"),
     "another model": ({"model": "gpt-9"}, {}, 404, "choose one of model, "),
-    "an unknown field": ({"tools": []}, {}, 400, "extra inputs are not permitted"),
+    "an unknown field": ({"tools": []}, {}, 400, "the field 'tools' is not supported"),
     "a text for true": ({"stream": "false"}, {}, 400, "stream: input should be a valid boolean"),
     "a text for a number": ({"max_tokens": "5"}, {}, 400, "max_tokens"),
     "no tokens": ({"max_tokens": 0}, {}, 400, "greater than or equal to 1"),
@@ -280,6 +280,17 @@ def test_a_page_denoises_and_shows_markup_as_text(server, browse, tmp_path):
         page.value("$('prompt').value = 'x = [MASK:3]'; run()")
         page.wait("$('panels').innerText.includes('3 of 3 tokens')")
         assert "cannot fill a hole" in page.value("$('panels').innerText")  # the autoregressive model says why not
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_server_that_is_stopped_while_it_starts_or_compiles_ends_as_any_other(answers, model_directory, start_server,
+                                                                                tmp_path):
+    with start_server(model_directory, tmp_path, "--rows", "2") as server:
+        if answers:
+            server.get("/health")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(120) == 143
+        assert "terminate called" not in server.logged() and "Traceback" not in server.logged()
 
 
 @pytest.mark.slow
