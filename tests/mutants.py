@@ -117,6 +117,11 @@ EQUAL: dict[str, str] = {
     'objective/loss.py: local_vocab = -(-config.vocab_size // axis_size("replica", "fsdp", "tensor")) -> '
     'local_vocab = -(config.vocab_size // axis_size("replica", "fsdp", "tensor"))':
         "how many logits are computed at once changes memory only",
+    "diffusion/cross_entropy.py: LOGITS_BUDGET = 2**25 -> LOGITS_BUDGET = 2** 26":
+        "how many logits are computed at once changes memory only",
+    "sampling/proposal.py: return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits) -> "
+    "return jnp.where(bits < -1, bits ^ 0x7FFFFFFF, bits)":
+        "-1 is the pattern of a NaN, and there is none",
     "sampling/proposal.py: if p >= 1: -> if p >= 2:": "a shortcut: the search keeps every token as well where p is 1",
 }
 

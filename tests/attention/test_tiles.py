@@ -43,6 +43,12 @@ def plan_and_mask(seed: int):
     return plan, np.asarray(plan.visible(np.arange(length)))
 
 
+def test_the_tiles_within_a_later_document_are_full():
+    segments = np.repeat([[1, 2]], 2 * TILE, 1)
+    bounds = np.asarray(make_plan(Bidirectional(), 4 * TILE, segments).tiles)
+    np.testing.assert_array_equal(bounds[0, 0], [[0, 0, 2, 2]] * 2 + [[2, 2, 4, 4]] * 2)
+
+
 def tile_of(mask: np.ndarray, i: int, j: int, rows: int) -> np.ndarray:
     return mask[:, i * rows:(i + 1) * rows, j * TILE:(j + 1) * TILE]
 

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from dlm_jax.diffusion import cross_entropy
-from dlm_jax.diffusion.cross_entropy import cross_entropy_sums, shift, shift_two_streams, uncertainty
+from dlm_jax.diffusion.cross_entropy import (
+    cross_entropy_sums,
+    divergence_sum,
+    shift,
+    shift_two_streams,
+    uncertainty,
+)
 
 
 def test_shift_puts_the_previous_hidden_state_at_each_position_and_zeros_at_the_first():
@@ -51,6 +57,18 @@ def test_chunking_changes_neither_the_sums_nor_their_gradients(monkeypatch, n, c
     both = jax.jit(lambda *a: [jax.grad(f, argnums=(0, 1), has_aux=True)(*a) for f in (chunked, plain)])
     ours, theirs = both(hidden, table)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
+
+
+def test_chunking_does_not_change_the_divergence(monkeypatch):
+    random = np.random.default_rng(0)
+    hidden, teacher = random.standard_normal((2, 2, 7, 5), np.float32)
+    weights = np.array(random.random((2, 7)) < 0.6, np.float32)
+    whole = divergence_sum(hidden, teacher, weights, lambda h: h, lambda h: 2 * h, 5)
+    monkeypatch.setattr(cross_entropy, "LOGITS_BUDGET", 2 * 2 * 5 * 3)  # three tokens per chunk
+    chunked = divergence_sum(hidden, teacher, weights, lambda h: h, lambda h: 2 * h, 5)
+    log_p, log_q = jax.nn.log_softmax(2 * teacher), jax.nn.log_softmax(hidden)
+    np.testing.assert_allclose(whole, jnp.sum(weights[..., None] * jnp.exp(log_p) * (log_p - log_q)), rtol=1e-5)
+    np.testing.assert_allclose(chunked, whole, rtol=1e-5)
 
 
 def test_chunks_keep_the_logits_within_the_budget(monkeypatch):
