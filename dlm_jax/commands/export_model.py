@@ -54,9 +54,10 @@ def run(a: Arguments) -> dict[str, Any]:
     scores = {} if layout == "ar" else scores_of(Path(a.model))  # the NELBO is that of denoising
     lm.export(a.out, a.dtype, layout, scores=scores, license=a.license, datasets=a.datasets)
     served = engines(bundle, layout) if layout in LAYOUTS else ["llama.cpp"]
-    left = layout == "ar" and lm.spec.is_diffusion
-    return {"out": str(a.out), "layout": layout, "engines": ", ".join(served) or None,
-            "note": "left to right only; --layout dlm keeps the denoising" if left else None}
+    result = {"out": str(a.out), "layout": layout, "engines": ", ".join(served) or None}
+    if layout == "ar" and lm.spec.is_diffusion:
+        result["note"] = "left to right only; --layout dlm keeps the denoising"
+    return result
 
 
 def scores_of(model: Path) -> dict[str, float]:

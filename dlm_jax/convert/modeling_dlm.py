@@ -18,8 +18,7 @@ from transformers import Cache, GenerationConfig, GenerationMixin, PretrainedCon
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
-# What this version of transformers calls the keys and values of the tokens before.
-PAST = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+PAST = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"  # renamed in 5.24
 VISIBILITIES = ("causal", "bidirectional", "block_causal", "token_causal")
 # Settings of transformers' `generate`: those read here, and values of others that ask for nothing.
 SETTINGS = {"max_new_tokens", "max_length", "do_sample", "temperature", "top_p", "top_k", "pad_token_id",
@@ -273,15 +272,13 @@ class DLMModel(PreTrainedModel, GenerationMixin):
         attention_mask: [b, m + n], 0 for padding on either side; or, in place of `rule`, which keys each query attends
             to, [b or 1, n, m + n] or [b or 1, 1, n, m + n]: see `given_keys`.
         position_ids: [b, n]; default: counted from each row's first token that is not padding.
-        past_key_values: the m tokens before, as a transformers `Cache`, to which this call adds its own if `store_kv`;
-            or as (keys, values) [b, g, m, k] of each layer, which `use_cache` also returns, this call's added.
-            Newer versions of transformers call it `cache`.
+        past_key_values (or cache): the m tokens before, as a transformers `Cache`, to which this call adds its own if
+            `store_kv`; or as (keys, values) [b, g, m, k] of each layer, which `use_cache` also returns with its own.
         labels: [b, n], -100 to be ignored: `loss` is the mean cross-entropy of the others, each by the output that
             predicts its position (see `alignment`).
         rule, block_size: default: those that the model was trained with.
 
-        Raises `ValueError` for padding inside a row, an attention_mask of another length, an unknown rule, and a block
-        rule without a block size.
+        Raises `ValueError` for padding inside a row, a mask of another length, an unknown rule or one without block.
         """
         x = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         past_key_values = cache if past_key_values is None else past_key_values
@@ -289,8 +286,7 @@ class DLMModel(PreTrainedModel, GenerationMixin):
         n, m = x.shape[1], 0 if caches[0].finished is None else caches[0].finished[0].shape[1]
         index = torch.arange(m + n, device=x.device)[None]
         if attention_mask is not None and attention_mask.shape[-1] != m + n:
-            raise ValueError(f"the attention_mask is for {attention_mask.shape[-1]} tokens; it needs {m + n}, the "
-                             f"{m} cached ones included")
+            raise ValueError(f"attention_mask is for {attention_mask.shape[-1]} tokens; it needs {m + n}, {m} of them cached")
         if attention_mask is not None and attention_mask.ndim == 2:
             attention_mask = attention_mask.long()
             check_padding(attention_mask)
