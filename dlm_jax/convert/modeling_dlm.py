@@ -286,7 +286,7 @@ class DLMModel(PreTrainedModel, GenerationMixin):
         n, m = x.shape[1], 0 if caches[0].finished is None else caches[0].finished[0].shape[1]
         index = torch.arange(m + n, device=x.device)[None]
         if attention_mask is not None and attention_mask.shape[-1] != m + n:
-            raise ValueError(f"attention_mask is for {attention_mask.shape[-1]} tokens; it needs {m + n}, {m} of them cached")
+            raise ValueError(f"attention_mask is for {attention_mask.shape[-1]} tokens; it needs {m + n}, {m} cached")
         if attention_mask is not None and attention_mask.ndim == 2:
             attention_mask = attention_mask.long()
             check_padding(attention_mask)
