@@ -132,6 +132,9 @@ EQUAL: dict[str, str] = {
     "sampling/revision.py: return jnp.exp(logits - jax.nn.logsumexp(view.logits, -1)) < self.min_probability -> "
     "return jnp.exp(logits - jax.nn.logsumexp(view.logits, -1)) <= self.min_probability":
         "a probability equals the limit in none of 2^23 draws",
+    "sampling/proposal.py: return jnp.where(value < jax.lax.fori_loop(0, 32, halve, ends)[0], -jnp.inf, logits) -> "
+    "return jnp.where(value < jax.lax.fori_loop( -1, 32, halve, ends)[0], -jnp.inf, logits)":
+        "32 halvings find the number among 2^32; one more changes nothing",
     "sampling/proposal.py: if p >= 1: -> if p >= 2:": "a shortcut: the search keeps every token as well where p is 1",
 }
 
