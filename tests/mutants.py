@@ -135,6 +135,15 @@ EQUAL: dict[str, str] = {
     "sampling/proposal.py: return jnp.where(value < jax.lax.fori_loop(0, 32, halve, ends)[0], -jnp.inf, logits) -> "
     "return jnp.where(value < jax.lax.fori_loop( -1, 32, halve, ends)[0], -jnp.inf, logits)":
         "32 halvings find the number among 2^32; one more changes nothing",
+    "sampling/selector.py: count = jnp.sum(lower - upper > self.margin, -1, keepdims=True)  # the difference falls "
+    "with n -> count = jnp.sum(lower - upper >= self.margin, -1, keepdims=True)  # the difference falls with n":
+        "the difference of two bounds equals the margin in none of 2^23 draws",
+    "sampling/selector.py: cutoff = jnp.take_along_axis(jnp.sort(score, -1), jnp.minimum(stay_masked, score.shape[1] - "
+    "1), -1) -> cutoff = jnp.take_along_axis(jnp.sort(score, -1), jnp.minimum(stay_masked, score.shape[1] - 1), 1)":
+        "the last axis of two is axis 1",
+    "sampling/generation.py: return length // 2 if needed <= length // 2 else length -> return length // 2 if needed < "
+    "length // 2 else length":
+        "how much of a canvas is read at first changes no text",
     "sampling/proposal.py: if p >= 1: -> if p >= 2:": "a shortcut: the search keeps every token as well where p is 1",
 }
 
