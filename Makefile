@@ -35,7 +35,7 @@ lint: setup ## ruff, shellcheck, hadolint and mypy
 test: lint ## lint, and every test that is not slow
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m "not slow"
 
-test-slow: setup ## the tests that take long: the notebook, the demo, the benchmarks, kills at random
+test-slow: setup ## the tests that take long: the notebooks, the demo, the benchmarks, kills at random
 	.venv/bin/python -m pytest -n $(WORKERS) -q -m slow
 
 fuzz: setup ## 2,000 changes of each file that comes from outside (DLM_FUZZ=N: N of each), and what came of them, 9 minutes

@@ -289,6 +289,4 @@ def load(source: str | Path) -> LanguageModel:
     if tokenizer is not None:  # start and end tokens that the model does not name come from its tokenizer
         bos_id = tokenizer.bos_id if spec.start_id is None else spec.bos_token_id
         spec = dataclasses.replace(spec, bos_token_id=bos_id, eos_token_id=tokenizer.eos_id)
-    # On one device, however the run has sharded them.
-    params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), bundle.params)
-    return LanguageModel(bundle.config, params, spec, tokenizer)
+    return LanguageModel(bundle.config, jax.tree.map(jnp.asarray, bundle.params), spec, tokenizer)

@@ -2,19 +2,20 @@
 the top of the repository, the notebooks, and `llms.txt`, a list of all pages for language models.
 """
 
-import importlib.util
+import importlib
 import re
+import runpy
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = runpy.run_path(str(Path(__file__).with_name("make_api.py")))["PACKAGES"]
 FROM_TOP = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}  # page: file at the top
 
 
 def on_config(config: Any) -> Any:
     """Puts a page for each package where the navigation says `API`."""
-    pages = [{package: f"api/{package}.md"} for package in api_generator().PACKAGES]
+    pages = [{package: f"api/{package}.md"} for package in PACKAGES]
     for section in config.nav:
         for entries in section.values():
             for entry in entries if isinstance(entries, list) else ():
@@ -26,7 +27,7 @@ def on_config(config: Any) -> Any:
 def on_files(files: Any, config: Any) -> Any:
     """Adds the pages and files that are not under docs/."""
     from mkdocs.structure.files import File
-    for package in api_generator().PACKAGES:
+    for package in PACKAGES:
         files.append(File.generated(config, f"api/{package}.md", content=api_page(package)))
     for page, name in FROM_TOP.items():
         text = (ROOT / name).read_text(encoding="utf-8")
@@ -80,16 +81,6 @@ def first_sentence(page: str) -> str:
 
 def api_page(package: str) -> str:
     """The directives by which mkdocstrings writes down a package."""
-    import dlm_jax
-    module = dlm_jax if package == "dlm_jax" else importlib.import_module(package)
+    module = importlib.import_module(package)
     names = [f"::: {package}.{name}\n" for name in module.__all__]
     return f"# {package}\n\n{(module.__doc__ or '').strip()}\n\n" + "\n".join(names)
-
-
-def api_generator() -> ModuleType:
-    """`docs/make_api.py`, which knows the public packages."""
-    found = importlib.util.spec_from_file_location("make_api", Path(__file__).with_name("make_api.py"))
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module

@@ -1,9 +1,9 @@
 """The time of a training step on a TPU, estimated: the compiler's schedule, our kernels by theirs, and what the core
 waits for."""
 
-import dataclasses
+from typing import NamedTuple
 
-from dlm_jax.aot.schedule import Schedule
+from dlm_jax.aot.schedule import read_schedule
 from dlm_jax.attention.plan import make_plan
 from dlm_jax.attention.tiles import TILE
 from dlm_jax.attention.visibility import training_rule
@@ -18,29 +18,27 @@ TILE_CYCLES = {"TPU v4": (2048, 5120), "TPU v5 lite": (2048, 5120), "TPU v5": (2
 CORES = {"TPU v4": 2, "TPU v5": 2}  # of a device; 1 for the others
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """Seconds of a step by what they are spent on, and what follows."""
+class Estimate(NamedTuple):
+    """What the compiler's schedule says about a step; None where there is no program or its device has no estimates."""
 
-    spent: dict[str, float]  # products, kernels, copies, other, waiting
-    copies_share: float  # of the seconds
-    hidden_share: float  # of the bytes of collectives: those that travel behind work
-
-    @property
-    def seconds(self) -> float:
-        """Of the whole step."""
-        return sum(self.spent.values())
+    seconds_step: float | None = None
+    spent: dict[str, float] | None = None  # those seconds: products, kernels, copies, other, waiting
+    mfu: float | None = None
+    copies_share: float | None = None  # of the seconds
+    hidden_share: float | None = None  # of the bytes of collectives: those that travel behind work
 
 
-def estimate(schedule: Schedule, config: Config, model: ModelConfig, count: int, kind: str, peak: DeviceSpec
-             ) -> Estimate | None:
-    """The estimate for `count` devices of a kind; None where its kernels' cycles are not known."""
-    if kind not in TILE_CYCLES or peak.clock is None:
-        return None
+def estimate(text: str, flops: float, config: Config, model: ModelConfig, count: int, kind: str, peak: DeviceSpec
+             ) -> Estimate:
+    """The estimate for a step of so many `flops` on `count` devices of a kind, from the text of its program."""
+    if not text or kind not in TILE_CYCLES or peak.clock is None:
+        return Estimate()
+    schedule = read_schedule(text)
     waiting, hidden = schedule.waiting(peak.interconnect_bandwidth, peak.clock)
     spent = {name: schedule.cycles[name] / peak.clock for name in ("products", "copies", "other")}
     spent |= {"kernels": kernel_seconds(config, model, count, kind, peak.clock), "waiting": waiting}
-    return Estimate(spent, spent["copies"] / sum(spent.values()), hidden)
+    seconds = sum(spent.values())
+    return Estimate(seconds, spent, flops / count / peak.flops / seconds, spent["copies"] / seconds, hidden)
 
 
 def kernel_seconds(config: Config, model: ModelConfig, count: int, kind: str, clock: float) -> float:

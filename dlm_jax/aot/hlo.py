@@ -90,12 +90,16 @@ def constant(computation: Computation, name: str) -> int | None:
 
 def received(operation: re.Match[str], line: str) -> int:
     """Bytes that one device receives in one collective."""
-    sizes = [BYTES.get(kind, 0) * math.prod(int(n) for n in shape.split(",") if n)
-             for kind, shape in SHAPE.findall(operation[1]) if shape]
+    sizes = [shape_bytes(kind, shape) for kind, shape in SHAPE.findall(operation[1]) if shape]
     if "-start(" in operation[0]:  # lists operands and results; the larger of the two travels
         half = len(sizes) // 2
         return max(sum(sizes[:half]), sum(sizes[half:]))
     return sum(sizes) * (group(line) if operation[2] == "reduce-scatter" else 1)
+
+
+def shape_bytes(kind: str, shape: str) -> int:
+    """Bytes of an array, from its dtype and its sizes separated by commas."""
+    return BYTES.get(kind, 0) * math.prod(int(n) for n in shape.split(",") if n)
 
 
 def group(line: str) -> int:

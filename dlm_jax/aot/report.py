@@ -14,7 +14,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dlm_jax.aot.estimate import estimate
 from dlm_jax.aot.hlo import collective_bytes
-from dlm_jax.aot.schedule import read_schedule
 from dlm_jax.aot.topology import devices, platform_of
 from dlm_jax.config import Config
 from dlm_jax.errors import UserError
@@ -51,9 +50,7 @@ class Report:
     flops: float  # of the full step on all devices, by formula
     seconds: dict[str, float]  # lower bounds at peak: compute, memory, interconnect
     bottleneck: str  # the largest of them
-    # By the compiler's schedule (`estimate.py`), None on GPUs and where the step does not fit: seconds of a step, by
-    # what they are spent on, the MFU that follows, the share of copies in the seconds, and the share of the
-    # collectives' bytes that travel behind work.
+    # The fields of an `Estimate`.
     seconds_step: float | None
     spent: dict[str, float] | None
     mfu: float | None
@@ -120,19 +117,8 @@ def aot(config: Config, topology: str, slices: int = 1) -> Report:
         fits=memory.code is not None and memory.peak <= peak.memory,
         collective_gib={kind: size / GIB for kind, size in sent.items()}, flops=flops, seconds=times,
         bottleneck=max(times, key=lambda name: times[name]),
-        **by_schedule(text, config, model, flops, found), compile_seconds=time.perf_counter() - started)
-
-
-def by_schedule(text: str, config: Config, model: ModelConfig, flops: float, found: list[Any]) -> dict[str, Any]:
-    """The fields of a report that follow from the compiler's schedule."""
-    fields = ("seconds_step", "spent", "mfu", "copies_share", "hidden_share")
-    kind, peak = found[0].device_kind, device_spec(found[0].device_kind)
-    assert peak is not None
-    guess = estimate(read_schedule(text), config, model, len(found), kind, peak) if text else None
-    if guess is None:
-        return dict.fromkeys(fields)
-    mfu = flops / len(found) / peak.flops / guess.seconds
-    return dict(zip(fields, (guess.seconds, guess.spent, mfu, guess.copies_share, guess.hidden_share)))
+        **estimate(text, flops, config, model, len(found), found[0].device_kind, peak)._asdict(),
+        compile_seconds=time.perf_counter() - started)
 
 
 def compile_step(config: Config, model: ModelConfig, found: list[Any]) -> tuple[Memory, str]:

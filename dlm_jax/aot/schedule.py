@@ -6,11 +6,10 @@ compiler, and for finding what is in the way.
 """
 
 import dataclasses
-import math
 import re
 from collections import Counter
 
-from dlm_jax.aot.hlo import BYTES, KINDS, LOOP, SHAPE, Computation, parse, trips
+from dlm_jax.aot.hlo import KINDS, LOOP, SHAPE, Computation, parse, shape_bytes, trips
 
 OPCODE = re.compile(r"[\s)}\]]([a-z][a-z0-9-]*)\(")
 CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
@@ -37,11 +36,6 @@ class Schedule:
     cycles: Counter[str] = dataclasses.field(default_factory=Counter)  # of 'products', 'copies' and 'other'
     kernels: Counter[str] = dataclasses.field(default_factory=Counter)  # runs of each; the compiler estimates none
     transfers: list[Transfer] = dataclasses.field(default_factory=list)
-
-    @property
-    def copies_share(self) -> float:
-        """The share of copies in all cycles that have an estimate."""
-        return self.cycles["copies"] / max(1, self.cycles.total())
 
     def waiting(self, bandwidth: float, clock: float) -> tuple[float, float]:
         """(seconds that the core waits for transfers, share of their bytes that travels behind work), for links of so
@@ -143,5 +137,4 @@ def opcode(line: str) -> str:
 def size_of(line: str) -> int:
     """Bytes of an instruction's result."""
     head = line.split(f" {opcode(line)}(")[0]
-    return sum(BYTES.get(kind, 0) * math.prod(int(n) for n in shape.split(",") if n)
-               for kind, shape in SHAPE.findall(head))
+    return sum(shape_bytes(kind, shape) for kind, shape in SHAPE.findall(head))

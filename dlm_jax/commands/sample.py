@@ -1,10 +1,9 @@
 """`dlm sample`: continue a prompt, or serve a file of requests."""
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from dlm_jax.commands.arguments import (
     MODEL_HELP,
@@ -52,46 +51,27 @@ def run(a: Arguments) -> dict[str, Any]:
 
 
 def run_file(a: Arguments) -> dict[str, Any]:
-    """Serves the requests of --prompts into --out, on every host of the cluster, or through a pipe."""
+    """Serves the requests of --prompts into --out, on every host of the cluster; `-` is stdin and stdout."""
     if a.prompts is None or a.out is None or a.prompt or a.watch or a.gif or a.html:
         raise UserError("--prompts FILE and --out FILE go together, and without --prompt, --watch, --gif and --html; "
                         "give both, or neither")
-    if "-" in (a.prompts, a.out):
-        return run_pipe(a)
     from dlm_jax.parallel.distributed import initialize
     initialize()
     import jax
 
-    from dlm_jax.commands.sample_file import sample_file
+    from dlm_jax.commands.sample_file import content_of, sample_file, sample_pipe
     from dlm_jax.commands.show_sample import settings_of
     from dlm_jax.language_model import load
     from dlm_jax.sampling.settings import Settings
     lm = load(a.model).ending_with(a.stop)
-    host = jax.process_index(), jax.process_count()
+    settings, host = Settings(**settings_of(a)), (jax.process_index(), jax.process_count())
+    content = stdin_bytes() if a.prompts == "-" else content_of(Path(a.prompts))
     with count_progress("served") as progress:
-        counts = sample_file(lm, a.prompts, a.out, Settings(**settings_of(a)), a.max_tokens, a.batch, progress, host)
+        if a.out == "-":
+            counts = sample_pipe(lm, content, sys.stdout, settings, a.max_tokens, a.batch, progress)
+            print(f"dlm: {counts['served']} lines served, {counts['refused']} refused", file=sys.stderr)
+            return counts if a.json else {"refused": counts["refused"], "text": None}  # stdout has the results
+        counts = sample_file(lm, content, a.out, settings, a.max_tokens, a.batch, progress, host)
     if counts["refused"] and host[0] == 0:
         print(f"dlm: {counts['refused']} of the lines in {a.prompts} were refused; {a.out} says why", file=sys.stderr)
     return {"out": str(a.out), **counts} if host[0] == 0 else {}
-
-
-def run_pipe(a: Arguments) -> dict[str, Any]:
-    """Serves requests from stdin, or with the results on stdout, from where nothing can resume."""
-    from dlm_jax.commands.sample_file import content_of, sample_pipe
-    from dlm_jax.commands.show_sample import settings_of
-    from dlm_jax.files import check_new
-    from dlm_jax.language_model import load
-    from dlm_jax.sampling.settings import Settings
-    if a.out != "-":
-        check_new(Path(a.out))
-    content = stdin_bytes() if a.prompts == "-" else content_of(Path(a.prompts))
-    lm = load(a.model).ending_with(a.stop)
-    with count_progress("served") as progress, opened(a.out) as file:
-        counts = sample_pipe(lm, content, file, Settings(**settings_of(a)), a.max_tokens, a.batch, progress)
-    print(f"dlm: {counts['served']} lines served, {counts['refused']} refused", file=sys.stderr)
-    return counts if a.out != "-" or a.json else {"refused": counts["refused"], "text": None}
-
-
-def opened(out: str) -> contextlib.AbstractContextManager[TextIO]:
-    """The file that results go to."""
-    return contextlib.nullcontext(sys.stdout) if out == "-" else open(out, "x", encoding="utf-8")

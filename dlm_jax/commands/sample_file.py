@@ -38,16 +38,16 @@ class Line(NamedTuple):
     error: str | None  # why the line cannot be served
 
 
-def sample_file(lm: LanguageModel, prompts: str | Path, out: str | Path, settings: Settings, max_tokens: int,
+def sample_file(lm: LanguageModel, content: bytes, out: str | Path, settings: Settings, max_tokens: int,
                 batch: int, progress: Callable[[int, int], None], host: tuple[int, int] = (0, 1)) -> dict[str, int]:
-    """Serves the lines of `prompts` that are not yet in `out`, at most `batch` together.
+    """Serves the lines of `content` that are not yet in `out`, at most `batch` together.
 
     host: (i, n), this is host i of n. Each host serves every n-th batch into a file of its own; the first merges them
     at the end. progress: called with how many lines this host has served, and is to serve. Returns how many lines, over
     all hosts, are `served` now, were served `before`, and are `refused`, now or before.
     """
     lm.fill([], settings)  # raises for settings that no line can be served with
-    lines = list(read_lines(lm, content_of(Path(prompts)), max_tokens))
+    lines = list(read_lines(lm, content, max_tokens))
     number, hosts = host
     own_file = Path(out) if hosts == 1 else Path(f"{out}.{number}-of-{hosts}")
     waiting = missing(lines, [Path(out), *host_files(Path(out))])

@@ -74,7 +74,9 @@ def read_trained(workdir: Path) -> tuple[Bundle, Lora]:
         config = ModelConfig.from_dict(fields.pop("model"))
         lora = from_json(Lora, fields.pop("lora", {}), "the description of the adapters")
         spec, table = DiffusionSpec.from_dict(fields), trained_table(config, lora)
-        abstract = unflatten({path: jax.ShapeDtypeStruct(w.shape, "float32") for path, w in table.items()})
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # however the run has sharded them
+        abstract = unflatten({path: jax.ShapeDtypeStruct(w.shape, "float32", sharding=here)
+                              for path, w in table.items()})
         check_shapes(directory / "params", abstract)
         params = checkpointer.restore(directory / "params", abstract)
         check_arrays(params, about["checksums"]["params"])

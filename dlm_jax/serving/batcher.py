@@ -2,9 +2,10 @@
 
 import collections
 import functools
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from dlm_jax.errors import UserError
@@ -106,14 +107,19 @@ class Batcher:
 
     def _compile(self) -> None:
         """Compiles for the examples, by serving each in a lane of its own that nobody else sees."""
-        for size in self.sizes:
-            for model, job in self.examples:
-                if not self.stopping:
-                    lane = self._new_lane(self._place_of(model, job), size, job)
-                if not self.stopping:
-                    lane.admit(job)
-                if not self.stopping:
-                    lane.advance(1)
+        for size, (model, job) in itertools.product(self.sizes, self.examples):
+            for _ in self._warm(self._place_of(model, job), size, job):
+                if self.stopping:
+                    return
+
+    def _warm(self, place: Place, size: int, job: Job) -> Iterator[None]:
+        """Compiles what a lane needs, and stops after each program."""
+        yield
+        lane = self._new_lane(place, size, job)
+        yield
+        lane.admit(job)
+        yield
+        lane.advance(1)
 
     def _advance(self, lane: Lane, jobs: list[Job]) -> None:
         self.passes += lane.advance(1 if any(job.every_pass for job in jobs) else PASSES)

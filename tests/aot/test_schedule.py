@@ -64,7 +64,7 @@ def schedule():
 def test_cycles_are_counted_by_what_they_do_and_with_the_trips_of_loops(schedule):
     assert {name: cycles for name, cycles in schedule.cycles.items() if cycles} == {
         "products": 5 * 1000, "copies": 5 * 30, "other": 5 * 70}
-    assert schedule.copies_share == pytest.approx(30 / 1100)
+    assert schedule.cycles["copies"] / schedule.cycles.total() == pytest.approx(30 / 1100)
 
 
 def test_kernels_are_counted_by_their_runs_since_they_have_no_estimate(schedule):

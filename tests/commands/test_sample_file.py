@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dlm_jax.commands.main import main
-from dlm_jax.commands.sample_file import sample_file
+from dlm_jax.commands.sample_file import content_of, sample_file
 from dlm_jax.errors import UserError
 from dlm_jax.language_model import load
 from dlm_jax.sampling.settings import Settings
@@ -67,7 +67,8 @@ def read(file):
 
 
 def serve(lm, file, out, batch=2, host=(0, 1), **settings):
-    return sample_file(lm, file, out, Settings(temperature=1.0, steps=2, **settings), 6, batch, lambda *_: None, host)
+    return sample_file(lm, content_of(file), out, Settings(temperature=1.0, steps=2, **settings), 6, batch,
+                       lambda *_: None, host)
 
 
 def test_a_result_does_not_depend_on_the_other_lines(lm, tmp_path):
