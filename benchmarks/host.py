@@ -9,6 +9,7 @@ process, per second of CPU time.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -42,8 +43,8 @@ def train(workdir: Path, empty: bool, steps: int) -> None:
 def empty_step(*_: object) -> Callable:
     """Replaces `make_step`: only the step counter of the state changes."""
     zeros = dict.fromkeys(("loss", "masked_loss", "gradient_norm", "learning_rate", "skipped_in_a_row", "skipped"), 0.0)
-    return jax.jit(lambda state, *rows: (state.replace(step=state.step + 1), jax.tree.map(jnp.float32, zeros)),
-                   donate_argnums=0)
+    return jax.jit(lambda state, *rows: (dataclasses.replace(state, step=state.step + 1),
+                                         jax.tree.map(jnp.float32, zeros)), donate_argnums=0)
 
 
 def milliseconds(devices: int, kind: str, steps: int, workdir: Path) -> dict[str, float]:

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from dlm_jax import struct
 from dlm_jax.typing import Bool, Int, Int32, Segments
 
 PROMPT_BIT = 2**30

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
-from flax import struct
 
+from dlm_jax import struct
 from dlm_jax.attention.gpu_kernels import d_keys_kernel, d_queries_kernel, forward_kernel
 from dlm_jax.attention.gpu_parts import LOADER, ROWS, SHORT_STAGES, STAGES
 from dlm_jax.attention.plan import Plan

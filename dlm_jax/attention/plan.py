@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from dlm_jax import struct
 from dlm_jax.attention.rules import Annealed, RandomEdges, Rule, edge_open
 from dlm_jax.attention.tiles import tile_ranges
 from dlm_jax.segments import Documents, find_documents

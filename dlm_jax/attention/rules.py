@@ -9,8 +9,8 @@ are counted from the start of a document, so a packed document is masked exactly
 from typing import Literal, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-from flax import struct
 
+from dlm_jax import struct
 from dlm_jax.hashing import hash32
 from dlm_jax.segments import Documents
 from dlm_jax.typing import Array, Float32, Int, Int32, UInt32

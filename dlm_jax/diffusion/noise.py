@@ -4,8 +4,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from dlm_jax import struct
 from dlm_jax.diffusion import corruption, weighting
 from dlm_jax.diffusion.recipe import Recipe
 from dlm_jax.diffusion.schedule import linear_ramp, stratified_levels

@@ -7,8 +7,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from dlm_jax import struct
 from dlm_jax.attention.rules import Causal
 from dlm_jax.attention.visibility import training_rule
 from dlm_jax.diffusion.cross_entropy import LOGITS_BUDGET

@@ -10,9 +10,9 @@ from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.typing import DTypeLike
 
+from dlm_jax import struct
 from dlm_jax.attention.dispatch import attend
 from dlm_jax.attention.plan import Plan, make_plan
 from dlm_jax.attention.rules import Rule

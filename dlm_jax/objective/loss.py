@@ -10,8 +10,8 @@ from typing import Unpack
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from dlm_jax import struct
 from dlm_jax.attention.rules import Causal, Rule
 from dlm_jax.diffusion.cross_entropy import divergence_sum, shift, shift_two_streams, uncertainty
 from dlm_jax.diffusion.noise import NoisyBatch

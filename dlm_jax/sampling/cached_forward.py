@@ -16,9 +16,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
+from dlm_jax import struct
 from dlm_jax.attention.rules import Rule
 from dlm_jax.attention.visibility import denoising_rule
 from dlm_jax.models.config import ModelConfig

@@ -15,9 +15,9 @@ Letters: b sequences, n positions of the canvas, w positions of a block, m outco
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
+from dlm_jax import struct
 from dlm_jax.attention.plan import Plan, plan_intervals
 from dlm_jax.models.transformer import Cache, forward_planned, write_layer
 from dlm_jax.sampling.cached_forward import CanvasModel

@@ -12,10 +12,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
+from dlm_jax import struct
 from dlm_jax.diffusion.cross_entropy import shift
 from dlm_jax.diffusion.guidance import guide
 from dlm_jax.models.config import ModelConfig

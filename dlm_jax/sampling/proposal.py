@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
+from dlm_jax import struct
 from dlm_jax.errors import UserError
 from dlm_jax.typing import Float32, Int, Int32, Key, PerSequence, Shaped, shape_checked
 

@@ -4,8 +4,8 @@ from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from dlm_jax import struct
 from dlm_jax.sampling.selector import View
 from dlm_jax.typing import Mask, PerSequence, Tokens, shape_checked
 

@@ -14,8 +14,8 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from dlm_jax import struct
 from dlm_jax.diffusion.schedule import linear
 from dlm_jax.typing import Array, Float32, Int, Key, Mask, PerSequence, Tokens, shape_checked
 

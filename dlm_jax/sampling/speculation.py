@@ -16,9 +16,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
+from dlm_jax import struct
 from dlm_jax.models.transformer import Cache, unembed
 from dlm_jax.sampling.cached_forward import (
     CACHES,

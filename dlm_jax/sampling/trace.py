@@ -9,9 +9,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import Array
 
+from dlm_jax import struct
 from dlm_jax.sampling.cached_forward import CachePolicy, slice_window, update_window
 from dlm_jax.sampling.proposal import Proposal
 from dlm_jax.sampling.unmasking import Unmasking

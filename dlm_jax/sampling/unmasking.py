@@ -8,8 +8,7 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
-from flax import struct
-
+from dlm_jax import struct
 from dlm_jax.diffusion.schedule import cosine, linear
 from dlm_jax.errors import UserError
 from dlm_jax.sampling import selector

@@ -7,9 +7,9 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax.sharding import PartitionSpec
 
+from dlm_jax import struct
 from dlm_jax.attention.visibility import training_rule
 from dlm_jax.config import Config, TrainConfig
 from dlm_jax.diffusion.noise import NoisyBatch, add_noise, with_sources

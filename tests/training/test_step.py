@@ -162,7 +162,7 @@ def test_a_step_with_a_non_finite_loss_is_skipped_and_counted(random_model, text
     for name in ("params", "optimizer"):
         jax.tree.map(np.testing.assert_array_equal, getattr(broken, name), getattr(before, name))
     assert int(broken.step) == 3
-    good, metrics = step(broken.replace(params=jax.tree.map(jnp.array, before.params | {
+    good, metrics = step(dataclasses.replace(broken, params=jax.tree.map(jnp.array, before.params | {
         "final_norm": jax.device_get(state.params["final_norm"])})), *text)
     assert (int(metrics["skipped_in_a_row"]), int(metrics["skipped"])) == (0, 2) and np.isfinite(metrics["loss"])
 
