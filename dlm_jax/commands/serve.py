@@ -74,7 +74,8 @@ def run(a: Arguments) -> dict[str, Any]:
     print(f"serving {', '.join(service.models)} at {address} (the API at {address}/v1); Ctrl-C ends it", flush=True)
     server.run(sockets=[listening])
     service.batcher.stop()
-    raise Stopped("answered what it had begun, and ended", received[0] if received else signal.SIGTERM)
+    answered = "ended at once" if server.force_exit else "answered what it had begun, and ended"  # at a second Ctrl-C
+    raise Stopped(answered, received[0] if received else signal.SIGTERM)
 
 
 def make_service(a: Arguments) -> "Service":
@@ -127,3 +128,9 @@ def set_up_logs() -> None:
     """One line of JSON per request on stderr; of libraries, warnings only."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("dlm_jax.serving").setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not is_cancellation(record))
+
+
+def is_cancellation(record: logging.LogRecord) -> bool:
+    """Whether a log record tells of a task that was cut off, as all are at a second Ctrl-C."""
+    return "asyncio.exceptions.CancelledError" in logging.Formatter().format(record)

@@ -1,5 +1,7 @@
 """`dlm serve` as a real process, asked by the official `openai` client and by clients that misbehave."""
 
+import contextlib
+import http.client
 import json
 import signal
 import socket
@@ -291,6 +293,25 @@ def test_a_server_that_is_stopped_while_it_starts_or_compiles_ends_as_any_other(
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(120) == 143
         assert "terminate called" not in server.logged() and "Traceback" not in server.logged()
+
+
+def test_a_second_ctrl_c_ends_the_server_at_once_and_quietly(model_directory, start_server, tmp_path):
+    with start_server(model_directory, tmp_path, "--rows", "1") as server:
+        def ask():
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+                server.post("/v1/completions", {"prompt": "x", "max_tokens": 100, "unmasking": "confidence"})
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        until(lambda: json.loads(server.get("/health")[1])["active"])
+        for _ in range(2):
+            server.process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        assert server.process.wait(60) == 130
+        for thread in threads:
+            thread.join()
+        assert "ended at once" in server.logged() and "Traceback" not in server.logged()
 
 
 @pytest.mark.slow
