@@ -1,10 +1,12 @@
 """Draws docs/figures/*.svg from the code itself: masks from the rules, curves from corruption and schedules.
 
-    python docs/make_figures.py
+    python docs/make_figures.py [--compiled]
 
-A test asserts that the files are up to date.
+With `--compiled` also those that need the TPU compiler, which takes a minute or two. A test asserts that the others
+are up to date.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dlm_jax.aot import timeline
+from dlm_jax.aot.estimate import kernel_run
+from dlm_jax.aot.program import read_program
+from dlm_jax.aot.report import compile_step, shape_of
+from dlm_jax.aot.topology import devices
 from dlm_jax.attention import dense_mask
 from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, BlockDiffusion, Causal, Rule
+from dlm_jax.config import load_config
 from dlm_jax.diffusion.corruption import exact_count, position_dependent
 from dlm_jax.diffusion.schedule import cosine, linear
+from dlm_jax.parallel.device_specs import device_spec
 
 OUT = Path(__file__).with_name("figures")
 CELL, GAP, MARGIN = 14, 46, 30  # pixels
@@ -163,9 +172,32 @@ def unmasking_schedules() -> str:
     return svg(side_by_side([panel], 1), "the linear and the cosine unmasking schedule")
 
 
+def layer() -> str:
+    """A layer of DiffuLLaMA 7B on 64 v5p chips over time, forward and backward, by the compiler's schedule."""
+    config, [first, *others] = load_config("diffullama_7b"), devices("v5p-128", 1)
+    model, peak, count = shape_of(config), device_spec(first.device_kind), 1 + len(others)
+    assert peak is not None and peak.clock is not None
+    program = read_program(compile_step(config, model, [first, *others])[1])
+    kernels = kernel_run(config, model, count, first.device_kind, peak.clock)
+    elements, y = [], 26.0
+    for i, (kind, color) in enumerate(timeline.COLORS.items()):
+        elements += [f'<rect x="{170 * i}" y="2" width="10" height="10" fill="{color}"/>',
+                     text(170 * i + 15, 11, timeline.LABELS[kind])]
+    for _, events in timeline.layers(program):
+        trip = timeline.play(events, peak.clock, peak.interconnect_bandwidth, kernels)
+        drawn = timeline.svg(trip)
+        height = float(drawn.split('viewBox="0 0 1000 ')[1].split('"')[0])
+        elements += [text(0, y + 14, f"a layer, {timeline.direction(events)}", bold=True),
+                     drawn.replace("<svg ", f'<svg y="{y + 22:g}" width="{timeline.WIDTH}" height="{height:g}" ', 1)]
+        y += height + 34
+    drawing = shifted(Drawing(elements, timeline.WIDTH + 10, y), 10)
+    return svg(drawing, "a layer of a training step over time, forward and backward")
+
+
 FIGURES = {"one_stream": one_stream, "two_streams": two_streams, "position_dependent": position_dependence,
            "unmasking_schedules": unmasking_schedules}
+COMPILED = {"layer": layer}
 
 if __name__ == "__main__":
-    for name, draw in FIGURES.items():
+    for name, draw in (FIGURES | (COMPILED if "--compiled" in sys.argv else {})).items():
         (OUT / f"{name}.svg").write_text(draw(), encoding="utf-8")

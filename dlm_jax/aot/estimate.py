@@ -43,10 +43,17 @@ def estimate(text: str, flops: float, config: Config, model: ModelConfig, count:
 
 def kernel_seconds(config: Config, model: ModelConfig, count: int, kind: str, clock: float) -> float:
     """Seconds of attention in a step, from the tiles that it visits."""
-    forward, backward = (cycles / (512 * 1024) for cycles in TILE_CYCLES[kind])
-    passes = forward * (1 if config.model.remat == "none" else 2) + backward
-    pairs = computed_pairs(config) * config.train.global_batch_size * (2 if config.recipe.complementary else 1)
-    return pairs / count * model.heads * model.depth * model.head_dim / 128 * passes / CORES.get(kind, 1) / clock
+    run = kernel_run(config, model, count, kind, clock)
+    layer = run["attention_forward"] * (1 if config.model.remat == "none" else 2) + run["attention_backward"]
+    return layer * model.depth * config.train.grad_accum_steps
+
+
+def kernel_run(config: Config, model: ModelConfig, count: int, kind: str, clock: float) -> dict[str, float]:
+    """Seconds of each attention kernel, by its name, in one layer of one micro-batch."""
+    records = config.train.global_batch_size / config.train.grad_accum_steps * (2 if config.recipe.complementary else 1)
+    tiles = computed_pairs(config) * records / count * model.heads * model.head_dim / 128 / (512 * 1024)
+    forward, backward = (tiles * cycles / CORES.get(kind, 1) / clock for cycles in TILE_CYCLES[kind])
+    return {"attention_forward": forward, "attention_backward": backward}
 
 
 def computed_pairs(config: Config) -> int:

@@ -12,11 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dlm_jax.aot.estimate import estimate
+from dlm_jax.aot.estimate import TILE_CYCLES, estimate, kernel_run
 from dlm_jax.aot.hlo import collective_bytes
+from dlm_jax.aot.program import read_program
+from dlm_jax.aot.timeline import page
 from dlm_jax.aot.topology import devices, platform_of
 from dlm_jax.config import Config
 from dlm_jax.errors import UserError
+from dlm_jax.files import write_text
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.shapes import SHAPES
 from dlm_jax.models.sharding import partition_spec
@@ -92,9 +95,10 @@ def shape_of(config: Config) -> ModelConfig:
     return dataclasses.replace(model, vocab_size=model.vocab_size + grows)
 
 
-def aot(config: Config, topology: str, slices: int = 1) -> Report:
+def aot(config: Config, topology: str, slices: int = 1, timeline: str | Path | None = None) -> Report:
     """Compiles the training step of `config` for `topology`, such as `v5p:4x4x4` (times `slices`) or `h200:8`.
 
+    timeline: a page to write, with what a layer's time goes into (TPUs only).
     On TPUs a step that does not fit has no program, so its code size and collectives are unknown. Raises `UserError`
     for an unknown topology, a mesh that does not fit it, or where its compiler is not installed.
     """
@@ -105,11 +109,13 @@ def aot(config: Config, topology: str, slices: int = 1) -> Report:
     peak = device_spec(found[0].device_kind)
     if peak is None:
         raise UserError(f"the memory of a '{found[0].device_kind}' is not known; choose another generation")
+    if timeline is not None:
+        check_timeline(Path(timeline), found[0].device_kind)
     memory, text = compile_step(config, model, found)
     sent = collective_bytes(text)
     chips = len({(*getattr(device, "coords", (device.id,)), getattr(device, "slice_index", 0)) for device in found})
     flops, times = roofline(config, model, memory, sent, len(found), peak)
-    return Report(
+    report = Report(
         topology=topology, devices=len(found), chips=chips, global_batch_size=config.train.global_batch_size,
         grad_accum_steps=config.train.grad_accum_steps, remat=config.model.remat, arguments_gib=memory.arguments / GIB,
         temporaries_gib=memory.temporaries / GIB, code_gib=memory.code and memory.code / GIB,
@@ -119,6 +125,31 @@ def aot(config: Config, topology: str, slices: int = 1) -> Report:
         bottleneck=max(times, key=lambda name: times[name]),
         **estimate(text, flops, config, model, len(found), found[0].device_kind, peak)._asdict(),
         compile_seconds=time.perf_counter() - started)
+    if timeline is not None:
+        write_timeline(Path(timeline), text, report, config, model, found[0].device_kind)
+    return report
+
+
+def check_timeline(file: Path, kind: str) -> None:
+    """Raises `UserError` where no timeline can be drawn, or written to `file`."""
+    if kind not in TILE_CYCLES:
+        raise UserError(f"a timeline needs the estimates of the TPU compiler, and '{kind}' is no TPU; leave it out")
+    if not file.parent.is_dir() or file.is_dir():
+        raise UserError(f"cannot write {file}; name a file in a directory that exists")
+
+
+def write_timeline(file: Path, text: str, report: Report, config: Config, model: ModelConfig, kind: str) -> None:
+    """Writes the page of `timeline.py`. Raises `UserError` if the step does not fit and so has no program."""
+    peak = device_spec(kind)
+    if not text or peak is None or peak.clock is None or report.seconds_step is None:
+        raise UserError(f"the step needs {report.peak_gib:.1f} GiB of {report.capacity_gib:.0f}, so there is no "
+                        "program to draw; leave out the timeline to see its memory")
+    title = f"{config.model.base}, {config.recipe.name}, on {report.topology}"
+    summary = (f"A step takes {report.seconds_step:.3g} s by the compiler's estimates, at {report.mfu:.0%} of the peak "
+               f"in useful operations (MFU). {report.global_batch_size} records of {config.data.seq_length} tokens on "
+               f"{report.devices} devices, {report.grad_accum_steps} micro-batches, remat {report.remat}.")
+    write_text(file, page(title, summary, read_program(text), peak.clock, peak.interconnect_bandwidth,
+                          kernel_run(config, model, report.devices, kind, peak.clock)))
 
 
 def compile_step(config: Config, model: ModelConfig, found: list[Any]) -> tuple[Memory, str]:

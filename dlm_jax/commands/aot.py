@@ -6,6 +6,7 @@ from typing import Any
 
 from dlm_jax.commands.arguments import CONFIG_HELP, Arguments, integer_at_least
 from dlm_jax.commands.progress import show_log
+from dlm_jax.errors import UserError
 from dlm_jax.models.shapes import SHAPES
 
 
@@ -18,6 +19,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="number of TPU slices of that topology (default 1)")
     parser.add_argument("--search", action="store_true",
                         help="find the model.remat and train.grad_accum_steps that fit and run fastest")
+    parser.add_argument("--timeline", metavar="FILE",
+                        help="write a page that shows where a layer's time goes, forward and backward (TPUs)")
     parser.epilog = ("Override keys of the config as for `train`. The shapes of these bases are known, so they need "
                      f"not be downloaded: {', '.join(SHAPES)}.")
 
@@ -29,6 +32,8 @@ def run(a: Arguments) -> dict[str, Any]:
     from dlm_jax.config import load_config
     config = load_config(a.config, a.overrides)
     if not a.search:
-        return dataclasses.asdict(aot(config, a.topology, a.slices))
+        return dataclasses.asdict(aot(config, a.topology, a.slices, a.timeline))
+    if a.timeline:
+        raise UserError("--timeline draws one program and --search compiles many; draw the one it finds afterwards")
     show_log()
     return dataclasses.asdict(search(config, a.topology, a.slices)[0])

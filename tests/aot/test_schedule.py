@@ -3,7 +3,8 @@
 import pytest
 
 from dlm_jax.aot.estimate import computed_pairs, kernel_seconds
-from dlm_jax.aot.schedule import Transfer, opcode, read_schedule, size_of
+from dlm_jax.aot.program import opcode, size_of
+from dlm_jax.aot.schedule import Transfer, read_schedule
 from dlm_jax.config import load_config
 from dlm_jax.models.shapes import SHAPES
 

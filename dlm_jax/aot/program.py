@@ -1,0 +1,125 @@
+"""A compiled TPU program as its operations in the order in which they run, from its text.
+
+Beside each fusion and copy stands how many cycles the compiler expects of it.
+"""
+
+import dataclasses
+import re
+from typing import Literal
+
+from dlm_jax.aot.hlo import KINDS, LOOP, SHAPE, Computation, parse, shape_bytes, trips
+
+OPCODE = re.compile(r"[\s)}\]]([a-z][a-z0-9-]*)\(")
+CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+CALLED = re.compile(r"(?:calls|to_apply|called_computations|branch_computations)=\{?%?([\w.-]+)")
+OPERAND = re.compile(r"%([\w.-]+)")
+NAME = re.compile(r'op_name="([^"]*)"')
+MEMORY_MOVES = ("copy", "slice", "dynamic-slice")  # whose -start and -done are within the chip
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """One operation."""
+
+    kind: str  # 'products', 'copies', 'other', 'kernels', or the kind of a collective
+    name: str  # where in the traced step it comes from; of a kernel its own name
+    cycles: int = 0  # of the core; the compiler estimates none for kernels and collectives
+    size: int = 0  # bytes of a collective's result
+    part: Literal["all", "start", "done"] = "all"  # a collective may be started, and be needed later
+    transfer: str = ""  # which one starts or is done
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """A loop of the program."""
+
+    trips: int
+    body: "tuple[Event | Loop, ...]"  # of one trip
+
+
+def read_program(text: str) -> tuple[Event | Loop, ...]:
+    """The operations of a compiled program that take time, from its text."""
+    computations, entry = parse(text)
+    return _Reader(computations).operations(entry)
+
+
+class _Reader:
+    """Walks through the computations of a program in the order in which they run."""
+
+    def __init__(self, computations: dict[str, Computation]) -> None:
+        self.computations = computations
+
+    def operations(self, name: str) -> tuple[Event | Loop, ...]:
+        """Those of a computation and of what it calls."""
+        found: list[Event | Loop] = []
+        started: dict[str, tuple[str, str]] = {}  # by the instruction that passes it on: its kind, and what started it
+        for instruction, line in self.computations.get(name, {}).items():
+            operation = opcode(line)
+            base = operation.removesuffix("-start").removesuffix("-update").removesuffix("-done")
+            if operation == "while":
+                found.append(self._loop(line))
+            elif operation in ("call", "conditional"):
+                found += (each for called in CALLED.findall(line) for each in self.operations(called))
+            elif operation == base or base in MEMORY_MOVES:
+                found += self._single(operation, line)
+            elif operation.endswith("-start"):
+                if kind := self._collective(base, line):
+                    started[instruction] = kind, f"{name} {instruction}"
+                    found.append(Event(kind, origin(line), part="start", transfer=started[instruction][1]))
+            elif passed := next((operand for operand in OPERAND.findall(line) if operand in started), None):
+                kind, transfer = started.pop(passed)
+                if operation.endswith("-update"):
+                    started[instruction] = kind, transfer
+                else:
+                    found.append(Event(kind, origin(line), size=size_of(line), part="done", transfer=transfer))
+        return tuple(found)
+
+    def _loop(self, line: str) -> Loop:
+        condition, body = LOOP.search(line).groups()  # type: ignore[union-attr]
+        count = trips(line, self.computations.get(condition, {}), self.computations.get(body, {}))
+        return Loop(count, self.operations(body))
+
+    def _single(self, operation: str, line: str) -> list[Event]:
+        """An operation that the core runs from its beginning to its end; a fusion may contain a collective."""
+        estimate = CYCLES.search(line)
+        cycles, name = int(estimate[1]) if estimate else 0, origin(line)
+        if operation == "custom-call" and "tpu_custom_call" in line:
+            return [Event("kernels", name.removesuffix("/pallas_call").rpartition("/")[2] or "unnamed")]
+        kind = self._collective(operation, line)
+        return ([Event(kind, name, size=size_of(line))] if kind else []) + (
+            [Event(self._sort(operation, line), name, cycles)] if cycles else [])
+
+    def _sort(self, operation: str, line: str) -> str:
+        """What an operation is: a product of matrices, a copy, or something else."""
+        if operation.startswith("copy"):
+            return "copies"
+        inside = [part for called in CALLED.findall(line) for part in self.computations.get(called, {}).values()]
+        return "products" if any(opcode(part) in ("convolution", "dot") for part in (line, *inside)) else "other"
+
+    def _collective(self, operation: str, line: str, depth: int = 3) -> str | None:
+        """The kind of collective that an operation is or, a few calls deep, contains; None if it is none."""
+        if operation in KINDS:
+            return operation
+        if operation not in ("fusion", "async", "call", "custom-call") or not depth:
+            return None
+        parts = [part for called in CALLED.findall(line) for part in self.computations.get(called, {}).values()]
+        return next((kind for part in parts if (kind := self._collective(opcode(part), part, depth - 1))), None)
+
+
+def opcode(line: str) -> str:
+    """The operation of an instruction, such as `fusion` or `all-gather-start`; empty if there is none."""
+    head = re.sub(r"\{[^{}]*\}", "", line.split(", metadata=")[0].split(", backend_config=")[0])
+    found = OPCODE.search(" " + head)
+    return found[1] if found else ""
+
+
+def origin(line: str) -> str:
+    """The operation of the traced step that an instruction comes from, as a path; empty if it is not known."""
+    name = NAME.search(line)
+    return name[1] if name else ""
+
+
+def size_of(line: str) -> int:
+    """Bytes of an instruction's result."""
+    head = line.split(f" {opcode(line)}(")[0]
+    return sum(shape_bytes(kind, shape) for kind, shape in SHAPE.findall(head))
