@@ -31,5 +31,6 @@ def make_optimizer(o: OptimizerConfig, steps: int, config: ModelConfig,
     decays = unflatten({path: weight.decays or path.startswith("lora.") for path, weight in table.items()})
     return optax.chain(
         optax.clip_by_global_norm(o.grad_clip_norm),
-        optax.adamw(learning_rate(o, steps), o.beta1, o.beta2, o.epsilon, weight_decay=o.weight_decay, mask=decays),
+        optax.adamw(learning_rate(o, steps), o.beta1, o.beta2, o.epsilon, mu_dtype=o.first_moment_dtype,
+                    weight_decay=o.weight_decay, mask=decays),
     )

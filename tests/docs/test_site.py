@@ -51,6 +51,16 @@ def test_the_figures_are_up_to_date(root):
         assert (root / "docs" / "figures" / f"{name}.svg").read_text() == draw(), "run `python docs/make_figures.py`"
 
 
+@pytest.mark.slow
+def test_the_figures_of_compiled_programs_can_be_drawn(root):
+    """Their times are the compiler's, so another version of it draws others."""
+    pytest.importorskip("libtpu")
+    for name, draw in module(root / "docs" / "make_figures.py")["COMPILED"].items():
+        drawn = draw()
+        kept = (root / "docs" / "figures" / f"{name}.svg").read_text()
+        assert re.findall(">(a layer[^<]*)<", drawn) == re.findall(">(a layer[^<]*)<", kept) != []
+
+
 def test_the_reference_is_up_to_date(root):
     for name, render in module(root / "docs" / "make_reference.py")["PAGES"].items():
         assert (root / "docs" / name).read_text() == render(), "run `python docs/make_reference.py`"

@@ -105,6 +105,17 @@ def test_a_run_may_be_extended_and_log_differently(runs, tiny_config, tiny_run, 
     assert list(runs.records(finished, "validation.jsonl")) == [0, 15, 30, 35, 36]
 
 
+def test_a_run_with_a_bfloat16_moment_resumes_where_it_was(runs, tiny_config, tiny_run, tmp_path):
+    def run(name, steps):
+        overrides = ["optimizer.first_moment_dtype=bfloat16", "optimizer.schedule=constant", f"train.steps={steps}"]
+        adapt(load_config(tiny_config, [*tiny_run, *overrides]), tmp_path / name)
+
+    for name, steps in (("whole", 8), ("extended", 5), ("extended", 8)):
+        run(name, steps)
+    assert runs.records(tmp_path / "whole") == runs.records(tmp_path / "extended")
+    assert runs.same_weights(tmp_path / "whole", tmp_path / "extended")
+
+
 @pytest.mark.parametrize("change", ["train.global_batch_size=2", "train.seed=1", "optimizer.learning_rate=0.1",
                                     "model.init=scratch", "recipe.anneal_steps=3", "data.validation_records=4",
                                     "recipe.t_min=0.1"])

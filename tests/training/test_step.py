@@ -215,6 +215,19 @@ def test_weight_decay_spares_biases_and_norms(random_model):
         np.testing.assert_allclose(flatten(updates)[path], expected, rtol=1e-6, err_msg=path)
 
 
+def test_a_bfloat16_first_moment_halves_its_memory_and_hardly_changes_the_training(random_model, text):
+    config, model = make_config(), random_model()
+    half = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, first_moment_dtype="bfloat16"))
+    (state, metrics), (other, others) = (train(c, model, text, 40) for c in (config, half))
+    moments, halved = (next(x for x in jax.tree.leaves(s.optimizer, is_leaf=lambda x: hasattr(x, "mu"))
+                            if hasattr(x, "mu")) for s in (state, other))
+    assert {x.dtype.name for x in jax.tree.leaves(halved.mu)} == {"bfloat16"}
+    assert jax.tree.map(lambda x: x.dtype, halved.nu) == jax.tree.map(lambda x: x.dtype, moments.nu)
+    assert {x.dtype.name for x in jax.tree.leaves(other.params)} == {"float32"}
+    assert float(others[-1]["loss"]) == pytest.approx(float(metrics[-1]["loss"]), rel=0.1)
+
+
+
 def test_a_gradient_is_clipped_to_the_global_norm(random_model):
     config, params = random_model()
     # With beta1 = 0 and an epsilon that dwarfs the gradient, the update is the clipped gradient over epsilon.
