@@ -66,13 +66,22 @@ def shard_params(params: Params, table: Mapping[str, Weight]) -> Params:
 
 def gather_weights(subtree: Params, config: ModelConfig, prefix: str) -> Params:
     """Weights gathered along `fsdp` for use in a product. `subtree` is what lies under the path `prefix`; under
-    `layers` it is one layer, its layer axis already taken off."""
+    `layers` it is one layer, its layer axis already taken off.
+
+    Heads and head_dim travel as one axis, as `linear` multiplies them: on TPUs an array of three axes has tiles of
+    another shape, so the gathered weight would be copied.
+    """
     table, sizes = weight_table(config), jax.sharding.get_abstract_mesh().shape
+    first = 1 if prefix == "layers" else 0
 
     def gather(name: str, w: jax.Array) -> jax.Array:
         path = f"{prefix}.{name}"
-        spec = tuple(partition_spec(path, table[path], sizes))
-        return gather_fsdp(w, spec[1:] if prefix == "layers" else spec)
+        axes, spec = table[path].axes[first:], tuple(partition_spec(path, table[path], sizes))[first:]
+        if not spec or "head_dim" not in axes:
+            return gather_fsdp(w, spec)
+        i = axes.index("head_dim")
+        flat = w.reshape(*w.shape[:i - 1], -1, *w.shape[i + 1:])
+        return gather_fsdp(flat, spec[:i] + spec[i + 1:]).reshape(w.shape)
 
     return unflatten({name: gather(name, w) for name, w in flatten(subtree).items()})
 
