@@ -40,7 +40,7 @@ sparse_core_collectives=(
 )
 
 # All gathers start before their weights are needed, on the sparse cores, instead of standing in line. `dlm aot`, LLaMA-2
-# 7B on v5p-128, 2 records of 2,048 tokens a chip, full remat (jax 0.10.2, 2026-11-30): the share of collectives that
+# 7B on v5p-128, 2 records of 2,048 tokens per chip, full remat (jax 0.10.2, 2026-11-30): the share of collectives that
 # travels behind work 33 % -> 99 %, the step 0.809 -> 0.713 s, MFU 47 -> 54 %, memory 6.0 -> 6.3 GiB.
 early_gathers=(
     --xla_enable_async_all_gather=true
