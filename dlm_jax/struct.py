@@ -31,8 +31,8 @@ def dataclass(cls: type[T]) -> type[T]:
         return tuple(getattr(x, name) for name in arrays), tuple(getattr(x, name) for name in static)
 
     def flatten_with_keys(x: T) -> tuple[list, tuple]:
-        return ([(jax.tree_util.GetAttrKey(name), getattr(x, name)) for name in arrays],
-                tuple(getattr(x, name) for name in static))
+        children, values = flatten(x)
+        return list(zip(map(jax.tree_util.GetAttrKey, arrays), children, strict=True)), values
 
     def unflatten(values: tuple, children: Iterable) -> T:
         return data(**dict(zip(static, values, strict=True)), **dict(zip(arrays, children, strict=True)))

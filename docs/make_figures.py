@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm_jax.aot import timeline
-from dlm_jax.aot.estimate import kernel_run
 from dlm_jax.aot.program import read_program
 from dlm_jax.aot.report import compile_step, shape_of
 from dlm_jax.aot.topology import devices
@@ -25,7 +24,6 @@ from dlm_jax.attention.rules import Annealed, Bidirectional, BlockCausal, BlockD
 from dlm_jax.config import load_config
 from dlm_jax.diffusion.corruption import exact_count, position_dependent
 from dlm_jax.diffusion.schedule import cosine, linear
-from dlm_jax.parallel.device_specs import device_spec
 
 OUT = Path(__file__).with_name("figures")
 CELL, GAP, MARGIN = 14, 46, 30  # pixels
@@ -174,21 +172,18 @@ def unmasking_schedules() -> str:
 
 def layer() -> str:
     """A layer of DiffuLLaMA 7B on 64 v5p chips over time, forward and backward, by the compiler's schedule."""
-    config, [first, *others] = load_config("diffullama_7b"), devices("v5p-128", 1)
-    model, peak, count = shape_of(config), device_spec(first.device_kind), 1 + len(others)
-    assert peak is not None and peak.clock is not None
-    program = read_program(compile_step(config, model, [first, *others])[1])
-    kernels = kernel_run(config, model, count, first.device_kind, peak.clock)
+    config, found = load_config("diffullama_7b"), devices("v5p-128", 1)
+    model = shape_of(config)
+    program = read_program(compile_step(config, model, found)[1])
+    pace = timeline.pace_of(config, model, len(found), found[0].device_kind)
     elements, y = [], 26.0
     for i, (kind, color) in enumerate(timeline.COLORS.items()):
         elements += [f'<rect x="{170 * i}" y="2" width="10" height="10" fill="{color}"/>',
                      text(170 * i + 15, 11, timeline.LABELS[kind])]
     for _, events in timeline.layers(program):
-        trip = timeline.play(events, peak.clock, peak.interconnect_bandwidth, kernels)
-        drawn = timeline.svg(trip)
-        height = float(drawn.split('viewBox="0 0 1000 ')[1].split('"')[0])
+        drawn, height = timeline.drawing(timeline.play(events, pace))
         elements += [text(0, y + 14, f"a layer, {timeline.direction(events)}", bold=True),
-                     drawn.replace("<svg ", f'<svg y="{y + 22:g}" width="{timeline.WIDTH}" height="{height:g}" ', 1)]
+                     f'<g transform="translate(0 {y + 22:g})">', *drawn, "</g>"]
         y += height + 34
     drawing = shifted(Drawing(elements, timeline.WIDTH + 10, y), 10)
     return svg(drawing, "a layer of a training step over time, forward and backward")

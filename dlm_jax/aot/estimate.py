@@ -1,9 +1,11 @@
 """The time of a training step on a TPU, estimated: the compiler's schedule, our kernels by theirs, and what the core
 waits for."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from dlm_jax.aot.schedule import read_schedule
+from dlm_jax.aot.program import Event, Loop
+from dlm_jax.aot.schedule import schedule_of
 from dlm_jax.attention.plan import make_plan
 from dlm_jax.attention.tiles import TILE
 from dlm_jax.attention.visibility import training_rule
@@ -28,12 +30,12 @@ class Estimate(NamedTuple):
     hidden_share: float | None = None  # of the bytes of collectives: those that travel behind work
 
 
-def estimate(text: str, flops: float, config: Config, model: ModelConfig, count: int, kind: str, peak: DeviceSpec
-             ) -> Estimate:
-    """The estimate for a step of so many `flops` on `count` devices of a kind, from the text of its program."""
-    if not text or kind not in TILE_CYCLES or peak.clock is None:
+def estimate(program: Sequence[Event | Loop], flops: float, config: Config, model: ModelConfig, count: int, kind: str,
+             peak: DeviceSpec) -> Estimate:
+    """The estimate for a step of so many `flops` on `count` devices of a kind, from its program."""
+    if not program or peak.clock is None:
         return Estimate()
-    schedule = read_schedule(text)
+    schedule = schedule_of(program)
     waiting, hidden = schedule.waiting(peak.interconnect_bandwidth, peak.clock)
     spent = {name: schedule.cycles[name] / peak.clock for name in ("products", "copies", "other")}
     spent |= {"kernels": kernel_seconds(config, model, count, kind, peak.clock), "waiting": waiting}

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dlm_jax.aot.estimate import TILE_CYCLES, estimate, kernel_run
+from dlm_jax.aot.estimate import TILE_CYCLES, estimate
 from dlm_jax.aot.hlo import collective_bytes
-from dlm_jax.aot.program import read_program
-from dlm_jax.aot.timeline import page
+from dlm_jax.aot.program import Event, Loop, read_program
+from dlm_jax.aot.timeline import pace_of, page
 from dlm_jax.aot.topology import devices, platform_of
 from dlm_jax.config import Config
 from dlm_jax.errors import UserError
@@ -106,13 +107,14 @@ def aot(config: Config, topology: str, slices: int = 1, timeline: str | Path | N
         raise UserError("dlm aot plans the training of all weights without a frozen base; set lora.rank and "
                         "recipe.kl_weight to 0")
     model, found, started = shape_of(config), devices(topology, slices), time.perf_counter()
-    peak = device_spec(found[0].device_kind)
+    kind = found[0].device_kind
+    peak = device_spec(kind)
     if peak is None:
-        raise UserError(f"the memory of a '{found[0].device_kind}' is not known; choose another generation")
+        raise UserError(f"the memory of a '{kind}' is not known; choose another generation")
     if timeline is not None:
-        check_timeline(Path(timeline), found[0].device_kind)
+        check_timeline(Path(timeline), kind)
     memory, text = compile_step(config, model, found)
-    sent = collective_bytes(text)
+    sent, program = collective_bytes(text), read_program(text) if kind in TILE_CYCLES else ()
     chips = len({(*getattr(device, "coords", (device.id,)), getattr(device, "slice_index", 0)) for device in found})
     flops, times = roofline(config, model, memory, sent, len(found), peak)
     report = Report(
@@ -123,10 +125,10 @@ def aot(config: Config, topology: str, slices: int = 1, timeline: str | Path | N
         fits=memory.code is not None and memory.peak <= peak.memory,
         collective_gib={kind: size / GIB for kind, size in sent.items()}, flops=flops, seconds=times,
         bottleneck=max(times, key=lambda name: times[name]),
-        **estimate(text, flops, config, model, len(found), found[0].device_kind, peak)._asdict(),
+        **estimate(program, flops, config, model, len(found), kind, peak)._asdict(),
         compile_seconds=time.perf_counter() - started)
     if timeline is not None:
-        write_timeline(Path(timeline), text, report, config, model, found[0].device_kind)
+        write_timeline(Path(timeline), program, report, config, model, kind)
     return report
 
 
@@ -138,18 +140,17 @@ def check_timeline(file: Path, kind: str) -> None:
         raise UserError(f"cannot write {file}; name a file in a directory that exists")
 
 
-def write_timeline(file: Path, text: str, report: Report, config: Config, model: ModelConfig, kind: str) -> None:
+def write_timeline(file: Path, program: Sequence[Event | Loop], report: Report, config: Config, model: ModelConfig,
+                   kind: str) -> None:
     """Writes the page of `timeline.py`. Raises `UserError` if the step does not fit and so has no program."""
-    peak = device_spec(kind)
-    if not text or peak is None or peak.clock is None or report.seconds_step is None:
+    if report.seconds_step is None:
         raise UserError(f"the step needs {report.peak_gib:.1f} GiB of {report.capacity_gib:.0f}, so there is no "
                         "program to draw; leave out the timeline to see its memory")
     title = f"{config.model.base}, {config.recipe.name}, on {report.topology}"
     summary = (f"A step takes {report.seconds_step:.3g} s by the compiler's estimates, at {report.mfu:.0%} of the peak "
                f"in useful operations (MFU). {report.global_batch_size} records of {config.data.seq_length} tokens on "
                f"{report.devices} devices, {report.grad_accum_steps} micro-batches, remat {report.remat}.")
-    write_text(file, page(title, summary, read_program(text), peak.clock, peak.interconnect_bandwidth,
-                          kernel_run(config, model, report.devices, kind, peak.clock)))
+    write_text(file, page(title, summary, program, pace_of(config, model, report.devices, kind)))
 
 
 def compile_step(config: Config, model: ModelConfig, found: list[Any]) -> tuple[Memory, str]:

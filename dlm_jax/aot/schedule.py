@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dlm_jax.aot.hlo import KINDS
-from dlm_jax.aot.program import Event, Loop, read_program
+from dlm_jax.aot.program import Event, Loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Schedule:
         return waited, 1 - waited / total if total else 1.0
 
 
-def read_schedule(text: str) -> Schedule:
-    """The schedule of a compiled program, from its text."""
+def schedule_of(program: Sequence[Event | Loop]) -> Schedule:
+    """The schedule of a program that `read_program` gave."""
     schedule = Schedule()
-    _count(read_program(text), schedule, 1)
+    _count(program, schedule, 1)
     return schedule
 
 

@@ -7,8 +7,12 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from dlm_jax.aot.estimate import kernel_run
 from dlm_jax.aot.hlo import KINDS
 from dlm_jax.aot.program import Event, Loop
+from dlm_jax.config import Config
+from dlm_jax.models.config import ModelConfig
+from dlm_jax.parallel.device_specs import device_spec
 
 COLORS = {"products": "#1b7f5c", "kernels": "#4c78a8", "copies": "#d08327", "other": "#9a9a9a", "waiting": "#b8383b",
           "collectives": "#8c6bb1"}
@@ -50,6 +54,14 @@ class Bar(NamedTuple):
     seconds: float
 
 
+class Pace(NamedTuple):
+    """How fast the operations of a program run."""
+
+    clock: float  # Hz
+    bandwidth: float  # of the links, bytes per second
+    kernels: Mapping[str, float]  # seconds of each
+
+
 class Trip(NamedTuple):
     """One trip of a loop."""
 
@@ -58,8 +70,15 @@ class Trip(NamedTuple):
     seconds: float
 
 
-def play(events: Sequence[Event], clock: float, bandwidth: float, kernels: Mapping[str, float]) -> Trip:
-    """A trip, for a clock in Hz, links of `bandwidth` bytes per second, and the seconds of each kernel.
+def pace_of(config: Config, model: ModelConfig, count: int, kind: str) -> Pace:
+    """That of a step on `count` TPUs of a kind that has estimates."""
+    peak = device_spec(kind)
+    assert peak is not None and peak.clock is not None
+    return Pace(peak.clock, peak.interconnect_bandwidth, kernel_run(config, model, count, kind, peak.clock))
+
+
+def play(events: Sequence[Event], pace: Pace) -> Trip:
+    """A trip.
 
     A collective travels from its start, as if it had the links for itself; the core waits where it needs the result
     before that has arrived, and for all of a collective that stands in line.
@@ -69,14 +88,14 @@ def play(events: Sequence[Event], clock: float, bandwidth: float, kernels: Mappi
         if event.part == "start":
             started[event.transfer] = now
         elif event.kind in KINDS:
-            begin, seconds = started.pop(event.transfer, now), event.size / bandwidth
+            begin, seconds = started.pop(event.transfer, now), event.size / pace.bandwidth
             name = f"{event.kind} of {event.size / 2**20:.1f} MiB, {event.name.rpartition('closed_call/')[2]}"
             links.append(Bar("collectives", name, begin, seconds))
             if begin + seconds > now:
                 core.append(Bar("waiting", f"for {event.kind}", now, begin + seconds - now))
                 now = begin + seconds
         else:
-            seconds = kernels.get(event.name, 0.0) if event.kind == "kernels" else event.cycles / clock
+            seconds = pace.kernels.get(event.name, 0.0) if event.kind == "kernels" else event.cycles / pace.clock
             core.append(Bar(event.kind, event.name.rpartition("closed_call/")[2], now, seconds))
             now += seconds
     return Trip(core, links, now)
@@ -120,8 +139,8 @@ def rows_of(bars: Sequence[Bar]) -> list[list[Bar]]:
     return rows
 
 
-def svg(trip: Trip) -> str:
-    """A trip as a drawing."""
+def drawing(trip: Trip) -> tuple[list[str], int]:
+    """A trip as elements of an SVG `WIDTH` wide, and their height."""
     def rect(bar: Bar, y: float, height: float) -> str:
         x, width = bar.begin / trip.seconds * WIDTH, max(bar.seconds / trip.seconds * WIDTH, 0.3)
         tip = html.escape(f"{bar.name or bar.kind}: {bar.seconds * 1e6:,.0f} µs")
@@ -136,7 +155,13 @@ def svg(trip: Trip) -> str:
         anchor = ("start", "middle", "end")[(i > 0) + (i == 5)]
         parts.append(f'<text x="{WIDTH * i / 5:.0f}" y="{bottom + 12}" text-anchor="{anchor}">'
                      f"{trip.seconds * i / 5 * 1e6:,.0f} µs</text>")
-    return f'<svg viewBox="0 0 {WIDTH} {bottom + 16}" role="img">{"".join(parts)}</svg>'
+    return parts, bottom + 16
+
+
+def svg(trip: Trip) -> str:
+    """A trip as a drawing."""
+    parts, height = drawing(trip)
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img">{"".join(parts)}</svg>'
 
 
 def table(trip: Trip, longest: int = 8) -> str:
@@ -150,12 +175,11 @@ def table(trip: Trip, longest: int = 8) -> str:
     return f"<table>{body}</table>"
 
 
-def page(title: str, summary: str, program: Sequence[Event | Loop], clock: float, bandwidth: float,
-         kernels: Mapping[str, float]) -> str:
-    """The page, for a program that `read_program` gave; the other arguments are those of `play`."""
+def page(title: str, summary: str, program: Sequence[Event | Loop], pace: Pace) -> str:
+    """The page, for a program that `read_program` gave."""
     drawn = []
     for trips, events in layers(program):
-        trip = play(events, clock, bandwidth, kernels)
+        trip = play(events, pace)
         heading = f"A layer, {direction(events)}: {trip.seconds * 1e6:,.0f} µs, {trips} times a step"
         drawn.append(f"<h2>{heading}</h2>{svg(trip)}{table(trip)}")
     legend = "".join(f'<span><i style="background:{color}"></i>{LABELS[kind]}</span>'

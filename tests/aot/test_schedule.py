@@ -3,8 +3,8 @@
 import pytest
 
 from dlm_jax.aot.estimate import computed_pairs, kernel_seconds
-from dlm_jax.aot.program import opcode, size_of
-from dlm_jax.aot.schedule import Transfer, read_schedule
+from dlm_jax.aot.program import opcode, read_program, size_of
+from dlm_jax.aot.schedule import Transfer, schedule_of
 from dlm_jax.config import load_config
 from dlm_jax.models.shapes import SHAPES
 
@@ -59,7 +59,7 @@ ENTRY %main (w: bf16[8,8]) -> bf16[8,8] {
 
 @pytest.fixture(scope="module")
 def schedule():
-    return read_schedule(PROGRAM)
+    return schedule_of(read_program(PROGRAM))
 
 
 def test_cycles_are_counted_by_what_they_do_and_with_the_trips_of_loops(schedule):

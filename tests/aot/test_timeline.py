@@ -6,12 +6,12 @@ import pytest
 
 from dlm_jax.aot.program import Event, Loop
 from dlm_jax.aot.report import aot
-from dlm_jax.aot.timeline import layers, merged, page, play, rows_of
+from dlm_jax.aot.timeline import Pace, layers, merged, page, play, rows_of
 from dlm_jax.commands.main import main
 from dlm_jax.config import load_config
 from dlm_jax.errors import UserError
 
-CLOCK, LINKS, KERNELS = 1e3, 1e3, {"attention_forward": 0.5}  # cycles and bytes per second; seconds
+PACE = Pace(clock=1e3, bandwidth=1e3, kernels={"attention_forward": 0.5})
 GATHER = Event("all-gather", "closed_call/gather", size=200)
 STARTED = Event("all-reduce", "sum", part="start", transfer="sum")
 DONE = Event("all-reduce", "sum", size=1000, part="done", transfer="sum")
@@ -24,23 +24,23 @@ def bars(found):
 
 
 def test_the_core_waits_for_all_of_a_collective_that_stands_in_line():
-    trip = play([GATHER, PRODUCT], CLOCK, LINKS, KERNELS)
+    trip = play([GATHER, PRODUCT], PACE)
     assert bars(trip.core) == [("waiting", 0.0, 0.2), ("products", 0.2, 0.1)]
     assert bars(trip.links) == [("collectives", 0.0, 0.2)] and trip.seconds == pytest.approx(0.3)
 
 
 def test_a_collective_travels_behind_work_and_the_core_waits_for_the_rest():
-    trip = play([STARTED, PRODUCT, KERNEL, DONE, COPY], CLOCK, LINKS, KERNELS)
+    trip = play([STARTED, PRODUCT, KERNEL, DONE, COPY], PACE)
     assert bars(trip.links) == [("collectives", 0.0, 1.0)]
     assert [kind for kind, *_ in bars(trip.core)] == ["products", "kernels", "waiting", "copies"]
     assert trip.core[2].seconds == pytest.approx(1.0 - 0.1 - 0.5) and trip.seconds == pytest.approx(1.03)
-    hidden = play([STARTED, *[PRODUCT] * 12, DONE], CLOCK, LINKS, KERNELS)
+    hidden = play([STARTED, *[PRODUCT] * 12, DONE], PACE)
     assert all(bar.kind == "products" for bar in hidden.core) and hidden.seconds == pytest.approx(1.2)
 
 
 def test_the_bars_of_the_core_fill_the_trip_also_when_short_ones_are_merged():
     short = Event("other", "x", 1)
-    trip = play([GATHER, *[short] * 3, PRODUCT, short, KERNEL, COPY], CLOCK, LINKS, KERNELS)
+    trip = play([GATHER, *[short] * 3, PRODUCT, short, KERNEL, COPY], PACE)
     for shown in (trip.core, merged(trip.core, trip.seconds)):
         ends = [bar.begin + bar.seconds for bar in shown]
         assert [bar.begin for bar in shown] == pytest.approx([0, *ends[:-1]])
@@ -50,8 +50,7 @@ def test_the_bars_of_the_core_fill_the_trip_also_when_short_ones_are_merged():
 
 def test_collectives_that_travel_together_are_drawn_in_rows_of_their_own():
     other = Event("all-reduce", "b", size=10, part="done", transfer="b")
-    trip = play([STARTED, Event("all-reduce", "b", part="start", transfer="b"), PRODUCT, other, DONE, GATHER], CLOCK,
-                LINKS, KERNELS)
+    trip = play([STARTED, Event("all-reduce", "b", part="start", transfer="b"), PRODUCT, other, DONE, GATHER], PACE)
     assert [len(row) for row in rows_of(trip.links)] == [2, 1]
 
 
@@ -63,7 +62,7 @@ def test_layers_are_the_innermost_loops_with_a_kernel_and_run_as_often_as_all_ar
 
 def test_the_page_is_whole_and_shows_names_as_text():
     program = (Loop(4, (GATHER, Event("products", "<b>&dot", 50), KERNEL)),)
-    text = page("<i>model</i>", "a step & more", program, CLOCK, LINKS, KERNELS)
+    text = page("<i>model</i>", "a step & more", program, PACE)
     assert "<b>" not in text and "<i>model" not in text and "&lt;b&gt;&amp;dot" in text
     assert "A layer, forward: 750,000 µs, 4 times a step" in text
     assert not re.search(r"(src|href)=|https?://|<script", text)

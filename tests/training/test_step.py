@@ -227,7 +227,6 @@ def test_a_bfloat16_first_moment_halves_its_memory_and_hardly_changes_the_traini
     assert float(others[-1]["loss"]) == pytest.approx(float(metrics[-1]["loss"]), rel=0.1)
 
 
-
 def test_a_gradient_is_clipped_to_the_global_norm(random_model):
     config, params = random_model()
     # With beta1 = 0 and an epsilon that dwarfs the gradient, the update is the clipped gradient over epsilon.
