@@ -11,6 +11,7 @@ Prints means and standard deviations over the seeds. Resumes where it stopped if
 import argparse
 import json
 import platform
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -34,10 +35,10 @@ CONFIG = Path(__file__).parent.parent / "configs" / "tiny_stories_blocks.py"
 BEGINNINGS = (8, 13, 20, 30)  # tokens of a text that start a continuation
 
 
-def own_text(base: LanguageModel, a: argparse.Namespace) -> str:
+def own_text(base: LanguageModel, a: argparse.Namespace, beginnings: Sequence[int] = BEGINNINGS) -> str:
     """The base's continuations of beginnings of several lengths, as a source for training."""
     files = []
-    for tokens in BEGINNINGS:
+    for tokens in beginnings:
         file = a.workdir / f"own-{tokens}.jsonl"
         if not file.exists():
             texts = list(read_documents([a.text]))[:a.documents]
