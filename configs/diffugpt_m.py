@@ -17,7 +17,7 @@ from dlm_jax.config.shared import diffugpt_config
 def get_config() -> ConfigDict:
     c = diffugpt_config()
     c.model.base = "gpt2-medium"
-    c.model.remat = "dots"
+    c.model.remat = "save_projections"
     c.data.seq_length = 1024
     c.train.steps = 160_000
     c.train.global_batch_size = 1280

@@ -4,6 +4,8 @@ waits for."""
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from dlm_jax.aot.program import Event, Loop
 from dlm_jax.aot.schedule import schedule_of
 from dlm_jax.attention.plan import make_plan
@@ -38,24 +40,23 @@ def estimate(program: Sequence[Event | Loop], flops: float, config: Config, mode
     schedule = schedule_of(program)
     waiting, hidden = schedule.waiting(peak.interconnect_bandwidth, peak.clock)
     spent = {name: schedule.cycles[name] / peak.clock for name in ("products", "copies", "other")}
-    spent |= {"kernels": kernel_seconds(config, model, count, kind, peak.clock), "waiting": waiting}
+    run = kernel_run(config, model, count, kind, peak)
+    spent |= {"kernels": sum(runs * run[name] for name, runs in schedule.kernels.items()), "waiting": waiting}
     seconds = sum(spent.values())
     return Estimate(seconds, spent, flops / count / peak.flops / seconds, spent["copies"] / seconds, hidden)
 
 
-def kernel_seconds(config: Config, model: ModelConfig, count: int, kind: str, clock: float) -> float:
-    """Seconds of attention in a step, from the tiles that it visits."""
-    run = kernel_run(config, model, count, kind, clock)
-    layer = run["attention_forward"] * (1 if config.model.remat == "none" else 2) + run["attention_backward"]
-    return layer * model.depth * config.train.grad_accum_steps
-
-
-def kernel_run(config: Config, model: ModelConfig, count: int, kind: str, clock: float) -> dict[str, float]:
-    """Seconds of each attention kernel, by its name, in one layer of one micro-batch."""
+def kernel_run(config: Config, model: ModelConfig, count: int, kind: str, peak: DeviceSpec) -> dict[str, float]:
+    """Seconds of each kernel, by its name, in one layer of one micro-batch: attention by its tiles, and `rotate` by
+    what it reads and writes."""
+    assert peak.clock is not None
     records = config.train.global_batch_size / config.train.grad_accum_steps * (2 if config.recipe.complementary else 1)
     tiles = computed_pairs(config) * records / count * model.heads * model.head_dim / 128 / (512 * 1024)
-    forward, backward = (tiles * cycles / CORES.get(kind, 1) / clock for cycles in TILE_CYCLES[kind])
-    return {"attention_forward": forward, "attention_backward": backward}
+    forward, backward = (tiles * cycles / CORES.get(kind, 1) / peak.clock for cycles in TILE_CYCLES[kind])
+    values = records / count * config.recipe.streams * config.data.seq_length * (
+        model.heads + model.kv_heads) * model.head_dim
+    moved = 2 * values * jnp.dtype(config.model.dtype).itemsize
+    return {"attention_forward": forward, "attention_backward": backward, "rotate": moved / peak.bandwidth}
 
 
 def computed_pairs(config: Config) -> int:

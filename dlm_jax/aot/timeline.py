@@ -74,7 +74,7 @@ def pace_of(config: Config, model: ModelConfig, count: int, kind: str) -> Pace:
     """That of a step on `count` TPUs of a kind that has estimates."""
     peak = device_spec(kind)
     assert peak is not None and peak.clock is not None
-    return Pace(peak.clock, peak.interconnect_bandwidth, kernel_run(config, model, count, kind, peak.clock))
+    return Pace(peak.clock, peak.interconnect_bandwidth, kernel_run(config, model, count, kind, peak))
 
 
 def play(events: Sequence[Event], pace: Pace) -> Trip:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from dlm_jax.attention.plan import Plan
 from dlm_jax.attention.tiles import KvRuns, static_kv_runs
@@ -90,7 +91,8 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
 
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> tuple[jax.Array, tuple]:
-    out = _attend(q, k, v, plan)
+    q, k, v = (checkpoint_name(x, "qkv") for x in (q, k, v))
+    out = checkpoint_name(_attend(q, k, v, plan), "attention")
     return out, (q, k, v, plan, out)
 
 

@@ -3,7 +3,8 @@
 import functools
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ def attend(q: Float[Array, "b Q h k"], k: Float[Array, "b K g k"], v: Float[Arra
         needed = REQUIRED_PLATFORM[implementation].upper()
         raise UserError(f"attention implementation '{implementation}' runs on a {needed} only, and this program is for "
                         f"a {platform.upper()}; use 'auto'")
-    return per_device(load_implementation(implementation), q, k, v, plan)
+    return per_device(load_implementation(implementation), (q, k, v), plan)
 
 
 def traced_platform() -> str:
@@ -92,19 +93,35 @@ def load_implementation(implementation: str) -> Callable[..., jax.Array]:
     return getattr(module, f"attend_{implementation}")
 
 
-def per_device(function: Callable[..., jax.Array], q: Array, k: Array, v: Array, plan: Plan) -> jax.Array:
-    """`function(q, k, v, plan)`; in a mesh, each device calls it for its own slice of batch and heads."""
+def per_device(function: Callable[..., Any], heads: Sequence[Array], shared: Any) -> Any:
+    """`function(*heads, shared)`, where `heads` are arrays [b, n, h, k], as its results are, and `shared` is a tree of
+    arrays with a batch axis of b or 1. In a mesh, each device calls it for its own slice of batch and heads.
+
+    Heads cross into the mesh as [b, n, h k], as the projections have them: a change of shape that the compiler could
+    cancel inside a device is a copy at the border.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if axis_size(*AXES) == 1 or AxisType.Manual in mesh.axis_types:
-        return function(q, k, v, plan)
-    if k.shape[2] % axis_size("tensor"):
-        raise UserError(f"mesh.tensor {axis_size('tensor')} does not divide the {k.shape[2]} key-value heads; choose "
+        return function(*heads, shared)
+    if undivided := next((x.shape[2] for x in heads if x.shape[2] % axis_size("tensor")), None):
+        raise UserError(f"mesh.tensor {axis_size('tensor')} does not divide the {undivided} key-value heads; choose "
                         "one that does")
-    batch = BATCH_AXES if q.shape[0] % axis_size(*BATCH_AXES) == 0 else None
-    spec = PartitionSpec(batch, None, "tensor", None)
+    b, _, _, d = heads[0].shape
+    batch = BATCH_AXES if b % axis_size(*BATCH_AXES) == 0 else None
 
-    def plan_spec(x: Array) -> PartitionSpec:
+    def flat(x: Any) -> jax.Array:
+        return x.reshape(*x.shape[:2], -1)
+
+    def split(x: Any) -> jax.Array:
+        return x.reshape(*x.shape[:2], -1, d)
+
+    def shared_spec(x: Array) -> PartitionSpec:
         return PartitionSpec(batch if x.shape[0] > 1 else None)
 
-    return jax.shard_map(function, in_specs=(spec, spec, spec, jax.tree.map(plan_spec, plan)), out_specs=spec,
-                         check_vma=False)(q, k, v, plan)
+    def on_device(*arrays: Any) -> Any:
+        return jax.tree.map(flat, function(*map(split, arrays[:-1]), arrays[-1]))
+
+    spec = PartitionSpec(batch, None, "tensor")
+    found = jax.shard_map(on_device, in_specs=(*[spec] * len(heads), jax.tree.map(shared_spec, shared)),
+                          out_specs=spec, check_vma=False)(*map(flat, heads), shared)
+    return jax.tree.map(split, found)

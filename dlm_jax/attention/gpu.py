@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from dlm_jax import struct
 from dlm_jax.attention.gpu_kernels import d_keys_kernel, d_queries_kernel, forward_kernel
@@ -123,7 +124,8 @@ def _attend(interpret: Any, scale: float, q: jax.Array, k: jax.Array, v: jax.Arr
 
 def _forward(interpret: Any, scale: float, q: jax.Array, k: jax.Array, v: jax.Array,
              visits: VisitLists) -> tuple[jax.Array, tuple]:
-    o, lse = launch_forward(interpret, scale, q, k, v, visits)
+    q, k, v = (checkpoint_name(x, "qkv") for x in (q, k, v))
+    o, lse = (checkpoint_name(x, "attention") for x in launch_forward(interpret, scale, q, k, v, visits))
     return o, (q, k, v, visits, o, lse)
 
 

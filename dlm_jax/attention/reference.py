@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from dlm_jax.attention.plan import Plan
 from dlm_jax.typing import Array, Bool, Float, shape_checked
@@ -11,7 +12,8 @@ from dlm_jax.typing import Array, Bool, Float, shape_checked
 def attend_reference(q: Float[Array, "b Q h k"], k: Float[Array, "b K g k"], v: Float[Array, "b K g k"],
                      plan: Plan) -> Float[jax.Array, "b Q h k"]:
     """`attend_dense` under the mask of a plan."""
-    return attend_dense(q, k, v, plan.visible(jnp.arange(k.shape[1], dtype=jnp.int32)))
+    q, k, v = (checkpoint_name(x, "qkv") for x in (q, k, v))
+    return checkpoint_name(attend_dense(q, k, v, plan.visible(jnp.arange(k.shape[1], dtype=jnp.int32))), "attention")
 
 
 @shape_checked

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -34,7 +35,7 @@ def attend_splash(q: Float[Array, "b Q h k"], k: Float[Array, "b K g k"], v: Flo
                         "or cached keys; use 'tpu'")
     d = q.shape[-1]
     kernel, sees_something = splash_kernel(plan.rule, k.shape[1], q.shape[2], interpret)
-    q, k, v = (to_tiles(x) for x in (q * d**-0.5, k, v))
+    q, k, v = (checkpoint_name(to_tiles(x), "qkv") for x in (q * d**-0.5, k, v))
     out = jnp.swapaxes(jax.vmap(kernel)(q, k, v), 1, 2)[:, :sees_something.size, :, :d]
     return jnp.where(sees_something[:, None, None], out, 0)  # splash averages the values where nothing is visible
 
@@ -59,7 +60,8 @@ def splash_kernel(rule: Rule, length: int, heads: int,
         block_kv_dkv=kv_tile, block_kv_dkv_compute=min(Q_TILE, kv_tile), block_q_dq=q_tile, block_kv_dq=kv_tile)
     mask = masks.MultiHeadMask([masks.NumpyMask(padded)] * heads)
     with jax.ensure_compile_time_eval():
-        kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+        kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
+                                        residual_checkpoint_name="attention")
     return kernel, visible.any(1)
 
 

@@ -1,7 +1,9 @@
 """Attention on TPUs: the array layouts around the kernels of `tpu_kernels`, and their joint gradient.
 
 Letters in shapes: b batch, g key-value heads, r query heads per key-value head, N queries, K keys, d head_dim. N and K
-are padded to multiples of a tile. A block is a tile of queries of the size that the kernels use, a multiple of TILE.
+are padded to multiples of a tile, and d to a multiple of TILE. The kernels read and write [b, N, g r d] and [b, K, g d]
+in place, as the products of the projections leave them and need them: a transpose would move every array through
+memory once more. A block is a tile of queries of the size that the kernels use, a multiple of TILE.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -55,16 +58,16 @@ def attend_tpu(q: Float[Array, "b Q h k"], k: Float[Array, "b K g k"], v: Float[
     if h // g * block > min(4096, chip.vmem >> 13):
         raise UserError(f"{h // g} query heads on one key-value head are more than the TPU kernel holds at once; use "
                         f"the attention implementation 'reference'")
-    q = q.reshape(b, queries, g, h // g, d).transpose(0, 2, 3, 1, 4) * (LOG2_E / math.sqrt(d))
-    q = pad(pad(q.astype(k.dtype), -2, block), -1, head_dim_multiple(d))
-    k, v = (pad(pad(x.transpose(0, 2, 1, 3), -2, TILE), -1, head_dim_multiple(d)) for x in (k, v))
-    o = _attend(q, k, v, *pack_plan(plan, block), plan.edges is not None, chip, interpret)
-    return o[..., :queries, :d].transpose(0, 3, 1, 2, 4).reshape(b, queries, h, d)
+    q, k, v = flatten_heads(q.astype(k.dtype), block), flatten_heads(k, TILE), flatten_heads(v, TILE)
+    call = Call(g, h // g, LOG2_E / math.sqrt(d), plan.edges is not None, chip, interpret)
+    o = _attend(call, q, k, v, *pack_plan(plan, block))
+    return o.reshape(*o.shape[:2], h, -1)[:, :queries, :, :d]
 
 
-def head_dim_multiple(d: int) -> int:
-    """What head_dim is padded to a multiple of: nothing up to one row of lanes, full rows beyond."""
-    return 1 if d <= TILE else TILE
+def flatten_heads(x: Array, tile: int) -> jax.Array:
+    """[b, n, heads, d] as [b, n, heads d], with zeros up to a multiple of `tile` tokens and of TILE values per head."""
+    x = pad(pad(x, -1, TILE), 1, tile)
+    return x.reshape(*x.shape[:2], -1)
 
 
 def pad(x: Array, axis: int, multiple: int) -> jax.Array:
@@ -92,103 +95,116 @@ def pack_plan(plan: Plan, block: int) -> tuple[jax.Array, jax.Array]:
     return jnp.concatenate(scalars), rows.reshape(*rows.shape[:2], -1, block).transpose(0, 2, 1, 3)
 
 
-def make_schedule(keys: int, q: jax.Array, rows: jax.Array, annealed: bool, chip: Chip,
-                  bytes_per_value: int) -> tuple[KernelSchedule, int]:
-    """The schedule whose pieces of keys leave enough of the chip's memory, at `bytes_per_value` for each of keys x d
-    values, and the bytes that one piece takes."""
-    tiles, d = keys // TILE, -(-q.shape[-1] // TILE) * TILE
-    pieces = -(-tiles * TILE * d * bytes_per_value // max(chip.vmem // 2, chip.vmem - WORK))
-    piece = -(-tiles // pieces)
-    chunk = min(4, max(1, 4096 // (q.shape[2] * rows.shape[3])))
-    schedule = KernelSchedule(rows.shape[2] // 2 - annealed, piece, chunk, rows.shape[0] > 1, annealed)
-    return schedule, piece * TILE * d * bytes_per_value
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What both passes of one call of attention know at compile time."""
+
+    kv_heads: int
+    group: int  # query heads of a key-value head
+    scale: float  # of the scores, in units of log 2
+    annealed: bool
+    chip: Chip
+    interpret: Any
+
+    def schedule(self, k: jax.Array, rows: jax.Array, bytes_per_value: int) -> tuple[KernelSchedule, int]:
+        """The schedule whose pieces of keys leave enough of the chip's memory, at `bytes_per_value` for each of
+        keys x d values, and the bytes that one piece takes."""
+        tiles, d = k.shape[1] // TILE, k.shape[2] // self.kv_heads
+        available = max(self.chip.vmem // 2, self.chip.vmem - WORK)
+        piece = -(-tiles // -(-tiles * TILE * d * bytes_per_value // available))
+        chunk = min(4, max(1, 4096 // (self.group * rows.shape[3])))
+        schedule = KernelSchedule(rows.shape[2] // 2 - self.annealed, piece, chunk, rows.shape[0] > 1, self.annealed,
+                                  self.scale)
+        return schedule, piece * TILE * d * bytes_per_value
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, scalars: jax.Array, rows: jax.Array, annealed: bool, chip: Chip,
-            interpret: Any) -> jax.Array:
-    return _forward(q, k, v, scalars, rows, annealed, chip, interpret)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, scalars: jax.Array, rows: jax.Array) -> jax.Array:
+    return _forward(call, q, k, v, scalars, rows)[0]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, scalars: jax.Array, rows: jax.Array, annealed: bool, chip: Chip,
-             interpret: Any) -> tuple[jax.Array, tuple]:
-    (b, g, r, _, d), (_, tiles, data, block), keys = q.shape, rows.shape, k.shape[2]
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+def _forward(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, scalars: jax.Array,
+             rows: jax.Array) -> tuple[jax.Array, tuple]:
+    (b, keys, _), (_, tiles, data, block), g, r = k.shape, rows.shape, call.kv_heads, call.group
+    d, wide = k.shape[2] // g, jnp.promote_types(q.dtype, jnp.float32)
+    q, k, v = (checkpoint_name(x, "qkv") for x in (q, k, v))
     # Both k and v are prefetched for the next head while those of this head are in use.
-    schedule, piece_bytes = make_schedule(keys, q, rows, annealed, chip, 4 * k.dtype.itemsize)
-    kv_spec = pl.BlockSpec((1, 1, schedule.piece * TILE, d), lambda b, g, i, piece, _: (b, g, piece, 0))
+    schedule, piece_bytes = call.schedule(k, rows, 4 * k.dtype.itemsize)
+    size = schedule.piece * TILE
+    kv_spec = pl.BlockSpec((1, size, d), lambda b, g, i, piece, _: (b, piece, g))
     o, lse = pl.pallas_call(
         functools.partial(forward_kernel, schedule=schedule),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1, grid=(b, g, tiles, pl.cdiv(keys, schedule.piece * TILE)),
-            in_specs=[row_spec(rows), query_spec(r, block, d), kv_spec, kv_spec],
-            out_specs=[query_spec(r, block, d), vector_spec(r * block)],
-            scratch_shapes=[pltpu.VMEM((r * block, TILE), wide), pltpu.VMEM((r * block, TILE), wide),
-                            pltpu.VMEM((r * block, d), wide), pltpu.VMEM((data, block, TILE), jnp.int32),
+            num_scalar_prefetch=1, grid=(b, g, tiles, pl.cdiv(keys, size)),
+            in_specs=[row_spec(rows), query_spec(block, r * d), kv_spec, kv_spec],
+            out_specs=[query_spec(block, r * d), vector_spec(r * block)],
+            scratch_shapes=[pltpu.VMEM((r * block, d), q.dtype), pltpu.VMEM((r * block, TILE), wide),
+                            pltpu.VMEM((r * block, TILE), wide), pltpu.VMEM((r * block, d), wide),
+                            pltpu.VMEM((data, block, TILE), jnp.int32),
                             pltpu.VMEM((block, schedule.widths[0] * TILE), jnp.float32)]),
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((b, g, tiles, 1, r * block), wide)],
-        compiler_params=compiler_params(chip, 4, piece_bytes),
-        interpret=interpret, name="attention_forward")(scalars, rows, q, k, v)
+        compiler_params=compiler_params(call.chip, 4, piece_bytes),
+        interpret=call.interpret, name="attention_forward")(scalars, rows, q, k, v)
+    o, lse = checkpoint_name(o, "attention"), checkpoint_name(lse, "attention")
     return o, (q, k, v, scalars, rows, o, lse)
 
 
-def _backward(annealed: bool, chip: Chip, interpret: Any, residuals: tuple, do: jax.Array) -> tuple:
+def _backward(call: Call, residuals: tuple, do: jax.Array) -> tuple:
     q, k, v, scalars, rows, o, lse = residuals
-    delta = jnp.sum(o.astype(lse.dtype) * do.astype(lse.dtype), -1)  # [b, g, r, N]
-    delta = delta.reshape(*delta.shape[:3], -1, rows.shape[-1]).swapaxes(2, 3).reshape(lse.shape)
     # k, v, dk and dv are double-buffered, and dk and dv accumulate in the wide dtype.
-    bytes_per_value = 8 * k.dtype.itemsize + 2 * lse.dtype.itemsize
-    schedule, piece_bytes = make_schedule(k.shape[2], q, rows, annealed, chip, bytes_per_value)
-    params = compiler_params(chip, 3, piece_bytes)
-    pieces = pl.cdiv(k.shape[2], schedule.piece * TILE)
-    arrays = BackwardInputs(scalars, rows, q, k, v, do, lse, delta)
+    schedule, piece_bytes = call.schedule(k, rows, 8 * k.dtype.itemsize + 2 * lse.dtype.itemsize)
+    params = compiler_params(call.chip, 3, piece_bytes)
+    pieces = pl.cdiv(k.shape[1], schedule.piece * TILE)
+    arrays = BackwardInputs(scalars, rows, q, k, v, o, do, lse)
     dq, dk_pieces, dv_pieces = None if pieces == 1 else jnp.zeros(q.shape, lse.dtype), [], []
     for piece_index in range(pieces):
-        dq, dk, dv = backward_piece(piece_index, dq, arrays, schedule, params, interpret)
+        dq, dk, dv = backward_piece(piece_index, dq, arrays, schedule, call, params)
         dk_pieces.append(dk)
         dv_pieces.append(dv)
-    dk, dv = (jnp.concatenate(of_pieces, 2)[:, :, :k.shape[2]] for of_pieces in (dk_pieces, dv_pieces))
+    dk, dv = (jnp.concatenate(of_pieces, 1)[:, :k.shape[1]] for of_pieces in (dk_pieces, dv_pieces))
     assert dq is not None
     return dq.astype(q.dtype), dk, dv, None, None
 
 
 class BackwardInputs(NamedTuple):
-    """The inputs of `backward_kernel`, in its order. The last two are in at least fp32."""
+    """The inputs of `backward_kernel`, in its order. The last is in at least fp32."""
 
     scalars: Int32[jax.Array, " scalars"]  # see `pack_plan`
     rows: Int32[jax.Array, "b tiles R block"]  # see `pack_plan`; the batch may be 1
-    q: Float[jax.Array, "b g r N d"]
-    k: Float[jax.Array, "b g K d"]
-    v: Float[jax.Array, "b g K d"]
-    do: Float[jax.Array, "b g r N d"]  # the gradient of the output
+    q: Float[jax.Array, "b N grd"]
+    k: Float[jax.Array, "b K gd"]
+    v: Float[jax.Array, "b K gd"]
+    o: Float[jax.Array, "b N grd"]
+    do: Float[jax.Array, "b N grd"]  # the gradient of the output
     lse: Float[jax.Array, "b g tiles 1 rows"]  # rows = r block
-    delta: Float[jax.Array, "b g tiles 1 rows"]  # the sum of o do over d
 
 
 def backward_piece(piece_index: int, dq: jax.Array | None, arrays: BackwardInputs, schedule: KernelSchedule,
-                   params: pltpu.CompilerParams, interpret: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(dq, dk, dv) of one piece of the keys: dk and dv of this piece [b, g, piece, d], and dq summed over the pieces up
-    to this one [b, g, r, N, d], written in place of the `dq` of the earlier pieces (None: there is only one piece)."""
-    q, k, lse = arrays.q, arrays.k, arrays.lse
-    (b, g, r, _, d), (_, tiles, _, block), wide = q.shape, arrays.rows.shape, lse.dtype
-    size = schedule.piece * TILE
-    queries, vector = query_spec(r, block, d), vector_spec(r * block)
-    kv_spec = pl.BlockSpec((1, 1, size, d), lambda b, g, *_: (b, g, piece_index, 0))
-    of_piece = pl.BlockSpec((1, 1, size, d), lambda b, g, *_: (b, g, 0, 0))
+                   call: Call, params: pltpu.CompilerParams) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(dq, dk, dv) of one piece of the keys: dk and dv of this piece [b, piece, g d], and dq summed over the pieces up
+    to this one [b, N, g r d], written in place of the `dq` of the earlier pieces (None: there is only one piece)."""
+    q, k, lse, g, r = arrays.q, arrays.k, arrays.lse, call.kv_heads, call.group
+    (b, _, width), (_, tiles, _, block), wide = k.shape, arrays.rows.shape, lse.dtype
+    size, d = schedule.piece * TILE, width // g
+    queries = query_spec(block, r * d)
+    kv_spec = pl.BlockSpec((1, size, d), lambda b, g, *_: (b, piece_index, g))
+    of_piece = pl.BlockSpec((1, size, d), lambda b, g, *_: (b, 0, g))
     earlier_dq = [] if dq is None else [dq]
     return pl.pallas_call(
         functools.partial(backward_kernel, schedule=schedule, piece_index=piece_index),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1, grid=(b, g, tiles),
-            in_specs=[row_spec(arrays.rows), queries, kv_spec, kv_spec, queries, vector, vector,
+            in_specs=[row_spec(arrays.rows), queries, kv_spec, kv_spec, queries, queries, vector_spec(r * block),
                       *[queries] * len(earlier_dq)],
             out_specs=[queries, of_piece, of_piece],
-            scratch_shapes=[pltpu.VMEM((d, r * block), wide), pltpu.VMEM((size, d), wide), pltpu.VMEM((size, d), wide),
+            scratch_shapes=[pltpu.VMEM((r * block, d), q.dtype), pltpu.VMEM((r * block, d), q.dtype),
+                            pltpu.VMEM((1, r * block), wide), pltpu.VMEM((d, r * block), wide),
+                            pltpu.VMEM((size, d), wide), pltpu.VMEM((size, d), wide),
                             pltpu.VMEM((schedule.widths[0] * TILE, block), jnp.float32)]),
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype if dq is None else wide),
-                   *[jax.ShapeDtypeStruct((b, g, size, d), k.dtype)] * 2],
+                   *[jax.ShapeDtypeStruct((b, size, width), k.dtype)] * 2],
         input_output_aliases={} if dq is None else {len(arrays): 0},
-        compiler_params=params, interpret=interpret, name="attention_backward")(*arrays, *earlier_dq)
+        compiler_params=params, interpret=call.interpret, name="attention_backward")(*arrays, *earlier_dq)
 
 
 _attend.defvjp(_forward, _backward)
@@ -200,9 +216,9 @@ def row_spec(rows: jax.Array) -> pl.BlockSpec:
     return pl.BlockSpec((1, 1, *rows.shape[2:]), lambda b, g, i, *_: (b if batched else 0, i, 0, 0))
 
 
-def query_spec(r: int, block: int, d: int) -> pl.BlockSpec:
+def query_spec(block: int, width: int) -> pl.BlockSpec:
     """One block of queries, in all query heads of a key-value head."""
-    return pl.BlockSpec((1, 1, r, block, d), lambda b, g, i, *_: (b, g, 0, i, 0))
+    return pl.BlockSpec((1, block, width), lambda b, g, i, *_: (b, i, g))
 
 
 def vector_spec(rows: int) -> pl.BlockSpec:

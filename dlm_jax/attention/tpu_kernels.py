@@ -9,7 +9,8 @@ query heads of the key-value head.
 Letters: r query heads per key-value head, n queries of a tile, m keys of a kv range, d head_dim, R data per query. As
 in FlashAttention (arXiv 2205.14135), m_i is the running maximum of the scores, l_i the running sum of the exponentials,
 acc the running output, and alpha the factor that rescales l_i and acc when m_i grows. Scores are in units of log 2 (q
-is premultiplied by log2(e) / sqrt(d)), because the chip computes 2^x.
+is multiplied by log2(e) / sqrt(d)), because the chip computes 2^x. Where rows are counted, r n, those of a head follow
+one another; in memory the heads lie side by side, [n, r d].
 """
 
 import dataclasses
@@ -41,6 +42,7 @@ class KernelSchedule:
     chunk: int  # tiles of keys whose scores exist at once: more of them spill, fewer starve the matrix unit
     batched: bool  # whether each sequence has its own mask
     annealed: bool  # whether the data per query include random edges
+    scale: float  # of the queries
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -122,20 +124,39 @@ def lanes(x: jax.Array, width: int) -> jax.Array:
     return x[:, :width] if width <= TILE else jnp.tile(x, (1, width // TILE))
 
 
-def forward_kernel(scalars: Any, rows: Any, q_ref: Any, k_ref: Any, v_ref: Any, o_ref: Any, lse_ref: Any, m_ref: Any,
-                   l_ref: Any, acc_ref: Any, columns: Any, bias: Any, *, schedule: KernelSchedule) -> None:
+def stack_heads(x: jax.Array, d: int) -> jax.Array:
+    """[n, r d] as [r n, d]."""
+    heads = [x[:, i:i + d] for i in range(0, x.shape[1], d)]
+    return jnp.concatenate(heads, 0) if len(heads) > 1 else x
+
+
+def unstack_heads(x: jax.Array, n: int) -> jax.Array:
+    """[r n, d] as [n, r d]."""
+    heads = [x[i:i + n] for i in range(0, x.shape[0], n)]
+    return jnp.concatenate(heads, 1) if len(heads) > 1 else x
+
+
+def scaled(q: jax.Array, scale: float) -> jax.Array:
+    """The queries times `scale`, rounded once."""
+    return (q.astype(jnp.promote_types(q.dtype, jnp.float32)) * scale).astype(q.dtype)
+
+
+def forward_kernel(scalars: Any, rows: Any, q_ref: Any, k_ref: Any, v_ref: Any, o_ref: Any, lse_ref: Any, q: Any,
+                   m_ref: Any, l_ref: Any, acc_ref: Any, columns: Any, bias: Any, *,
+                   schedule: KernelSchedule) -> None:
     """FlashAttention's online softmax over the grid (batch, kv head, tile of queries, piece of keys).
 
-    Inputs: scalars int32 in SMEM and rows int32 [R, n] (`tpu.pack_plan`); q [r, n, d]; k and v [piece, d].
-    Outputs: o [r, n, d]; lse [1, r n], log2 of the sum of 2^score, +1e30 where nothing is visible.
-    Scratch: m and l [r n, 128], where each lane of l sums its own keys and the lanes are added at the end;
-    acc [r n, d]; columns int32 [R, n, 128], the rows transposed and repeated in every lane; bias [n, m].
+    Inputs: scalars int32 in SMEM and rows int32 [R, n] (`tpu.pack_plan`); q [n, r d]; k and v [piece, d].
+    Outputs: o [n, r d]; lse [1, r n], log2 of the sum of 2^score, +1e30 where nothing is visible.
+    Scratch: q [r n, d], scaled; m and l [r n, 128], where each lane of l sums its own keys and the lanes are added at
+    the end; acc [r n, d]; columns int32 [R, n, 128], the rows transposed and repeated in every lane; bias [n, m].
     """
-    r, n, d = q_ref.shape[2:]
+    n, (rn, d) = q_ref.shape[1], q.shape
     piece_index = pl.program_id(3)
 
     @pl.when(piece_index == 0)
     def _() -> None:
+        q[...] = scaled(stack_heads(q_ref[0], d), schedule.scale)
         m_ref[...], l_ref[...], acc_ref[...] = (
             jnp.full_like(m_ref, M_INIT), jnp.zeros_like(l_ref), jnp.zeros_like(acc_ref))
         for i in range(rows.shape[2]):
@@ -146,16 +167,16 @@ def forward_kernel(scalars: Any, rows: Any, q_ref: Any, k_ref: Any, v_ref: Any, 
             for i in range(width):
                 key = (piece_index * schedule.piece + start + i) * TILE + lax.broadcasted_iota(jnp.int32, (1, TILE), 1)
                 bias[:, i * TILE:(i + 1) * TILE] = schedule.bias(lambda i: columns[i], region, key, scalars)
-        q, m_i, l_i, acc = q_ref[0, 0].reshape(r * n, d), m_ref[...], l_ref[...], acc_ref[...]
+        m_i, l_i, acc = m_ref[...], l_ref[...], acc_ref[...]
         for offset, size, keys in schedule.chunks(start, width):
-            s = product(q, k_ref[0, 0, keys], 1, 1)
+            s = product(q[...], k_ref[0, keys], 1, 1)
             if masked:
-                s = (s.reshape(r, n, size) + bias[:, offset:offset + size][None]).reshape(r * n, size)
+                s = (s.reshape(-1, n, size) + bias[:, offset:offset + size][None]).reshape(rn, size)
             m_prev, m_i = m_i, jnp.maximum(m_i, jnp.max(s, -1, keepdims=True))
             p = jnp.exp2(s - lanes(m_i, size))
             alpha = jnp.exp2(m_prev - m_i)
             l_i = l_i * alpha + sum(p[:, i:i + TILE] for i in range(0, size, TILE))
-            acc = acc * lanes(alpha, d) + product(p.astype(v_ref.dtype), v_ref[0, 0, keys], 1, 0)
+            acc = acc * lanes(alpha, d) + product(p.astype(v_ref.dtype), v_ref[0, keys], 1, 0)
         m_ref[...], l_ref[...], acc_ref[...] = m_i, l_i, acc
 
     schedule.for_each_kv_range(scalars, piece_index, attend_kv_range)
@@ -165,52 +186,54 @@ def forward_kernel(scalars: Any, rows: Any, q_ref: Any, k_ref: Any, v_ref: Any, 
         l_i = jnp.broadcast_to(jnp.sum(l_ref[...], -1, keepdims=True), l_ref.shape)
         sees_something = l_i > 0
         o = acc_ref[...] * lanes(jnp.where(sees_something, 1 / l_i, 0.0), d)
-        o_ref[0, 0] = o.astype(o_ref.dtype).reshape(r, n, d)
+        o_ref[0] = unstack_heads(o.astype(o_ref.dtype), n)
         lse = jnp.where(sees_something, m_ref[...] + jnp.log2(l_i), -M_INIT)
         lse_ref[0, 0, 0] = lse.T[:1]
 
 
-def backward_kernel(scalars: Any, rows: Any, q_ref: Any, k_ref: Any, v_ref: Any, do_ref: Any, lse: Any, delta: Any,
+def backward_kernel(scalars: Any, rows: Any, q_ref: Any, k_ref: Any, v_ref: Any, o_ref: Any, do_ref: Any, lse: Any,
                     *refs: Any, schedule: KernelSchedule, piece_index: int) -> None:
     """All three gradients from five products, over the grid (batch, kv head, tile of queries), for one piece of keys.
 
     Scores are transposed, [m, r n], so that what belongs to a query (lse, delta, intervals) is one vector of lanes.
 
-    Inputs: scalars, rows, q, k, v and lse as in `forward_kernel`; do [r, n, d]; delta [1, r n], the sum of o do over d.
-    refs: first dq of the earlier pieces [r, n, d], if there are any; then the outputs dq [r, n, d], dk and dv
-    [piece, d]; then the scratch dq [d, r n], dk and dv [piece, d], bias [m, n].
+    Inputs: scalars, rows, q, k, v, o and lse as in `forward_kernel`; do [n, r d].
+    refs: first dq of the earlier pieces [n, r d], if there are any; then the outputs dq [n, r d], dk and dv [piece, d];
+    then the scratch q, scaled, and do [r n, d], delta [1, r n], which is the sum of o do over d, dq [d, r n], dk and dv
+    [piece, d], bias [m, n].
     """
-    earlier_dq, (dq_ref, dk_ref, dv_ref, dq, dk, dv, bias) = refs[:-7], refs[-7:]
-    r, n, d = q_ref.shape[2:]
+    earlier_dq, (dq_ref, dk_ref, dv_ref, q, do, delta, dq, dk, dv, bias) = refs[:-10], refs[-10:]
+    n, (rn, d) = q_ref.shape[1], q.shape
     tile = pl.program_id(2)
 
     @pl.when(tile == 0)
     def _() -> None:
         dk[...], dv[...] = jnp.zeros_like(dk), jnp.zeros_like(dv)
 
-    dq[...] = jnp.zeros_like(dq)
+    q[...], do[...] = scaled(stack_heads(q_ref[0], d), schedule.scale), stack_heads(do_ref[0], d)
+    o_do = stack_heads(o_ref[0], d).astype(delta.dtype) * do[...].astype(delta.dtype)
+    delta[...], dq[...] = jnp.sum(o_do.T, 0, keepdims=True), jnp.zeros_like(dq)
 
     def differentiate_kv_range(region: Any, start: Any, width: int, masked: bool) -> None:
         if masked:
             first_key = (piece_index * schedule.piece + start) * TILE
             key = first_key + lax.broadcasted_iota(jnp.int32, (width * TILE, 1), 0)
             bias[:width * TILE] = schedule.bias(lambda i: rows[0, 0, pl.ds(i, 1)], region, key, scalars)
-        q, do = q_ref[0, 0].reshape(r * n, d), do_ref[0, 0].reshape(r * n, d)
         for offset, size, keys in schedule.chunks(start, width):
-            k, v = k_ref[0, 0, keys], v_ref[0, 0, keys]
-            s = product(k, q, 1, 1)
+            k, v = k_ref[0, keys], v_ref[0, keys]
+            s = product(k, q[...], 1, 1)
             if masked:
-                s = s + jnp.tile(bias[offset:offset + size], (1, r))
+                s = s + jnp.tile(bias[offset:offset + size], (1, rn // n))
             p = jnp.exp2(s - lse[0, 0, 0])
-            dv[keys] += product(p.astype(do.dtype), do, 1, 0)
-            ds = (p * (product(v, do, 1, 1) - delta[0, 0, 0])).astype(q.dtype)
-            dk[keys] += product(ds, q, 1, 0)
+            dv[keys] += product(p.astype(do.dtype), do[...], 1, 0)
+            ds = (p * (product(v, do[...], 1, 1) - delta[...])).astype(q.dtype)
+            dk[keys] += product(ds, q[...], 1, 0)
             dq[...] += product(k, ds, 0, 0)
 
     schedule.for_each_kv_range(scalars, piece_index, differentiate_kv_range)
-    dq_of_piece = dq[...].T.reshape(r, n, d) * LN_2
-    dq_ref[0, 0] = (dq_of_piece + earlier_dq[0][0, 0] if earlier_dq else dq_of_piece).astype(dq_ref.dtype)
+    dq_of_piece = unstack_heads(dq[...].T * (LN_2 * schedule.scale), n)
+    dq_ref[0] = (dq_of_piece + earlier_dq[0][0] if earlier_dq else dq_of_piece).astype(dq_ref.dtype)
 
     @pl.when(tile == pl.num_programs(2) - 1)
     def _() -> None:
-        dk_ref[0, 0], dv_ref[0, 0] = (dk[...] * LN_2).astype(dk_ref.dtype), dv[...].astype(dv_ref.dtype)
+        dk_ref[0], dv_ref[0] = (dk[...] * LN_2).astype(dk_ref.dtype), dv[...].astype(dv_ref.dtype)

@@ -20,7 +20,7 @@ from dlm_jax.schema.ranges import (
     within,
 )
 
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "save_projections", "save_qkv", "save_attention", "full", "offload_projections"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,8 @@ class ModelSource:
     init: Literal["base", "scratch"] = "base"  # start from the base's weights, or from random ones of its shape
     mask: str = "new"  # 'new' adds a mask token (its row is the mean of the others); a token or an id reuses that row
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; the master weights are always float32
-    # What the backward pass recomputes instead of storing: nothing, all but matrix products, or all of a layer.
+    # What of a layer the backward pass computes again instead of keeping it, from nothing ('none') over what is
+    # elementwise ('save_projections') and the MLP ('save_qkv') to everything ('full'): see `models/remat.py`.
     remat: Remat = "none"
 
 

@@ -64,24 +64,31 @@ def shard_params(params: Params, table: Mapping[str, Weight]) -> Params:
     return jax.tree.map(put, params, param_specs({path: table[path] for path in flatten(params)}))
 
 
+def merge_heads(subtree: Params, config: ModelConfig, prefix: str) -> Params:
+    """Weights with heads and head_dim as one axis, as `linear` multiplies them; `subtree` is what lies under the path
+    `prefix`. On TPUs an array with two axes for them has tiles of another shape, so each gathered weight of a layer
+    would be copied: before the layers are taken apart, this costs a device the copy of its own shard."""
+    table = weight_table(config)
+
+    def merge(name: str, w: Array) -> Array:
+        axes = table[f"{prefix}.{name}"].axes
+        heads = next((i for i, axis in enumerate(axes) if axis in ("heads", "kv_heads")), None)
+        return w if heads is None else w.reshape(*w.shape[:heads], -1, *w.shape[heads + 2:])
+
+    return unflatten({name: merge(name, w) for name, w in flatten(subtree).items()})
+
+
 def gather_weights(subtree: Params, config: ModelConfig, prefix: str) -> Params:
     """Weights gathered along `fsdp` for use in a product. `subtree` is what lies under the path `prefix`; under
-    `layers` it is one layer, its layer axis already taken off.
-
-    Heads and head_dim travel as one axis, as `linear` multiplies them: on TPUs an array of three axes has tiles of
-    another shape, so the gathered weight would be copied.
-    """
+    `layers` it is one layer, its layer axis already taken off and its heads merged."""
     table, sizes = weight_table(config), jax.sharding.get_abstract_mesh().shape
     first = 1 if prefix == "layers" else 0
 
     def gather(name: str, w: jax.Array) -> jax.Array:
         path = f"{prefix}.{name}"
-        axes, spec = table[path].axes[first:], tuple(partition_spec(path, table[path], sizes))[first:]
-        if not spec or "head_dim" not in axes:
-            return gather_fsdp(w, spec)
-        i = axes.index("head_dim")
-        flat = w.reshape(*w.shape[:i - 1], -1, *w.shape[i + 1:])
-        return gather_fsdp(flat, spec[:i] + spec[i + 1:]).reshape(w.shape)
+        spec = partition_spec(path, table[path], sizes)
+        kept = [axes for axis, axes in zip(table[path].axes, spec) if axis != "head_dim"]
+        return gather_fsdp(w, tuple(kept[first:]))
 
     return unflatten({name: gather(name, w) for name, w in flatten(subtree).items()})
 

@@ -4,38 +4,33 @@ Letters in shapes: b batch, n tokens, d width, h heads, g key-value heads, k hea
 of a cache: layers, s positions.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from dlm_jax import struct
 from dlm_jax.attention.dispatch import attend
 from dlm_jax.attention.plan import Plan, make_plan
+from dlm_jax.attention.rope import rotate_heads
 from dlm_jax.attention.rules import Rule
 from dlm_jax.models.config import ModelConfig, Rope
-from dlm_jax.models.sharding import gather_weights
+from dlm_jax.models.remat import remat_layer
+from dlm_jax.models.sharding import gather_weights, merge_heads
 from dlm_jax.models.weights import Params
 from dlm_jax.parallel.mesh import BATCH_AXES, constrain
 from dlm_jax.segments import Documents, find_documents
 from dlm_jax.typing import Array, Bool, Float, Float32, Int, Segments, Tokens, shape_checked
-
-# What the backward pass may keep instead of recomputing.
-REMAT = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 class ForwardOptions(TypedDict, total=False):
     """How `forward` computes; neither changes what it computes."""
 
     dtype: DTypeLike  # of the computation, fp32 by default; norms are computed in fp32 in any case
-    remat: str  # a key of `REMAT`
+    remat: str  # as `model.remat` of a config: see `remat.py`
 
 
 @struct.dataclass
@@ -71,11 +66,9 @@ def forward(params: Params, tokens: Tokens, *, config: ModelConfig, rule: Rule, 
         x, _ = layer(x, gather_weights(w, config, "layers"), positions, config, attend_plan)
         return constrain(x, BATCH_AXES, None, None), None
 
-    if REMAT[remat] is not None:
-        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
     params = cast(params, dtype)
     x = constrain(embed(params, tokens, positions), BATCH_AXES, None, None)
-    x, _ = jax.lax.scan(body, x, params["layers"])
+    x, _ = jax.lax.scan(remat_layer(body, remat), x, merge_heads(params["layers"], config, "layers"))
     return norm(x, params["final_norm"], config)
 
 
@@ -185,36 +178,37 @@ def attention(x: Float[jax.Array, "b n d"], w: Params, positions: Int[Array, "#b
 
     `attend` decides which keys each query sees: (q [b, n, h, k], k and v [b, n, g, k]) to (out [b, n, h, k], cache).
     """
-    q, k, v = (linear(x, w[name]) for name in ("q", "k", "v"))
+    q, k, v = (linear(x, w[name]).reshape(*x.shape[:2], -1, config.head_dim) for name in ("q", "k", "v"))
     if config.qk_norm:
         q, k = rms_norm(q, w["q_norm"]["scale"], config.norm_eps), rms_norm(k, w["k_norm"]["scale"], config.norm_eps)
     if config.rope is not None:
         angles = positions[..., None] * rope_frequencies(config.rope, config.head_dim)
-        q, k = rotate(q, angles), rotate(k, angles)
+        q, k = rotate_heads(q, k, angles)
     out, cache = attend(q, k, v)
-    return linear(out, w["o"], inputs=2), cache
+    return checkpoint_name(linear(out.reshape(*x.shape[:2], -1), w["o"]), "out_proj"), cache
 
 
 @shape_checked
 def mlp(x: Float[jax.Array, "b n d"], w: Params, config: ModelConfig) -> Float[jax.Array, "b n d"]:
     """GPT-2's gelu (tanh form) or SwiGLU (Shazeer 2020)."""
-    up = linear(x, w["up"])
-    gated = config.mlp == "swiglu"
-    up = jax.nn.silu(linear(x, w["gate"])) * up if gated else jax.nn.gelu(up, approximate=True)
+    up = checkpoint_name(linear(x, w["up"]), "mlp_in")
+    if config.mlp == "swiglu":
+        up = jax.nn.silu(checkpoint_name(linear(x, w["gate"]), "mlp_in")) * up
+    else:
+        up = jax.nn.gelu(up, approximate=True)
     return linear(up, w["down"])
 
 
 @shape_checked
-def linear(x: Float[Array, "..."], w: Params, inputs: int = 1) -> Float[jax.Array, "..."]:
-    """x times the weight over the last `inputs` axes of x, plus the bias where there is one: [b, n, inputs...] to
-    [b, n, outputs...].
+def linear(x: Float[Array, "b n inputs"], w: Params) -> Float[jax.Array, "b n outputs"]:
+    """x times the weight, plus the bias where there is one. Heads and head_dim, if they are two axes of the weight,
+    count as one.
 
     It is one plain matrix product: with separate batch axes XLA's CPU compiler takes twice as long for gradients.
     """
-    lead, outputs = x.shape[:x.ndim - inputs], w["weight"].shape[inputs:]
-    y = x.reshape(math.prod(lead), -1) @ w["weight"].reshape(math.prod(x.shape[x.ndim - inputs:]), -1)
-    y = y.reshape(*lead, *outputs)
-    return y + w["bias"] if "bias" in w else y
+    b, n, inputs = x.shape
+    y = (x.reshape(b * n, inputs) @ w["weight"].reshape(inputs, -1)).reshape(b, n, -1)
+    return y + w["bias"].reshape(-1) if "bias" in w else y
 
 
 @shape_checked
@@ -246,14 +240,6 @@ def rope_frequencies(rope: Rope, head_dim: int) -> Float32[jax.Array, " planes"]
         smooth = jnp.clip((turns - rope.low_factor) / (rope.high_factor - rope.low_factor), 0.0, 1.0)
         return frequency * (smooth + (1 - smooth) / rope.factor)
     return frequency
-
-
-@shape_checked
-def rotate(x: Float[Array, "b n h k"], angles: Float[Array, "#b n planes"]) -> Float[jax.Array, "b n h k"]:
-    """Rotates the k/2 planes (x_i, x_{i + k/2}) of x by `angles` (the half-split layout)."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    a, b = jnp.split(at_least_fp32(x), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
 def at_least_fp32(x: Array) -> jax.Array:

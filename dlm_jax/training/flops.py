@@ -12,6 +12,7 @@ from dlm_jax.attention.visibility import training_rule
 from dlm_jax.config import Config
 from dlm_jax.diffusion.recipes import Recipe
 from dlm_jax.models.config import ModelConfig
+from dlm_jax.models.remat import PRODUCTS, recomputed
 from dlm_jax.models.weights import weight_table
 from dlm_jax.parallel.device_specs import device_spec
 
@@ -35,10 +36,13 @@ def step_flops(model: ModelConfig, recipe: Recipe, batch: int, length: int) -> f
 
 
 def recompute_flops(model: ModelConfig, recipe: Recipe, batch: int, length: int, remat: str) -> float:
-    """Operations of a step's backward pass that repeat the forward pass: with `model.remat` 'dots' the attention, with
-    'full' everything but the head."""
-    flops = forward_flops(model, recipe, length)
-    return batch * {"none": 0.0, "dots": flops.attention, "full": flops.matrices + flops.attention}[remat]
+    """Operations of a step's backward pass that repeat the forward pass, with this `model.remat`."""
+    flops, repeated = forward_flops(model, recipe, length), recomputed(remat)
+    sizes = {path: math.prod(w.shape) for path, w in weight_table(model).items() if w.decays}
+    products = [f"layers.{product}.weight" for name in repeated for product in PRODUCTS[name]]
+    share = sum(sizes.get(path, 0) for path in products) / sum(
+        size for path, size in sizes.items() if path.startswith("layers."))
+    return batch * (share * flops.matrices + ("attention" in repeated) * flops.attention)
 
 
 def forward_flops(model: ModelConfig, recipe: Recipe, length: int) -> ForwardFlops:

@@ -2,11 +2,12 @@
 
 import pytest
 
-from dlm_jax.aot.estimate import computed_pairs, kernel_seconds
+from dlm_jax.aot.estimate import computed_pairs, kernel_run
 from dlm_jax.aot.program import opcode, read_program, size_of
 from dlm_jax.aot.schedule import Transfer, schedule_of
 from dlm_jax.config import load_config
 from dlm_jax.models.shapes import SHAPES
+from dlm_jax.parallel.device_specs import device_spec
 
 # As the TPU compiler writes it, shortened. A loop of five trips: a gather in line, a product of 1,000 cycles, a sum
 # that is started before a copy of 30 and a fusion of 70 cycles and done after them; before the loop a kernel.
@@ -95,8 +96,10 @@ def test_an_instruction_has_an_operation_and_a_size(line, operation, size):
 def test_kernels_take_as_long_as_the_tiles_that_they_visit():
     config = load_config("diffullama_7b", ["train.global_batch_size=128", "train.grad_accum_steps=1"])
     assert computed_pairs(config) == 2048**2  # bidirectional, once annealing is over
-    seconds = kernel_seconds(config, SHAPES["meta-llama/Llama-2-7b-hf"], 64, "TPU v5", 1.75e9)
-    by_hand = 2 * 2048**2 * 32 * 32 * (2 * 2048 + 5120) / (512 * 1024) / 2 / 1.75e9  # full remat, two cores
-    assert seconds == pytest.approx(by_hand)
+    run = kernel_run(config, SHAPES["meta-llama/Llama-2-7b-hf"], 64, "TPU v5", device_spec("TPU v5"))
+    tiles, clock = 2 * 2048**2 * 32 / (512 * 1024), device_spec("TPU v5").clock  # of one layer; each chip has two cores
+    assert run["attention_forward"] == pytest.approx(tiles * 2048 / 2 / clock)
+    assert run["attention_backward"] == pytest.approx(tiles * 5120 / 2 / clock)
+    assert run["rotate"] == pytest.approx(2 * 2 * (2 * 2048 * 4096) * 2 / 2.765e12)  # q and k, in and out, in bfloat16
     blocks = load_config("diffullama_7b", ["recipe=bd3lm"])
     assert 1.0 < computed_pairs(blocks) / 2048**2 < 1.2  # two streams: not 4

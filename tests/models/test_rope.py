@@ -1,10 +1,14 @@
 """Rotary positions against transformers' formulas and the definition of a rotation."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlm_jax.attention.rope import rotate
+from dlm_jax.attention.rope_tpu import rotate_tpu
 from dlm_jax.models.config import Rope
-from dlm_jax.models.transformer import rope_frequencies, rotate
+from dlm_jax.models.transformer import rope_frequencies
 
 
 def theirs(kind: str, head_dim: int, **fields) -> np.ndarray:
@@ -46,3 +50,14 @@ def test_rotate_turns_each_plane_of_the_half_split_layout():
     planes = x[..., :3] + 1j * x[..., 3:]
     turned = planes * np.exp(1j * angles)[:, :, None]
     np.testing.assert_allclose(rotate(x, angles), np.concatenate([turned.real, turned.imag], -1), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch, n, head_dim", [(1, 130, 128), (2, 128, 128), (2, 40, 256)])
+def test_the_kernel_rotates_as_the_formula_and_so_do_its_gradients(batch, n, head_dim):
+    random = np.random.default_rng(1)
+    q, k, dq, dk = (jnp.asarray(random.standard_normal((2, n, heads, head_dim)), jnp.float32) for heads in (4, 2, 4, 2))
+    angles = jnp.asarray(random.standard_normal((batch, n, head_dim // 2)) * 9, jnp.float32)
+    expected, back = jax.vjp(lambda q, k: (rotate(q, angles), rotate(k, angles)), q, k)
+    found, found_back = jax.vjp(lambda q, k: rotate_tpu(q, k, angles, interpret=True), q, k)
+    for a, b in zip((*found, *found_back((dq, dk))), (*expected, *back((dq, dk)))):
+        np.testing.assert_allclose(a, b, atol=1e-5)

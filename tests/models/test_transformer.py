@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from dlm_jax.attention.rules import Bidirectional, BlockCausal, BlockDiffusion, Causal
-from dlm_jax.models.transformer import REMAT, empty_cache, forward, forward_cached, unembed
+from dlm_jax.config import Remat
+from dlm_jax.models.transformer import empty_cache, forward, forward_cached, unembed
 
 N = 8
 RULES = {"causal": Causal(), "block_causal": BlockCausal(3), "bidirectional": Bidirectional()}
@@ -136,7 +138,7 @@ def test_remat_changes_no_gradient(random_model):
         return jax.grad(total)(params)
 
     plain = gradient(params, "none")
-    for remat in REMAT:
+    for remat in typing.get_args(Remat):
         found = gradient(params, remat)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), found, plain)
 

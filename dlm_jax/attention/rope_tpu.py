@@ -1,0 +1,60 @@
+"""Rotary position embeddings on TPUs, by a kernel that turns the projections where they lie.
+
+Without it XLA brings the halves of each head side by side and back, at ten times the cost of reading and writing them.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from dlm_jax.attention.tiles import TILE
+
+VMEM = 32 << 20  # bytes: a tile of tokens in all heads of q and k, coming and going
+
+
+def rotate_tpu(q: jax.Array, k: jax.Array, angles: jax.Array, interpret: Any = False) -> tuple[jax.Array, jax.Array]:
+    """As `rotate_heads`, for head_dim a multiple of TILE."""
+    flat = (x.reshape(*x.shape[:2], -1) for x in (q, k))
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    turned = _rotate(interpret, *flat, jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1))
+    return turned[0].reshape(q.shape), turned[1].reshape(k.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rotate(interpret: Any, q: jax.Array, k: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """q [b, n, h d], k [b, n, g d]; cos and sin [b or 1, n, d] multiply a value and the other one of its plane."""
+    b, n, _ = q.shape
+
+    def spec(x: jax.Array) -> pl.BlockSpec:
+        return pl.BlockSpec((1, TILE, x.shape[2]), lambda b, i: (b if x.shape[0] > 1 else 0, i, 0))
+
+    return pl.pallas_call(
+        rotate_kernel, grid=(b, pl.cdiv(n, TILE)), in_specs=[spec(x) for x in (q, k, cos, sin)],
+        out_specs=[spec(q), spec(k)], out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k)],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=[pltpu.PARALLEL] * 2, vmem_limit_bytes=VMEM),
+        interpret=interpret, name="rotate")(q, k, cos, sin)
+
+
+def rotate_kernel(q: Any, k: Any, cos: Any, sin: Any, q_out: Any, k_out: Any) -> None:
+    """x cos + (x with the halves of each head exchanged) sin, for a tile of tokens."""
+    d = cos.shape[2]
+    for x, out in ((q, q_out), (k, k_out)):
+        for i in range(0, x.shape[2], d):
+            head = x[0, :, i:i + d].astype(cos.dtype)
+            out[0, :, i:i + d] = (head * cos[0] + pltpu.roll(head, d // 2, 1) * sin[0]).astype(out.dtype)
+
+
+def _forward(interpret: Any, q: jax.Array, k: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[Any, tuple]:
+    return _rotate(interpret, q, k, cos, sin), (cos, sin)
+
+
+def _backward(interpret: Any, residuals: tuple, gradients: tuple[jax.Array, jax.Array]) -> tuple:
+    cos, sin = residuals
+    return *_rotate(interpret, *gradients, cos, -sin), None, None  # by the opposite angles
+
+
+_rotate.defvjp(_forward, _backward)
