@@ -225,10 +225,11 @@ def tiling(length: int) -> dict[str, int]:
     (q, k), found = shapes(length), {}
     for kernel in kernels_in(jax.make_jaxpr(forward_and_backward(ours(length)))(q, k, k, q).jaxpr):
         _, _, queries, keys = (x.aval.shape for x in kernel.params["jaxpr"].invars[:4])  # as both kernels take them
-        if queries[2] * queries[3] != ROWS:
-            raise RuntimeError(f"a tile of {kernel.params['name']} is {queries[2:4]} rows and not {ROWS}, so it is not "
+        rows = queries[1] * queries[2] // q.shape[-1]
+        if rows != ROWS:
+            raise RuntimeError(f"a tile of {kernel.params['name']} is {rows} rows and not {ROWS}, so it is not "
                                "comparable")
-        found[kernel.params["name"].removeprefix("attention_")] = keys[2] // 128
+        found[kernel.params["name"].removeprefix("attention_")] = keys[1] // 128
     return found
 
 

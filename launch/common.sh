@@ -73,7 +73,7 @@ need() {
     done
 }
 
-# The generation of a TPU type such as v5litepod-16, as named in flags.sh; empty for an unknown type.
+# The generation of a TPU type such as v5litepod-16; empty for an unknown type.
 generation_of() {
     case $1 in
         v4-*) echo v4 ;;
@@ -86,3 +86,10 @@ generation_of() {
 
 # Google's APIs call v5e `v5litepod`.
 accelerator_of() { echo "${1/#v5e-/v5litepod-}"; }
+
+# What every run on GPUs gets: XLA preallocates this fraction of their memory instead of three quarters (as in NVIDIA's JAX
+# images), and compiled programs are cached next to the work directory.
+gpu_environment() {
+    echo "XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
+    echo "JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${workdir%/}.compiled}"
+}

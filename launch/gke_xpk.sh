@@ -17,24 +17,21 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 . "$here/common.sh"
-# shellcheck source=launch/flags.sh
-. "$here/flags.sh"
 
 name='' cluster='' type='' image='' num_slices=1 zone='' project='' restarts=50
 parse "name cluster type image num-slices zone project restarts" "" "$@"
 need name cluster type image
-generation=$(generation_of "$type")
-[ -n "$generation" ] || refuse "unknown TPU type '$type'; use one such as v5e-16, v5p-8, v6e-8 or tpu7x-8"
+[ -n "$(generation_of "$type")" ] || refuse "unknown TPU type '$type'; use one such as v5e-16, v5p-8, v6e-8 or tpu7x-8"
 [[ $workdir == gs://* || $workdir == /* ]] ||
     refuse "'$workdir' is inside the container and would be lost with it; use gs://... or the path of a mounted volume"
 
-flag_environment "$generation"
-# The flags are part of the command rather than --env, whose values xpk wraps in quotes of its own: this way nothing is
-# quoted twice. xpk passes the command to a shell in the container.
+# Flags of the caller are part of the command rather than --env, whose values xpk wraps in quotes of its own: this way
+# nothing is quoted twice. xpk passes the command to a shell in the container.
+[ -z "${LIBTPU_INIT_ARGS:-}" ] || train=(env "LIBTPU_INIT_ARGS=$LIBTPU_INIT_ARGS" "${train[@]}")
 command=(xpk workload create --workload "$name" --cluster "$cluster" --tpu-type "$(accelerator_of "$type")"
     --num-slices "$num_slices" --docker-image "$image" --max-restarts "$restarts"
     --termination-grace-period-seconds 120  # the final checkpoint takes longer than the default of 30
-    --command "$(quoted env "${environment[@]}" "${train[@]}")")
+    --command "$(quoted "${train[@]}")")
 [ -z "$zone" ] || command+=(--zone "$zone")
 [ -z "$project" ] || command+=(--project "$project")
 become "${command[@]}"

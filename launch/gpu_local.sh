@@ -13,13 +13,10 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 . "$here/common.sh"
-# shellcheck source=launch/flags.sh
-. "$here/flags.sh"
 
 gpus=''
 parse "gpus" "" "$@"
-flag_environment gpu
+mapfile -t environment < <(gpu_environment)
 [ -z "$gpus" ] || environment+=("CUDA_VISIBLE_DEVICES=$gpus")
 # A single process drives all GPUs of the host: no coordinator, and only one copy of the data pipeline.
-become env "${environment[@]}" "JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-${workdir%/}.compiled}" \
-    "${train[@]}"
+become env "${environment[@]}" "${train[@]}"

@@ -67,7 +67,7 @@ begin() {
     answer=''
     [ -n "$fresh" ] || inquire
     if [ "$answer" = running ]; then note "already running; following its log"; return; fi
-    ship && on all "bash $worker start $generation $(quoted "${train[@]}")"
+    ship && on all "bash $worker start $(quoted "${train[@]}")"
 }
 
 # Follows the run until `answer` is its exit code or worker 0 stays unreachable. Reconnects when the connection drops.

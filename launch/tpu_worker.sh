@@ -2,7 +2,7 @@
 # Runs on the workers of a TPU VM; tpu_vm.sh calls it in the tree it has shipped there.
 #
 #   tpu_worker.sh install                     installs dlm-jax and jax for TPUs into ~/dlm-venv
-#   tpu_worker.sh start GENERATION COMMAND... starts COMMAND with the flags of flags.sh and returns at once
+#   tpu_worker.sh start COMMAND...            starts COMMAND and returns at once
 #   tpu_worker.sh follow                      prints its log from the beginning until it exits
 #   tpu_worker.sh status                      prints `running`, its exit code, or `gone` (the machine was recreated)
 
@@ -37,13 +37,9 @@ start() {
         kill -KILL -- "-$(cat "$state/pid")" 2>/dev/null || true
     fi
     rm -rf "$state" && mkdir -p "$state"
-    # shellcheck source=launch/flags.sh
-    . "$tree/launch/flags.sh"
-    flag_environment "$1"
-    shift
     cd "$tree"
     # shellcheck disable=SC2016 # the inner shell expands these
-    nohup setsid env "${environment[@]}" PATH="$venv/bin:$PATH" PYTHONUNBUFFERED=1 \
+    nohup setsid env PATH="$venv/bin:$PATH" PYTHONUNBUFFERED=1 \
         JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/dlm-compiled}" \
         bash -c 'echo $$ > "$0/pid"; "$@"; code=$?; echo $code > "$0/code.new"; mv "$0/code.new" "$0/code"' \
         "$state" "$@" > "$state/log" 2>&1 < /dev/null &

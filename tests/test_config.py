@@ -160,7 +160,7 @@ def test_overrides_are_read_as_the_type_of_their_key(config_file):
     ("train.steps", "not of the form"), ("steps=3", "not of the form"), ("a.b.c=3", "not of the form"),
     ("train=3", "not of the form"), ("train.color=3", "no key 'train.color'"), ("color.x=3", "no key 'color'"),
     ("train.steps=", "train.steps must be of type int"), ("train.steps=-5", "train.steps must be positive"),
-    ("model.remat=some", "model.remat must be one of none, dots, full")])
+    ("model.remat=some", "model.remat must be one of none, save_projections, save_qkv")])
 def test_an_override_that_does_not_fit_is_refused(config_file, override, words):
     with pytest.raises(UserError, match=words):
         load_config(config_file, [override])

@@ -20,6 +20,7 @@ from dlm_jax.models.lora import Lora, merge_trained, split_trained, trained_tabl
 from dlm_jax.models.sharding import param_specs, shard_params
 from dlm_jax.models.weights import Params, weight_table
 from dlm_jax.objective.loss import LossSums, loss_sums
+from dlm_jax.parallel.compiler_options import compiler_options
 from dlm_jax.parallel.mesh import BATCH_AXES, auto_sharded, axis_size, constrain
 from dlm_jax.training.optimizer import learning_rate, make_optimizer
 from dlm_jax.typing import Array, Bool, Int32, Segments, Shaped, Tokens, shape_checked
@@ -91,7 +92,7 @@ def make_step(config: Config, model: ModelConfig, mask_id: int | None, sources: 
     rate = learning_rate(config.optimizer, config.train.steps)
     gradient_sums = make_gradient(config, model, mask_id, len(sources))
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
     @shape_checked
     def step(state: TrainState, tokens: Tokens, segments: Segments, *rest: Shaped[Array, "b ..."]
              ) -> tuple[TrainState, Metrics]:

@@ -19,17 +19,17 @@ SCRIPTS = {"tpu_vm.sh": ("--name", "job", "--zone", "z", "--type", "v5e-16"), "g
 
 
 def test_the_gpus_of_one_host_train_in_a_single_process(world):
-    result = world.run("gpu_local.sh", *RUN, "--gpus", "0,2", *OVERRIDE, XLA_FLAGS="--mine=1")
+    result = world.run("gpu_local.sh", *RUN, "--gpus", "0,2", *OVERRIDE)
     assert result.calls == [["dlm", *TRAIN]]
     environment = world.state["environment"]
-    assert environment["CUDA_VISIBLE_DEVICES"] == "0,2" and environment["XLA_FLAGS"].endswith(" --mine=1")
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0,2" and environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.9"
     assert environment["JAX_COMPILATION_CACHE_DIR"] == "/runs/it's $1.compiled"
 
 
 def test_slurm_runs_one_task_per_gpu_under_srun(world):
     result = world.run("gpu_slurm.sbatch", *RUN, *OVERRIDE)
     assert result.calls == [["srun", "--kill-on-bad-exit=1", "dlm", *TRAIN]]
-    assert "latency_hiding" in world.state["environment"]["XLA_FLAGS"]
+    assert world.state["environment"]["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.9"
     asked = [line for line in (LAUNCH / "gpu_slurm.sbatch").read_text().splitlines() if line.startswith("#SBATCH")]
     assert {"#SBATCH --requeue", "#SBATCH --signal=TERM@120", "#SBATCH --gpus-per-node=8",
             "#SBATCH --ntasks-per-node=8"} <= set(asked)
@@ -51,16 +51,17 @@ def test_the_spooled_copy_of_the_slurm_script_finds_the_repository(world, tmp_pa
     assert elsewhere.code == 2 and "submit from the repository's root" in elsewhere.err
 
 
-def test_the_xpk_command_carries_the_compiler_flags_and_survives_quoting(world):
-    result = world.run("gke_xpk.sh", *GKE, *RUN, "--num-slices", "2", "--zone", "z", *OVERRIDE)
+@pytest.mark.parametrize("flags", ["", "--xla_mine=1 --xla_other=2"])
+def test_the_xpk_command_carries_the_flags_of_the_caller_and_survives_quoting(world, flags):
+    result = world.run("gke_xpk.sh", *GKE, *RUN, "--num-slices", "2", "--zone", "z", *OVERRIDE, LIBTPU_INIT_ARGS=flags)
     [call] = result.calls
-    flags = dict(zip(call[3::2], call[4::2]))
-    command = shlex.split(flags.pop("--command"))
+    given = dict(zip(call[3::2], call[4::2]))
+    command = shlex.split(given.pop("--command"))
     assert call[:3] == ["xpk", "workload", "create"]
-    assert flags == {"--workload": "job", "--cluster": "c", "--tpu-type": "v5litepod-16", "--num-slices": "2",
+    assert given == {"--workload": "job", "--cluster": "c", "--tpu-type": "v5litepod-16", "--num-slices": "2",
                      "--docker-image": "i", "--max-restarts": "50", "--termination-grace-period-seconds": "120",
                      "--zone": "z"}
-    assert command[0] == "env" and command[1].startswith("LIBTPU_INIT_ARGS=--xla") and command[2:] == ["dlm", *TRAIN]
+    assert command == [*(["env", f"LIBTPU_INIT_ARGS={flags}"] if flags else []), "dlm", *TRAIN]
 
 
 @pytest.mark.parametrize("script", ["gpu_local.sh", "gpu_slurm.sbatch", "gke_xpk.sh"])

@@ -107,7 +107,7 @@ def test_names_and_overrides_survive_quoting_through_every_shell(world):
                        f"--workdir={workdir}", "--", override)
     assert all("my pod" in call or "my pod:dlm-jax.tar.gz" in call for call in result.calls if call[0] == "gcloud")
     start = next(command for command in result.commands() if " start " in command)
-    assert shlex.split(start)[2:] == ["start", "v6e", "dlm", "train", "--config", CONFIG[1], "--workdir", workdir,
+    assert shlex.split(start)[2:] == ["start", "dlm", "train", "--config", CONFIG[1], "--workdir", workdir,
                                       override]
 
 

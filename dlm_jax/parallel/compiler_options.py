@@ -1,0 +1,81 @@
+"""Compiler options of the training step for each kind of accelerator.
+
+They are options of the program and not of the process, so they hold whoever starts it: a launch script, a notebook, or
+`dlm aot` without any device. An option is listed when `dlm aot` shows what it changes, or when a public source
+recommends it for training transformers. None has been timed on a TPU.
+
+Sources: [jax] jax-ml/jax, docs/xla_flags.md; [maxtext] AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py;
+[trillium] gclouduniverse/reproducibility, Training/TPU-Trillium; [nvidia] NVIDIA JAX-Toolbox, "Environment Variables".
+"""
+
+import os
+
+import jax
+
+Options = dict[str, bool | int]
+
+# Collectives are split into pieces and fused with the matrix products around them, on the tensor core: with sharded
+# parameters, the all-gather of the next layer overlaps with this one. [jax; maxtext: CF_FOR_ALL_GATHER; trillium]
+FUSED_COLLECTIVES: Options = {
+    "xla_enable_async_all_gather": True,  # an all-gather may start early and finish late
+    "xla_tpu_enable_async_collective_fusion": True,  # the compiler pass that does the fusing
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,  # one collective across several fusions
+    "xla_tpu_overlap_compute_collective_tc": True,  # on chips with a single tensor core too
+}
+# The same for all-gathers, on v5e only: elsewhere libtpu 0.0.50 aborts the program ("incorrect results, hang").
+FUSED_ALL_GATHERS: Options = {"xla_tpu_enable_async_collective_fusion_fuse_all_gather": True}
+
+# Sparse cores run collectives on their own while the tensor core multiplies. Fusing the collectives into the tensor
+# core's work would undo that, so fusion is off. [maxtext: ENABLE_SPARSECORE_OFFLOADING_*]
+SPARSE_CORE: Options = {
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": False,
+    "xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter": False,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": False,
+    "xla_tpu_use_tc_device_shape_on_sc": True,  # this and the next two: layout of the work there
+    "xla_sc_disable_megacore_partitioning": True,
+    "xla_sc_enable_instruction_fusion": False,
+}
+
+# All gathers start before their weights are needed, on the sparse cores, instead of standing in line.
+EARLY_GATHERS: Options = {
+    "xla_enable_async_all_gather": True,
+    "xla_tpu_prefer_async_allgather_to_allreduce": True,
+    "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": True,
+}
+
+# Between slices, over the data center network: gradients of one layer are sent while the next is computed. No effect
+# with a single slice. [jax; maxtext: DATA_PARALLEL_OVERLAP]
+BETWEEN_SLICES: Options = {
+    "xla_tpu_enable_data_parallel_all_reduce_opt": True,
+    "xla_tpu_data_parallel_opt_different_sized_ops": True,
+}
+
+# 96 of the 128 MiB of VMEM for the tiles of fusions, which makes them larger. Kernels request their own VMEM.
+# [trillium; maxtext: DENSE_VMEM_LIMIT]
+LARGE_TILES: Options = {"xla_tpu_scoped_vmem_limit_kib": 98304}
+
+# Schedules communication early enough that nothing waits for it. [nvidia: set in their JAX images]
+GPU: Options = {"xla_gpu_enable_latency_hiding_scheduler": True}
+
+TPU: dict[str, Options] = {  # by device kind
+    "TPU v4": FUSED_COLLECTIVES | BETWEEN_SLICES,
+    "TPU v5 lite": FUSED_COLLECTIVES | FUSED_ALL_GATHERS | BETWEEN_SLICES,
+    "TPU v5": SPARSE_CORE | EARLY_GATHERS | BETWEEN_SLICES,
+    "TPU v6 lite": FUSED_COLLECTIVES | BETWEEN_SLICES | LARGE_TILES,
+    "TPU7x": SPARSE_CORE | BETWEEN_SLICES,
+}
+
+
+def compiler_options() -> Options:
+    """The options for the device that programs are traced for; without those that the environment sets, in
+    `LIBTPU_INIT_ARGS` for a TPU and in `XLA_FLAGS` for a GPU."""
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    kind = abstract.device_kind if abstract is not None else jax.devices()[0].device_kind
+    if kind == "cpu":
+        return {}
+    options, variable = (TPU.get(kind, {}), "LIBTPU_INIT_ARGS") if kind.startswith("TPU") else (GPU, "XLA_FLAGS")
+    chosen = {flag.lstrip("-").partition("=")[0] for flag in os.environ.get(variable, "").split()}
+    return {name: value for name, value in options.items() if name not in chosen}
