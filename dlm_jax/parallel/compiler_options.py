@@ -32,9 +32,11 @@ SPARSE_CORE: Options = {
     "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
     "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": False,
+    "xla_tpu_use_tc_device_shape_on_sc": True,  # layout of the work there
+}
+TWO_TENSOR_CORES: Options = {  # the same where a chip has two of them
     "xla_tpu_enable_async_collective_fusion_fuse_reduce_scatter": False,
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": False,
-    "xla_tpu_use_tc_device_shape_on_sc": True,  # this and the next two: layout of the work there
     "xla_sc_disable_megacore_partitioning": True,
     "xla_sc_enable_instruction_fusion": False,
 }
@@ -43,8 +45,13 @@ SPARSE_CORE: Options = {
 EARLY_GATHERS: Options = {
     "xla_enable_async_all_gather": True,
     "xla_tpu_prefer_async_allgather_to_allreduce": True,
-    "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": True,
 }
+EARLY_3D_GATHERS = EARLY_GATHERS | {"xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": True}
+EARLY_2D_GATHERS = EARLY_GATHERS | {"xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": True}
+
+# Products whose result is reduce-scattered stay whole, instead of a loop over pieces that pass around a ring.
+# [maxtext: DISABLE_COLLECTIVE_MATMUL]
+WHOLE_PRODUCTS: Options = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1000000}
 
 # Between slices, over the data center network: gradients of one layer are sent while the next is computed. No effect
 # with a single slice. [jax; maxtext: DATA_PARALLEL_OVERLAP]
@@ -63,9 +70,9 @@ GPU: Options = {"xla_gpu_enable_latency_hiding_scheduler": True}
 TPU: dict[str, Options] = {  # by device kind
     "TPU v4": FUSED_COLLECTIVES | BETWEEN_SLICES,
     "TPU v5 lite": FUSED_COLLECTIVES | FUSED_ALL_GATHERS | BETWEEN_SLICES,
-    "TPU v5": SPARSE_CORE | EARLY_GATHERS | BETWEEN_SLICES,
-    "TPU v6 lite": FUSED_COLLECTIVES | BETWEEN_SLICES | LARGE_TILES,
-    "TPU7x": SPARSE_CORE | BETWEEN_SLICES,
+    "TPU v5": SPARSE_CORE | TWO_TENSOR_CORES | EARLY_3D_GATHERS | BETWEEN_SLICES,
+    "TPU v6 lite": SPARSE_CORE | EARLY_2D_GATHERS | WHOLE_PRODUCTS | BETWEEN_SLICES | LARGE_TILES,
+    "TPU7x": SPARSE_CORE | TWO_TENSOR_CORES | BETWEEN_SLICES,
 }
 
 
