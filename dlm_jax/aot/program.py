@@ -5,9 +5,10 @@ Beside each fusion and copy stands how many cycles the compiler expects of it.
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import Literal
 
-from dlm_jax.aot.hlo import KINDS, LOOP, SHAPE, Computation, parse, shape_bytes, trips
+from dlm_jax.aot.hlo import CHANNEL, KINDS, LOOP, SHAPE, Computation, parse, shape_bytes, trips
 
 OPCODE = re.compile(r"[\s)}\]]([a-z][a-z0-9-]*)\(")
 CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
@@ -48,24 +49,31 @@ class _Reader:
 
     def __init__(self, computations: dict[str, Computation]) -> None:
         self.computations = computations
+        self.underway: set[str] = set()  # collectives of which fusions carry pieces
 
     def operations(self, name: str) -> tuple[Event | Loop, ...]:
         """Those of a computation and of what it calls."""
-        found: list[Event | Loop] = []
+        lines, found = self.computations.get(name, {}), list[Event | Loop]()
         started: dict[str, tuple[str, str]] = {}  # by the instruction that passes it on: its kind, and what started it
-        for instruction, line in self.computations.get(name, {}).items():
+        carried = {instruction: inner for instruction, line in lines.items() if opcode(line) == "fusion"
+                   and (inner := self._collective(line))}
+        pieces = [channel_of(inner) for inner in carried.values()]
+        for instruction, line in lines.items():
             operation = opcode(line)
             base = operation.removesuffix("-start").removesuffix("-update").removesuffix("-done")
             if operation == "while":
                 found.append(self._loop(line))
             elif operation in ("call", "conditional"):
                 found += (each for called in CALLED.findall(line) for each in self.operations(called))
+            elif instruction in carried:
+                found += self._fused(line, carried[instruction], pieces, name)
             elif operation == base or base in MEMORY_MOVES:
-                found += self._single(operation, line)
+                found += self._single(operation, line, instruction)
             elif operation.endswith("-start"):
-                if kind := self._collective(base, line):
-                    started[instruction] = kind, f"{name} {instruction}"
-                    found.append(Event(kind, origin(line), part="start", transfer=started[instruction][1]))
+                if inner := self._collective(line, base):
+                    started[instruction] = opcode(inner).removesuffix("-start"), f"{name} {instruction}"
+                    found.append(Event(started[instruction][0], origin(line), part="start",
+                                       transfer=started[instruction][1]))
             elif passed := next((operand for operand in OPERAND.findall(line) if operand in started), None):
                 kind, transfer = started.pop(passed)
                 if operation.endswith("-update"):
@@ -74,19 +82,35 @@ class _Reader:
                     found.append(Event(kind, origin(line), size=size_of(line), part="done", transfer=transfer))
         return tuple(found)
 
+    def _fused(self, line: str, inner: str, pieces: list[str], name: str) -> Iterator[Event]:
+        """A fusion that carries a piece of a collective, often beside a product: the first piece starts it, and with
+        the last it is done. `pieces` are the channels of this one's and later pieces; this one's is taken off."""
+        kind, channel = opcode(inner), channel_of(inner)
+        transfer = f"{name} {channel}"
+        if transfer not in self.underway:
+            self.underway.add(transfer)
+            yield Event(kind, origin(inner), part="start", transfer=transfer)
+        if estimate := CYCLES.search(line):
+            yield Event(self._sort("fusion", line), origin(line), int(estimate[1]))
+        pieces.remove(channel)
+        if channel not in pieces:
+            self.underway.discard(transfer)
+            yield Event(kind, origin(inner), size=size_of(inner), part="done", transfer=transfer)
+
     def _loop(self, line: str) -> Loop:
         condition, body = LOOP.search(line).groups()  # type: ignore[union-attr]
         count = trips(line, self.computations.get(condition, {}), self.computations.get(body, {}))
         return Loop(count, self.operations(body))
 
-    def _single(self, operation: str, line: str) -> list[Event]:
-        """An operation that the core runs from its beginning to its end; a fusion may contain a collective."""
+    def _single(self, operation: str, line: str, instruction: str) -> list[Event]:
+        """An operation that the core runs from its beginning to its end."""
         estimate = CYCLES.search(line)
         cycles, name = int(estimate[1]) if estimate else 0, origin(line)
         if operation == "custom-call" and "tpu_custom_call" in line:
-            return [Event("kernels", name.removesuffix("/pallas_call").rpartition("/")[2] or "unnamed")]
-        kind = self._collective(operation, line)
-        return ([Event(kind, name, size=size_of(line))] if kind else []) + (
+            traced = name.removesuffix("/pallas_call").rpartition("/")[2]
+            return [Event("kernels", traced or instruction.rstrip(".0123456789"))]
+        inner = self._collective(line)
+        return ([Event(opcode(inner), name, size=size_of(line))] if inner else []) + (
             [Event(self._sort(operation, line), name, cycles)] if cycles else [])
 
     def _sort(self, operation: str, line: str) -> str:
@@ -96,14 +120,15 @@ class _Reader:
         inside = [part for called in CALLED.findall(line) for part in self.computations.get(called, {}).values()]
         return "products" if any(opcode(part) in ("convolution", "dot") for part in (line, *inside)) else "other"
 
-    def _collective(self, operation: str, line: str, depth: int = 3) -> str | None:
-        """The kind of collective that an operation is or, a few calls deep, contains; None if it is none."""
+    def _collective(self, line: str, operation: str = "", depth: int = 3) -> str | None:
+        """The instruction of the collective that one is or, a few calls deep, contains; None if it is none."""
+        operation = operation or opcode(line)
         if operation in KINDS:
-            return operation
+            return line
         if operation not in ("fusion", "async", "call", "custom-call") or not depth:
             return None
         parts = [part for called in CALLED.findall(line) for part in self.computations.get(called, {}).values()]
-        return next((kind for part in parts if (kind := self._collective(opcode(part), part, depth - 1))), None)
+        return next((inner for part in parts if (inner := self._collective(part, depth=depth - 1))), None)
 
 
 def opcode(line: str) -> str:
@@ -111,6 +136,12 @@ def opcode(line: str) -> str:
     head = re.sub(r"\{[^{}]*\}", "", line.split(", metadata=")[0].split(", backend_config=")[0])
     found = OPCODE.search(" " + head)
     return found[1] if found else ""
+
+
+def channel_of(line: str) -> str:
+    """The channel of a collective, which all of its pieces share."""
+    found = CHANNEL.search(line)
+    return found[1] if found else line
 
 
 def origin(line: str) -> str:
