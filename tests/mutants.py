@@ -109,7 +109,7 @@ EQUAL: dict[str, str] = {
     "diffusion/cross_entropy.py: picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] -> "
     "picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., -1]":
         "the last of one entry is the first",
-    "diffusion/cross_entropy.py: LOGITS_BUDGET = 2**25 -> LOGITS_BUDGET = 1**25":
+    "diffusion/cross_entropy.py: LOGITS_BUDGET = 2**27 -> LOGITS_BUDGET = 1**27":
         "how many logits are computed at once changes memory only",
     "sampling/speculation.py: drafted = trace.masked & (index > last[:, None]) & (index < end[:, None]) -> "
     "drafted = trace.masked & (index >= last[:, None]) & (index < end[:, None])":
@@ -117,7 +117,7 @@ EQUAL: dict[str, str] = {
     'objective/loss.py: local_vocab = -(-config.vocab_size // axis_size("replica", "fsdp", "tensor")) -> '
     'local_vocab = -(config.vocab_size // axis_size("replica", "fsdp", "tensor"))':
         "how many logits are computed at once changes memory only",
-    "diffusion/cross_entropy.py: LOGITS_BUDGET = 2**25 -> LOGITS_BUDGET = 2** 26":
+    "diffusion/cross_entropy.py: LOGITS_BUDGET = 2**27 -> LOGITS_BUDGET = 2** 28":
         "how many logits are computed at once changes memory only",
     "sampling/proposal.py: return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits) -> "
     "return jnp.where(bits < -1, bits ^ 0x7FFFFFFF, bits)":

@@ -15,8 +15,9 @@ Unembed = Callable[[jax.Array], jax.Array]  # hidden states [..., d] to logits [
 
 TokenLoss = Callable[[jax.Array, jax.Array], jax.Array]  # (logits [b, n, v], targets [b, n]) to losses [b, n]
 
-# The logits of one chunk are at most this many numbers, 128 MiB in fp32.
-LOGITS_BUDGET = 2**25
+# The logits of one chunk are at most this many numbers, 512 MiB in fp32. With more chunks the gradient of the head, as
+# large as the head itself, is written and read more often.
+LOGITS_BUDGET = 2**27
 
 
 @shape_checked
@@ -93,7 +94,7 @@ def sum_in_chunks(sums: Callable[..., jax.Array], logits_per_token: int, *inputs
     """
     arrays = [array for array, _ in inputs]
     b, n = arrays[0].shape[:2]
-    chunk = min(n, max(1, LOGITS_BUDGET // (b * logits_per_token)))
+    chunk = chunk_size(n, max(1, LOGITS_BUDGET // (b * logits_per_token)))
     if chunk == n:
         return sums(*arrays)
 
@@ -105,6 +106,13 @@ def sum_in_chunks(sums: Callable[..., jax.Array], logits_per_token: int, *inputs
 
     total, _ = jax.lax.scan(add, jnp.zeros(result.shape), chunks)
     return total
+
+
+def chunk_size(n: int, most: int) -> int:
+    """The size of a chunk of n tokens: about `most` and at least half of that, without a rest where n can be so
+    divided."""
+    fewest = -(-n // most)
+    return -(-n // next((parts for parts in range(fewest, 2 * fewest) if n % parts == 0), fewest))
 
 
 def split_tokens(x: Array, axis: int, chunk: int) -> jax.Array:

@@ -105,3 +105,8 @@ def test_a_token_of_weight_zero_adds_nothing_even_where_its_loss_is_infinite():
     weights = jnp.array([[[1.0, 0.0]]])
     sums = jax.jit(lambda h: cross_entropy_sums(h, jnp.zeros((1, 2), int), weights, lambda h: h, 2))(logits)
     np.testing.assert_allclose(sums, [np.log(2)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("n, most, size", [(2048, 2097, 2048), (2048, 524, 512), (4096, 883, 512), (7, 3, 3), (5, 1, 1)])
+def test_a_chunk_leaves_no_rest_where_the_tokens_can_be_so_divided(n, most, size):
+    assert cross_entropy.chunk_size(n, most) == size
