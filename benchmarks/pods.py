@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS, HEAD = 6_476_005_376, 131_076_096  # parameters in the matrices of the 7B LLaMA of the weak-scaling table
 WEAK_SHARDS = 64  # chips that share one copy of that model
 
+KEEP = "model.remat=save_projections"
+
 Target = tuple[str, str, list[str]]  # config, topology, overrides
 TARGETS: list[Target] = [
     ("tiny", "v5e:2x2", []),
@@ -26,23 +28,23 @@ TARGETS: list[Target] = [
     ("diffugpt_s", "v5e:2x4", []),
     ("diffugpt_m", "v5e:4x4", []),
     ("diffullama_7b", "v5e:4x8", []),
-    ("diffullama_7b", "v5p:4x4x4", []),
-    ("diffullama_7b", "v6e:4x8", []),
+    ("diffullama_7b", "v5p:4x4x4", [KEEP, "train.grad_accum_steps=8"]),
+    ("diffullama_7b", "v6e:4x8", [KEEP]),
     ("efficient_dlm_1p5b", "v5e:4x8", []),
-    ("efficient_dlm_4b", "v5p:4x4x4", []),
-    ("efficient_dlm_8b", "v5p:4x4x8", []),
-    ("efficient_dlm_8b", "v6e:8x8", []),
+    ("efficient_dlm_4b", "v5p:4x4x4", [KEEP]),
+    ("efficient_dlm_8b", "v5p:4x4x8", [KEEP]),
+    ("efficient_dlm_8b", "v6e:8x8", ["train.grad_accum_steps=8"]),
     ("diffugpt_s", "h200:1", []),
     ("diffugpt_m", "h200:8", []),
     ("diffullama_7b", "h100:8", []),
-    ("diffullama_7b", "h200:8", []),
+    ("diffullama_7b", "h200:8", [KEEP]),
     ("efficient_dlm_1p5b", "h200:8", []),
-    ("efficient_dlm_4b", "h200:8", []),
-    ("efficient_dlm_8b", "h200:8", []),
+    ("efficient_dlm_4b", "h200:8", ["train.grad_accum_steps=32"]),
+    ("efficient_dlm_8b", "h200:8", ["train.grad_accum_steps=32"]),
 ]
 # Two records per chip in one micro-batch; a copy of the model on every 64 chips.
 WEAK: list[Target] = [
-    ("diffullama_7b", topology, [f"train.global_batch_size={2 * chips}", "train.grad_accum_steps=1",
+    ("diffullama_7b", topology, [KEEP, f"train.global_batch_size={2 * chips}", "train.grad_accum_steps=1",
                                  f"mesh.replica={chips // WEAK_SHARDS}"])
     for topology, chips in (("v5p:4x4x4", 64), ("v5p:4x8x8", 256), ("v5p:8x8x16", 1024))
 ]
@@ -70,7 +72,14 @@ def row(config: str, r: dict) -> str:
             f"| {r['global_batch_size']} / {r['grad_accum_steps']} "
             f"| {r['arguments_gib']:.2f} | {r['temporaries_gib']:.2f} | {r['peak_gib']:.2f} of {r['capacity_gib']:.0f} "
             f"| {'yes' if r['fits'] else 'NO'} | {collectives:.1f} "
-            f"| {seconds['compute']:.3g} | {seconds['interconnect']:.2g} | {r['bottleneck']} |")
+            f"| {seconds['compute']:.3g} | {seconds['interconnect']:.2g} | {estimates(r)} |")
+
+
+def estimates(r: dict) -> str:
+    """What the schedule says, where the compiler estimates it: seconds of a step, MFU, copies and hidden traffic."""
+    if r["seconds_step"] is None:
+        return " | ".join(["-"] * 4)
+    return f"{r['seconds_step']:.3g} | {r['mfu']:.0%} | {r['copies_share']:.1%} | {r['hidden_share']:.0%}"
 
 
 def predicted(copies: int) -> float:
@@ -85,7 +94,8 @@ def weak_row(r: dict) -> str:
     copies = r["chips"] // WEAK_SHARDS
     received = sum(r["collective_gib"].values())
     return (f"| {r['topology']} | {r['chips']} | {copies} | {r['peak_gib']:.2f} | {received:.1f} "
-            f"| {predicted(copies):.1f} | {r['seconds']['compute']:.3g} | {r['seconds']['interconnect']:.2g} |")
+            f"| {predicted(copies):.1f} | {r['seconds']['interconnect']:.2g} | {r['seconds_step']:.4g} "
+            f"| {r['mfu']:.0%} |")
 
 
 def version(package: str) -> str:

@@ -42,7 +42,7 @@ def efficient_dlm_config(block_size: int) -> ConfigDict:
     """
     c = base_config("efficient_dlm", block_size=block_size)
     c.model.dtype = "bfloat16"
-    c.model.remat = "full"
+    c.model.remat = "save_qkv"
     c.data.train = "data/fineweb"
     c.data.validation = "data/fineweb_validation"
     c.data.seq_length = 4096

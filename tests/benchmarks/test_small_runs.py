@@ -160,7 +160,7 @@ def test_host_time_between_steps_is_measured(printed):
 @pytest.mark.slow
 def test_a_config_is_planned_for_its_pod(main, tmp_path):
     main("pods", "--only", "tiny", "--out", tmp_path / "pods.md", "--results", tmp_path / "results")
-    (row,) = rows((tmp_path / "pods.md").read_text(), 12)
+    (row,) = rows((tmp_path / "pods.md").read_text(), 15)
     assert row[:2] == ["tiny", "v5e:2x2 (4)"] and row[7] == "yes"
     assert positive(row[6], row[9], row[10])
 

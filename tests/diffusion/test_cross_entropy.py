@@ -81,7 +81,7 @@ def test_chunks_keep_the_logits_within_the_budget(monkeypatch):
 
     jax.eval_shape(lambda: cross_entropy_sums(jnp.zeros((2, 50, 4)), jnp.zeros((2, 50), int), jnp.ones((1, 2, 50)),
                                               unembed, 11))
-    assert set(seen) == {(2, 3, 4)}
+    assert set(seen) == {(2, 2, 4)}  # 25 chunks without a rest, where 17 would do
 
 
 def test_only_tokens_that_are_already_right_are_pressed_to_be_certain():
@@ -107,6 +107,7 @@ def test_a_token_of_weight_zero_adds_nothing_even_where_its_loss_is_infinite():
     np.testing.assert_allclose(sums, [np.log(2)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("n, most, size", [(2048, 2097, 2048), (2048, 524, 512), (4096, 883, 512), (7, 3, 3), (5, 1, 1)])
+@pytest.mark.parametrize("n, most, size", [
+    (2048, 2097, 2048), (2048, 524, 512), (4096, 883, 512), (7, 3, 3), (5, 1, 1)])
 def test_a_chunk_leaves_no_rest_where_the_tokens_can_be_so_divided(n, most, size):
     assert cross_entropy.chunk_size(n, most) == size
