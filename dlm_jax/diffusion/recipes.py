@@ -45,6 +45,12 @@ RECIPES = {
         Recipe("nemotron", streams=2, alignment="same_position", block_size=32, level_per="sequence",
                clean_half="token_causal", ar_weight=1 / 0.3),
 
+        # Set Block Decoding, arXiv 2509.04185: the next-token loss on a token-causal clean half, plus the plain
+        # cross-entropy of the masked tokens, one level per sequence. It samples with the selector `entropy_bound`. We
+        # take masked tokens to be predicted at their own positions, and its blocks of 16, one of the sizes it tries.
+        Recipe("set_block_decoding", streams=2, alignment="same_position", block_size=16, level_per="sequence",
+               clean_half="token_causal", loss_weight="none", normalizer="masked", ar_weight=1.0),
+
         # Dream, arXiv 2508.15487: DiffuLLaMA's shift at full visibility, weighted by the closeness of context (CART).
         Recipe("dream", streams=1, alignment="shifted", loss_weight="cart"),
 

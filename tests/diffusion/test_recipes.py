@@ -60,7 +60,8 @@ def test_an_unknown_recipe_is_refused_with_the_list_of_names():
 
 @pytest.mark.parametrize("name, rule", [("ar", "causal"), ("diffullama", "bidirectional"), ("mdlm", "bidirectional"),
                                         ("efficient_dlm", "block_causal"), ("bd3lm", "block_causal"),
-                                        ("nemotron", "block_causal"), ("hybrid_shifted", "block_causal")])
+                                        ("nemotron", "block_causal"), ("set_block_decoding", "block_causal"),
+                                        ("hybrid_shifted", "block_causal")])
 def test_a_recipe_names_the_rule_under_which_its_model_denoises(name, rule):
     assert recipe(name).name == name
     assert recipe(name).rule == rule
@@ -73,6 +74,8 @@ def test_recipes_have_the_settings_of_their_papers():
     assert {r.t_min for r in RECIPES.values()} == {1e-3, 0.49}
     assert (recipe("dparallel").certainty_weight, recipe("dparallel").complementary) == (2.0, True)
     assert (recipe("nemotron").clean_half, recipe("nemotron").level_per) == ("token_causal", "sequence")
+    sbd = recipe("set_block_decoding")
+    assert (sbd.clean_half, sbd.level_per, sbd.loss_weight, sbd.ar_weight) == ("token_causal", "sequence", "none", 1.0)
     assert (recipe("dream").loss_weight, recipe("dream").alignment) == ("cart", "shifted")
     assert (recipe("fast_dllm_v2").complementary, recipe("fast_dllm_v2").alignment) == (True, "shifted")
 
