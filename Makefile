@@ -8,7 +8,7 @@ export JAX_PLATFORMS ?= cpu
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
 
-.PHONY: help setup demo lint test test-slow fuzz attacks mutants engines kernels pods gpu compat docs reference clean
+.PHONY: help setup demo lint test test-slow fuzz attacks mutants engines kernels pods pod-step gpu compat docs reference clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -77,6 +77,12 @@ reference: setup ## write what the docs take from the code: the lists of functio
 pods: .venv-pods/.ready ## every config through the TPU and GPU compilers for its targets: docs/pods.md, an hour on two cores
 	.venv-pods/bin/python benchmarks/pods.py
 
+# MaxText needs Python 3.12 or newer.
+.venv-maxtext/.ready: INTERPRETER = $(PYTHON312)
+.venv-maxtext/.ready: EXTRAS = maxtext
+pod-step: .venv-maxtext/.ready ## the training step on pods beside MaxText's, by the TPU compiler's schedule, an hour
+	.venv-maxtext/bin/python benchmarks/pod_step.py
+
 gpu: export JAX_PLATFORMS =
 gpu: ## what needs a GPU: the kernels' tests and benchmarks, with the Python that has jax[cuda]
 	$(PYTHON) -m pytest -q tests/attention/test_gpu.py tests/attention/test_compiled_for_gpu.py
@@ -89,4 +95,4 @@ compat: .venv-compat/.ready ## the fast tests on Python 3.12 with the newest jax
 	.venv-compat/bin/python -m pytest -n $(WORKERS) -q -m "not slow"
 
 clean: ## remove the environments and what was built
-	rm -rf .venv .venv-compat .venv-pods .engines site build dist *.egg-info
+	rm -rf .venv .venv-compat .venv-pods .venv-maxtext .engines site build dist *.egg-info

@@ -63,6 +63,7 @@ setup(
         "torch": ["torch>=2.11,<3"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "gpu": ["jax[cuda13]>=0.10.2,<0.13"],
+        "maxtext": ["maxtext[tpu]>=0.2.5; python_version >= '3.12'"],
         "beam": ["apache-beam>=2.77,<3"],
         "gcs": ["gcsfs"],
         "s3": ["s3fs"],

@@ -172,7 +172,8 @@ def unmasking_schedules() -> str:
 
 def layer() -> str:
     """A layer of DiffuLLaMA 7B on 64 v5p chips over time, forward and backward, by the compiler's schedule."""
-    config, found = load_config("diffullama_7b"), devices("v5p-128", 1)
+    config = load_config("diffullama_7b", ["model.remat=save_projections", "train.grad_accum_steps=16"])
+    found = devices("v5p-128", 1)
     model = shape_of(config)
     program = read_program(compile_step(config, model, found)[1])
     pace = timeline.pace_of(config, model, len(found), found[0].device_kind)
