@@ -21,6 +21,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="find the model.remat and train.grad_accum_steps that fit and run fastest")
     parser.add_argument("--timeline", metavar="FILE",
                         help="write a page that shows where a layer's time goes, forward and backward (TPUs)")
+    parser.add_argument("--task", choices=("train", "sample"), default="train",
+                        help="what to plan: the training step (default), or sampling from its model in bf16")
+    parser.add_argument("--batch", type=integer_at_least(1), metavar="N", help="sequences to sample (default 8)")
+    parser.add_argument("--length", type=integer_at_least(2), metavar="N",
+                        help="tokens of a sequence to sample, half of them prompt (default 2048)")
+    parser.add_argument("--tensor", type=integer_at_least(1), metavar="N",
+                        help="devices that hold the weights together in sampling (default 1)")
     parser.epilog = ("Override keys of the config as for `train`. The shapes of these bases are known, so they need "
                      f"not be downloaded: {', '.join(SHAPES)}.")
 
@@ -31,6 +38,16 @@ def run(a: Arguments) -> dict[str, Any]:
     from dlm_jax.aot.search import search
     from dlm_jax.config import load_config
     config = load_config(a.config, a.overrides)
+    chosen = {name: value for name in ("batch", "length", "tensor") if (value := getattr(a, name)) is not None}
+    if a.task == "sample":
+        if a.search or a.timeline or a.slices > 1:
+            raise UserError("--search, --timeline and --slices are for the training step; leave them out to plan "
+                            "sampling")
+        from dlm_jax.aot.sampling import aot_sampling
+        return dataclasses.asdict(aot_sampling(config, a.topology, **chosen))
+    if chosen:
+        raise UserError(f"--{next(iter(chosen))} is for --task sample; a training step has its batch, length and mesh "
+                        "in the config")
     if not a.search:
         return dataclasses.asdict(aot(config, a.topology, a.slices, a.timeline))
     if a.timeline:

@@ -35,6 +35,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="requests served together (default 16)")
     parser.add_argument("--stop", type=unicode_text, metavar="TOKEN",
                         help="token that ends a text (default: the model's own)")
+    parser.add_argument("--tensor", type=integer_at_least(1), default=1, metavar="N",
+                        help="devices of this host that hold the weights together, where one cannot (default 1)")
     add_sampling_flags(parser)
 
 
@@ -44,7 +46,7 @@ def run(a: Arguments) -> dict[str, Any]:
         return run_file(a)
     from dlm_jax.commands.show_sample import recording, settings_of, show_sample
     from dlm_jax.language_model import load
-    lm = load(a.model)
+    lm = load(a.model, a.tensor)
     with recording(lm, a) as recorder:
         sample = lm.sample(a.prompt, max_tokens=a.max_tokens, stop=a.stop, callback=recorder, **settings_of(a))
     return show_sample(lm, sample, recorder, a)
@@ -63,7 +65,7 @@ def run_file(a: Arguments) -> dict[str, Any]:
     from dlm_jax.commands.show_sample import settings_of
     from dlm_jax.language_model import load
     from dlm_jax.sampling.settings import Settings
-    lm = load(a.model).ending_with(a.stop)
+    lm = load(a.model, a.tensor).ending_with(a.stop)
     settings, host = Settings(**settings_of(a)), (jax.process_index(), jax.process_count())
     content = stdin_bytes() if a.prompts == "-" else content_of(Path(a.prompts))
     with count_progress("served") as progress:

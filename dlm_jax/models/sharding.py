@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dlm_jax.errors import UserError
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import Params, Weight, flatten, unflatten, weight_table
 from dlm_jax.parallel.mesh import MeshAxes, as_tuple, constrain
@@ -62,6 +63,28 @@ def shard_params(params: Params, table: Mapping[str, Weight]) -> Params:
         return jax.make_array_from_callback(w.shape, NamedSharding(mesh, spec), lambda index: w[index])
 
     return jax.tree.map(put, params, param_specs({path: table[path] for path in flatten(params)}))
+
+
+def place_params(params: Params, config: ModelConfig, mesh: Mesh) -> Params:
+    """The parameters laid out in a mesh, each device holding its own part only. Raises `UserError` where `tensor` does
+    not divide the key-value heads."""
+    check_tensor(config, mesh.shape["tensor"])
+    table = weight_table(config)
+    return unflatten({path: jax.device_put(w, NamedSharding(mesh, partition_spec(path, table[path], mesh.shape)))
+                      for path, w in flatten(params).items()})
+
+
+def check_tensor(config: ModelConfig, tensor: int) -> None:
+    """Raises `UserError` where `tensor` devices cannot share the heads of a model evenly."""
+    if config.kv_heads % tensor:
+        raise UserError(f"tensor {tensor} does not divide the {config.kv_heads} key-value heads; choose one that does")
+
+
+def mesh_of(params: Params) -> Mesh | None:
+    """The mesh in which `place_params` has laid them out, or None."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) and "tensor" in mesh.shape else None
 
 
 def merge_heads(subtree: Params, config: ModelConfig, prefix: str) -> Params:

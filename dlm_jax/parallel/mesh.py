@@ -66,6 +66,16 @@ def local_mesh(batch: int) -> Mesh | None:
     return Mesh(np.asarray(jax.local_devices()[:count]), ("batch",)) if count > 1 else None
 
 
+def tensor_mesh(tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices of this host as groups of `tensor` that share each weight by heads and columns, for sampling; a batch
+    is split over the groups. Raises `UserError` where the groups do not come out even."""
+    devices = jax.local_devices() if devices is None else devices
+    if tensor < 1 or len(devices) % tensor:
+        raise UserError(f"tensor {tensor} does not divide the {len(devices)} devices; choose a divisor of that")
+    grid = np.asarray(devices).reshape(-1, 1, tensor)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
 def outside_mesh(function: Callable[[Tree], Result], tree: Tree) -> Result:
     """`function(tree)` where no mesh is set, as sampling needs it; in a mesh with a copy of the tree on this host."""
     if jax.sharding.get_mesh().empty:

@@ -14,6 +14,7 @@ from dlm_jax.errors import UserError
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.models.padding import next_power_of_two
+from dlm_jax.models.sharding import mesh_of
 from dlm_jax.models.weights import Params
 from dlm_jax.parallel.mesh import local_mesh
 from dlm_jax.sampling.engine import run
@@ -38,27 +39,36 @@ def generate(params: Params, config: ModelConfig, spec: DiffusionSpec, requests:
 
     Raises `UserError` for a request that the model cannot serve.
     """
-    unmasking, caching = unmasking_for(spec, settings), settings.caching(spec)
-    block_size = settings.block_size_for(spec)
     for request in requests:
         check_request(request, settings, config, spec)
     check_suppressed(settings.suppress_tokens, config)
     if not requests:
         return []
+    if callback and mesh_of(params):
+        raise UserError("a text is watched on one device, and this model is spread over several; leave out tensor")
+    canvas, keys, sampler = prepare(config, spec, requests, settings, numbers, callback)
+    mesh = mesh_of(params) or (None if callback else local_mesh(len(canvas.tokens)))
+    trace, seconds = run_timed(params, canvas, keys, sampler, config, anonymous(spec), mesh)
+    ends = np.asarray(sampler.eos_id).tolist()
+    samples = [sample_at(trace, i, request, ends[i]) for i, request in enumerate(requests)]
+    cost = BatchCost(int(max(trace.batch_nfe)), sum(sample.new_tokens for sample in samples), seconds, peak_bytes())
+    return [dataclasses.replace(sample, cost=cost) for sample in samples]
+
+
+def prepare(config: ModelConfig, spec: DiffusionSpec, requests: Sequence[Request], settings: Settings,
+            numbers: Sequence[int] | None = None, callback: Callback | None = None
+            ) -> tuple[Canvas, Key[Array, " b"], Sampler]:
+    """What the engine runs for valid requests: canvases, a key for each, and how to fill them. The batch is padded."""
+    unmasking, caching = unmasking_for(spec, settings), settings.caching(spec)
+    block_size = settings.block_size_for(spec)
     steps, end = steps_and_end(requests, settings.steps, spec)
     canvas = make_canvas(requests, canvas_length(requests, config.max_length, block_size, spec), len(end))
     prompts = 0 if spec.rule == "bidirectional" else prompt_length(requests, block_size, canvas.tokens.shape[1])
     proposal, unmasking = per_sequence((settings.proposal(), unmasking), len(end))
-    sampler = Sampler(steps, end, proposal, unmasking, caching, block_size, prompts, settings.cfg_scale,
-                      tuple(settings.suppress_tokens), callback)
-    mesh = None if callback else local_mesh(len(end))
     padded_numbers = np.resize(range(len(requests)) if numbers is None else numbers, len(end))
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(settings.seed), padded_numbers)
-    trace, seconds = run_timed(params, canvas, keys, sampler, config, anonymous(spec), mesh)
-    ends = end.tolist()
-    samples = [sample_at(trace, i, request, ends[i]) for i, request in enumerate(requests)]
-    cost = BatchCost(int(max(trace.batch_nfe)), sum(sample.new_tokens for sample in samples), seconds, peak_bytes())
-    return [dataclasses.replace(sample, cost=cost) for sample in samples]
+    return canvas, keys, Sampler(steps, end, proposal, unmasking, caching, block_size, prompts, settings.cfg_scale,
+                                 tuple(settings.suppress_tokens), callback)
 
 
 def check_request(request: Request, settings: Settings, config: ModelConfig, spec: DiffusionSpec) -> None:
@@ -88,11 +98,27 @@ def per_sequence(settings: T, b: int) -> T:
 
 def run_timed(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: Sampler, config: ModelConfig,
               spec: DiffusionSpec, mesh: Mesh | None) -> tuple[Trace, float]:
-    """The trace of `run` on the host, and the seconds it took without compilation."""
+    """The trace of `run` on the host, and the seconds it took without compilation. mesh: see there, or the one that the
+    weights are spread over."""
+    if mesh is not None and "tensor" in mesh.shape:
+        with jax.set_mesh(mesh):
+            canvas, keys, sampler = jax.device_put((canvas, keys, sampler), by_replica(mesh, len(canvas.tokens)))
+            return run_timed_here(params, canvas, keys, sampler, config, spec, None)
     if mesh is not None:
         params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
         by_sequence = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
         canvas, keys, sampler = jax.device_put((canvas, keys, sampler), by_sequence)
+    return run_timed_here(params, canvas, keys, sampler, config, spec, mesh)
+
+
+def by_replica(mesh: Mesh, batch: int) -> NamedSharding:
+    """A batch split over the groups of devices that hold a model together, or copied where they do not divide it."""
+    return NamedSharding(mesh, PartitionSpec("replica" if batch % mesh.shape["replica"] == 0 else None))
+
+
+def run_timed_here(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: Sampler, config: ModelConfig,
+                   spec: DiffusionSpec, mesh: Mesh | None) -> tuple[Trace, float]:
+    """`run_timed` for arguments that lie where they are needed."""
     run.lower(params, canvas, keys, sampler, config=config, spec=spec, mesh=mesh).compile()
     start = time.perf_counter()
     trace = jax.device_get(run(params, canvas, keys, sampler, config=config, spec=spec, mesh=mesh))

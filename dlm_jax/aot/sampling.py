@@ -1,0 +1,106 @@
+"""Planning sampling without its devices: the real denoising loop, compiled ahead of time and read."""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from dlm_jax.aot.program import Event, Loop, read_program
+from dlm_jax.aot.report import Memory, out_of_memory, shape_of
+from dlm_jax.aot.schedule import schedule_of
+from dlm_jax.aot.topology import devices, platform_of
+from dlm_jax.config import Config
+from dlm_jax.errors import UserError
+from dlm_jax.models.diffusion_spec import DiffusionSpec
+from dlm_jax.models.sharding import check_tensor, partition_spec
+from dlm_jax.models.weights import map_table
+from dlm_jax.parallel.device_specs import GIB, DeviceSpec, device_spec
+from dlm_jax.parallel.mesh import tensor_mesh
+from dlm_jax.sampling.engine import run
+from dlm_jax.sampling.generation import anonymous, by_replica, prepare
+from dlm_jax.sampling.requests import continuation
+from dlm_jax.sampling.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingReport:
+    """What the compiler says about denoising a batch, beside a lower bound."""
+
+    topology: str
+    devices: int
+    tensor: int  # devices that hold the weights together
+    batch: int  # sequences, over all devices
+    length: int  # tokens of each, half of them its prompt
+    # Memory of one device in GiB, as in `Report`; arguments are the weights in bf16, temporaries have the cache.
+    arguments_gib: float
+    temporaries_gib: float
+    code_gib: float | None
+    peak_gib: float
+    capacity_gib: float
+    fits: bool
+    seconds_forward: float | None  # of one denoising step, by the compiler's schedule; None where it has no estimates
+    least_seconds_forward: float  # reading a device's weights once
+    tokens_per_second: float | None  # of the batch, at one token of each sequence per step
+    compile_seconds: float
+
+
+def aot_sampling(config: Config, topology: str, batch: int = 8, length: int = 2048, tensor: int = 1) -> SamplingReport:
+    """Compiles the denoising loop of the model that `config` trains, weights and cache in bf16, for all devices of a
+    `topology`: each `tensor` of them hold the weights together.
+
+    Raises `UserError` for an unknown topology, a model or batch that does not divide, and a length beyond its context.
+    """
+    model, found, started = shape_of(config), devices(topology), time.perf_counter()
+    peak = device_spec(found[0].device_kind)
+    if peak is None:
+        raise UserError(f"the memory of a '{found[0].device_kind}' is not known; choose another generation")
+    if not 2 <= length <= model.max_length:
+        raise UserError(f"length {length} is not between 2 and the model's context of {model.max_length}")
+    check_tensor(model, tensor)
+    mesh, recipe = tensor_mesh(tensor, found), config.recipe
+    spec = DiffusionSpec(recipe.alignment, recipe.rule, recipe.block_size or None, model.vocab_size - 1,
+                         clean_half=recipe.clean_half)
+    requests = [continuation([0] * (length // 2), length - length // 2)] * batch
+    arguments = prepare(model, spec, requests, Settings(unmasking="threshold:0.9"))
+    layout = by_replica(mesh, len(arguments[0].tokens))
+    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=layout), arguments)
+    params = map_table(model, lambda path, w: jax.ShapeDtypeStruct(
+        w.shape, jnp.bfloat16, sharding=NamedSharding(mesh, partition_spec(path, w, mesh.shape))))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        lowered = run.trace(params, *arguments, config=model, spec=anonymous(spec)).lower(
+            lowering_platforms=(platform_of(found[0]),))
+        try:
+            compiled = lowered.compile()
+            memory, text = Memory.of(compiled.memory_analysis()), compiled.as_text()
+        except jax.errors.JaxRuntimeError as error:
+            memory, text = out_of_memory(error, params), ""
+    seconds = seconds_forward(text, model.depth, peak)
+    return SamplingReport(
+        topology=topology, devices=len(found), tensor=tensor, batch=batch, length=length,
+        arguments_gib=memory.arguments / GIB, temporaries_gib=memory.temporaries / GIB,
+        code_gib=memory.code and memory.code / GIB, peak_gib=memory.peak / GIB, capacity_gib=peak.memory / GIB,
+        fits=memory.code is not None and memory.peak <= peak.memory, seconds_forward=seconds,
+        least_seconds_forward=memory.arguments / peak.bandwidth, tokens_per_second=seconds and batch / seconds,
+        compile_seconds=time.perf_counter() - started)
+
+
+def seconds_forward(text: str, depth: int, peak: DeviceSpec) -> float | None:
+    """Seconds of a denoising step, where there are estimates: one trip of the most deeply nested loop that runs through
+    all layers. Its attention is no kernel, so the schedule has all of it."""
+    steps = sorted(loops_over_layers(read_program(text), depth), key=lambda found: found[0]) if text else []
+    if not steps or peak.clock is None:
+        return None
+    schedule = schedule_of(steps[-1][1].body)
+    return sum(schedule.cycles.values()) / peak.clock + schedule.waiting(peak.interconnect_bandwidth, peak.clock)[0]
+
+
+def loops_over_layers(program: Sequence[Event | Loop], depth: int, nesting: int = 0) -> Iterator[tuple[int, Loop]]:
+    """The loops of which a trip runs through all layers, which are a loop of `depth` trips, and how nested they are."""
+    for loop in program:
+        if isinstance(loop, Loop):
+            if any(isinstance(inner, Loop) and inner.trips == depth for inner in loop.body):
+                yield nesting, loop
+            yield from loops_over_layers(loop.body, depth, nesting + 1)

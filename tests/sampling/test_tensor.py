@@ -1,0 +1,54 @@
+"""A model whose weights are spread over devices writes the texts that it writes on one."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dlm_jax.errors import UserError
+from dlm_jax.language_model import load
+
+PROGRAM = """
+import json, sys
+from dlm_jax.language_model import load
+
+whole, spread = load(sys.argv[1]), load(sys.argv[1], tensor=2)
+shard = spread.params["layers"]["attention"]["q"]["weight"].addressable_shards[0].data
+assert shard.shape[2] * 2 == spread.config.heads
+prompts = ["the cat", "a dog sat", "under", "it was all"]
+for settings in json.loads(sys.argv[2]):
+    texts = [[(s.tokens, s.nfe) for s in lm.sample(prompts, max_tokens=12, **settings)] for lm in (whole, spread)]
+    assert texts[0] == texts[1], (settings, texts)
+try:
+    spread.sample("the cat", max_tokens=4, callback=print)
+except Exception as error:
+    print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def model(base, tmp_path_factory):
+    """The directory of a block diffusion model."""
+    lm = load(base).with_mask()
+    spec = dataclasses.replace(lm.spec, rule="block_causal", block_size=4)
+    directory = tmp_path_factory.mktemp("tensor") / "model"
+    dataclasses.replace(lm, spec=spec).save(directory)
+    return directory
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_texts_are_those_of_one_device(model, devices):
+    ways = [{"unmasking": "threshold:0.5", "temperature": 0.8, "seed": 3}, {"unmasking": "confidence", "cache": "none"}]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(model), json.dumps(ways)], env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "is spread over several; leave out tensor" in done.stdout
+
+
+def test_devices_that_do_not_come_out_even_are_an_error(model):
+    with pytest.raises(UserError, match="tensor 3 does not divide the 1 devices"):
+        load(model, tensor=3)
