@@ -61,6 +61,8 @@ MAXTEXT_SPARSE_CORE = (
     "--xla_tpu_enable_sparse_core_collective_offload_reduce_scatter=true "
     "--xla_tpu_enable_sparse_core_collective_offload_all_reduce=true --xla_tpu_enable_all_gather_offload_tracing=true "
     "--xla_tpu_use_tc_device_shape_on_sc=true --xla_sc_disable_megacore_partitioning=true")
+# And its DISABLE_COLLECTIVE_MATMUL, without which products pass around a ring in pieces on v5e and v6e.
+MAXTEXT_WHOLE = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Case:
     model: str  # MaxText's name for it
     records: int  # of LENGTH tokens, per chip; of two streams each counts twice
     ours: tuple[str, ...]  # remat policies to try
-    theirs: tuple[tuple[str, str], ...]  # remat policies with the flags that are `shipped`, or those for `sparse` cores
+    theirs: tuple[tuple[str, str], ...]  # remat policies, and keys of `their_flags`
 
     @property
     def generation(self) -> str:
@@ -96,10 +98,18 @@ CASES = (
     Case("v5p-128", "diffullama_7b", "llama2-7b", 4, ("save_projections",),
          (("minimal", "shipped"), ("minimal", "sparse"))),
     Case("v6e-32", "diffullama_7b", "llama2-7b", 2, ("save_projections",),
-         (("minimal", "shipped"), ("minimal", "sparse"), ("save_qkv_proj", "sparse"))),
-    Case("v5e-32", "diffullama_7b", "llama2-7b", 2, ("save_qkv",), (("save_qkv_proj", "shipped"),)),
+         (("minimal", "shipped"), ("minimal", "sparse"), ("save_qkv_proj", "sparse"), ("minimal", "sparse whole"))),
+    Case("v5e-32", "diffullama_7b", "llama2-7b", 2, ("save_qkv",),
+         (("save_qkv_proj", "shipped"), ("save_qkv_proj", "shipped whole"))),
     Case("v5p-128", "efficient_dlm_8b", "qwen3-8b", 2, ("save_projections",), (("minimal", "sparse"),)),
 )
+
+
+def their_flags(generation: str, name: str) -> str:
+    """MaxText's: `shipped` for the chip and model, those for `sparse` cores, and either with products `whole`."""
+    first, _, whole = name.partition(" ")
+    flags = MAXTEXT_FLAGS[generation] if first == "shipped" else MAXTEXT_SPARSE_CORE
+    return f"{flags} {MAXTEXT_WHOLE}" if whole else flags
 
 
 def our_step(case: Case, remat: str) -> dict[str, Any]:
@@ -172,7 +182,7 @@ def best(case: Case, number: int, side: str, results: Path) -> tuple[str, dict[s
     spec = device_spec(KINDS[case.generation])
     assert spec is not None
     for remat, flags in settings:
-        file = results / f"{case.slice}_{case.config}_{case.records}_{side}_{remat}_{flags}.json"
+        file = results / f"{case.slice}_{case.config}_{case.records}_{side}_{remat}_{flags.replace(' ', '_')}.json"
         figures = kept(file, ["--case", str(number), "--side", side, "--remat", remat, "--flags", flags])
         if figures and figures["peak_gib"] <= spec.memory / GIB:
             found[f"{remat}, {flags} flags"] = figures
@@ -200,7 +210,7 @@ def main() -> None:
     if a.write:
         case = CASES[int(a.case)]
         figures = our_step(case, a.remat) if a.side == "ours" else their_step(
-            case, a.remat, MAXTEXT_FLAGS[case.generation] if a.flags == "shipped" else MAXTEXT_SPARSE_CORE)
+            case, a.remat, their_flags(case.generation, a.flags))
         Path(a.write).write_text(json.dumps(figures))
         return
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu", "maxtext"))
