@@ -16,9 +16,11 @@ def search(config: Config, topology: str, slices: int = 1) -> list[Report]:
     """For each `model.remat`, the step with the largest micro-batch (the smallest `train.grad_accum_steps`) that fits
     or, where none does, with the smallest. Those that fit come first, the fastest first.
 
-    What the model learns depends on neither setting. Raises `UserError` as `aot` does.
+    What the model learns depends on neither setting. Offloading is not tried: no estimate counts the host's link.
+    Raises `UserError` as `aot` does.
     """
-    found = [largest_micro_batch(with_remat(config, remat), topology, slices) for remat in typing.get_args(Remat)]
+    policies = [remat for remat in typing.get_args(Remat) if remat != "offload_projections"]
+    found = [largest_micro_batch(with_remat(config, remat), topology, slices) for remat in policies]
     return sorted(found, key=lambda report: (not report.fits, report.seconds_step or max(report.seconds.values())))
 
 

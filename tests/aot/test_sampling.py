@@ -31,7 +31,8 @@ def test_a_step_of_denoising_is_the_innermost_loop_that_runs_through_the_layers(
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"tensor": 3, "length": 32}, "does not divide the 2 key-value heads"), ({"length": 4096}, "is not between 2 and the model's")])
+    ({"tensor": 3, "length": 32}, "does not divide the 2 key-value heads"),
+    ({"length": 4096}, "is not between 2 and the model's")])
 @needs_compiler
 def test_what_cannot_be_planned_is_refused(tiny_run, changes, words):
     with pytest.raises(UserError, match=words):
