@@ -5,8 +5,8 @@
     dlm prepare --text 'fineweb/*.parquet' --model gpt2 --length 1024 --out data/fineweb
     dlm train --config diffugpt_m --workdir runs/diffugpt_m --config.model.base=MODEL
 
-Compiled but not run yet (`dlm aot --topology v5e:4x4`, 2026-11-21; docs/pods.md): fits, with 9.40 GiB of a chip's 16,
-and a step takes at least 1.05 s on 16 chips, bound by compute; on 8 H200, 16.34 GiB of 131 and 0.418 s.
+Compiled but not run yet (`dlm aot --topology v5e:4x4`, 2026-11-30; docs/pods.md): fits, with 13.36 GiB of a chip's
+16, and a step takes 2.94 s on 16 chips by the compiler's schedule; on 8 H200, 17.90 GiB of 131 and at least 0.401 s.
 """
 
 from ml_collections import ConfigDict

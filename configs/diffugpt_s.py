@@ -5,8 +5,8 @@
     dlm prepare --text 'fineweb/*.parquet' --model gpt2 --length 512 --out data/fineweb
     dlm train --config diffugpt_s --workdir runs/diffugpt_s --config.model.base=MODEL
 
-Compiled but not run yet (`dlm aot --topology v5e:2x4`, 2026-11-21; docs/pods.md): fits, with 7.27 GiB of a chip's 16,
-and a step takes at least 0.066 s on 8 chips, bound by compute; on one H200, 46.09 GiB of 131 and 0.106 s.
+Compiled but not run yet (`dlm aot --topology v5e:2x4`, 2026-11-30; docs/pods.md): fits, with 7.74 GiB of a chip's 16,
+and a step takes 0.276 s on 8 chips by the compiler's schedule; on one H200, 46.11 GiB of 131 and at least 0.106 s.
 """
 
 from ml_collections import ConfigDict

@@ -8,12 +8,14 @@ used about 31M tokens per step, and no annealing at this size, because their ker
     dlm prepare --text 'starcoder/*.parquet' --model MODEL --length 2048 --out data/starcoder
     dlm train --config diffullama_7b --workdir runs/diffullama_7b --config.model.base=MODEL
 
-Compiled but not run yet (`dlm aot --topology v5e:4x8`, 2026-11-21; docs/pods.md). It fits everywhere, bound by compute;
-peak memory of a device and the least time of a step:
+Compiled but not run yet (`dlm aot`, 2026-11-30; docs/pods.md). It fits everywhere; peak memory of a device, and the time
+of a step by the compiler's schedule, on GPUs at least:
 
-    v5e:4x8    10.48 GiB of 16   37.9 s        h100:8   24.23 GiB of 75    30.2 s
-    v5p:4x4x4   5.56 GiB of 95    8.12 s       h200:8   24.20 GiB of 131   30.2 s
-    v6e:4x8    10.32 GiB of 32    8.12 s
+    v5e:4x8    14.51 GiB of 16   45.6 s    as it is
+    v5p:4x4x4  29.83 GiB of 95    8.6 s    model.remat=save_projections, train.grad_accum_steps=8
+    v6e:4x8    19.97 GiB of 32   10.7 s    model.remat=save_projections
+    h100:8     44.32 GiB of 75   25.8 s    as it is
+    h200:8     65.56 GiB of 131  22.7 s    model.remat=save_projections
 """
 
 from ml_collections import ConfigDict

@@ -8,8 +8,8 @@
 For one GPU, or a smaller Qwen2.5 as MODEL, add --config.train.global_batch_size=32 --config.train.grad_accum_steps=32
 --config.data.seq_length=1024.
 
-Compiled but not run yet (`dlm aot --topology v5e:4x8`, 2026-11-21; docs/pods.md): fits, with 5.15 GiB of a chip's 16,
-and a step takes at least 8.38 s on 32 chips, bound by compute; on 8 H200, 10.81 GiB of 131 and 6.68 s.
+Compiled but not run yet (`dlm aot --topology v5e:4x8`, 2026-11-30; docs/pods.md): fits, with 8.76 GiB of a chip's 16,
+and a step takes 11.4 s on 32 chips by the compiler's schedule; on 8 H200, 19.38 GiB of 131 and at least 5.92 s.
 """
 
 from ml_collections import ConfigDict
