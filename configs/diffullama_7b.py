@@ -8,8 +8,8 @@ used about 31M tokens per step, and no annealing at this size, because their ker
     dlm prepare --text 'starcoder/*.parquet' --model MODEL --length 2048 --out data/starcoder
     dlm train --config diffullama_7b --workdir runs/diffullama_7b --config.model.base=MODEL
 
-Compiled but not run yet (`dlm aot`, 2026-11-30; docs/pods.md). It fits everywhere; peak memory of a device, and the time
-of a step by the compiler's schedule, on GPUs at least:
+Compiled but not run yet (`dlm aot`, 2026-11-30; docs/pods.md). It fits everywhere; peak memory of a device, and the
+time of a step by the compiler's schedule, on GPUs at least:
 
     v5e:4x8    14.51 GiB of 16   45.6 s    as it is
     v5p:4x4x4  29.83 GiB of 95    8.6 s    model.remat=save_projections, train.grad_accum_steps=8

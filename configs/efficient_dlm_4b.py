@@ -5,8 +5,8 @@
     dlm prepare --text 'fineweb/*.parquet' --model MODEL --length 4096 --out data/fineweb
     dlm train --config efficient_dlm_4b --workdir runs/efficient_dlm_4b --config.model.base=MODEL
 
-Compiled but not run yet (`dlm aot --topology v5p:4x4x4`, 2026-11-30; docs/pods.md): with model.remat=save_projections it
-takes 47.20 GiB of a chip's 95, and a step 6.2 s on 64 chips by the compiler's schedule; on 8 H200 with
+Compiled but not run yet (`dlm aot --topology v5p:4x4x4`, 2026-11-30; docs/pods.md): with model.remat=save_projections
+it takes 47.20 GiB of a chip's 95, and a step 6.2 s on 64 chips by the compiler's schedule; on 8 H200 with
 train.grad_accum_steps=32, 32.01 GiB of 131 and at least 16 s.
 """
 

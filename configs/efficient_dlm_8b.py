@@ -5,9 +5,9 @@
     dlm prepare --text 'fineweb/*.parquet' --model MODEL --length 4096 --out data/fineweb
     dlm train --config efficient_dlm_8b --workdir runs/efficient_dlm_8b --config.model.base=MODEL
 
-Compiled but not run yet (`dlm aot`, 2026-11-30; docs/pods.md): on 128 v5p chips with model.remat=save_projections it takes
-40.24 GiB of 95 and 5.3 s a step by the compiler's schedule; on 64 of v6e with train.grad_accum_steps=8, 28.10 GiB of 32
-and 7.5 s; on 8 H200 with train.grad_accum_steps=32, 48.12 GiB of 131 and at least 28.9 s.
+Compiled but not run yet (`dlm aot`, 2026-11-30; docs/pods.md): on 128 v5p chips with model.remat=save_projections it
+takes 40.24 GiB of 95 and 5.3 s a step by the compiler's schedule; on 64 of v6e with train.grad_accum_steps=8, 28.10 GiB
+of 32 and 7.5 s; on 8 H200 with train.grad_accum_steps=32, 48.12 GiB of 131 and at least 28.9 s.
 """
 
 from ml_collections import ConfigDict
