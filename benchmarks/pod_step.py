@@ -12,7 +12,6 @@ its figures are kept in --results.
 
 import argparse
 import dataclasses
-import importlib.metadata
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from pods import version
 
 from dlm_jax.aot.estimate import CORES
 from dlm_jax.aot.program import read_program
@@ -213,7 +213,7 @@ def main() -> None:
             case, a.remat, their_flags(case.generation, a.flags))
         Path(a.write).write_text(json.dumps(figures))
         return
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu", "maxtext"))
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "libtpu", "maxtext"))
     print(f"{date.today()}, {versions}; milliseconds by the compiler's estimates\n")
     print("| slice | step | records of a chip | GiB | products | kernels | copies | other | waiting | hidden | seconds "
           "| of MaxText |\n|---|---|---|" + "---:|" * 9)

@@ -39,9 +39,9 @@ def generate(params: Params, config: ModelConfig, spec: DiffusionSpec, requests:
 
     Raises `UserError` for a request that the model cannot serve.
     """
+    check_settings(settings, config, spec)
     for request in requests:
         check_request(request, settings, config, spec)
-    check_suppressed(settings.suppress_tokens, config)
     if not requests:
         return []
     if callback and mesh_of(params):
@@ -69,6 +69,14 @@ def prepare(config: ModelConfig, spec: DiffusionSpec, requests: Sequence[Request
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(settings.seed), padded_numbers)
     return canvas, keys, Sampler(steps, end, proposal, unmasking, caching, block_size, prompts, settings.cfg_scale,
                                  tuple(settings.suppress_tokens), callback)
+
+
+def check_settings(settings: Settings, config: ModelConfig, spec: DiffusionSpec) -> None:
+    """Raises `UserError` for settings that are for other models."""
+    unmasking_for(spec, settings)
+    settings.caching(spec)
+    settings.block_size_for(spec)
+    check_suppressed(settings.suppress_tokens, config)
 
 
 def check_request(request: Request, settings: Settings, config: ModelConfig, spec: DiffusionSpec) -> None:

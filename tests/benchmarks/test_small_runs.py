@@ -4,6 +4,7 @@ Those that train or compile several programs are marked slow.
 """
 
 import importlib.util
+import json
 import math
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax
 import pytest
 
 import dlm_jax
+from dlm_jax.models.shapes import SHAPES
 
 BUNDLED = Path(dlm_jax.__file__).parent / "assets" / "base"
 LIBRARIES = {"claims_runs", "plain_samplers", "plain_torch", "tpu_bundles"}  # imported by the benchmarks
@@ -163,6 +165,54 @@ def test_a_config_is_planned_for_its_pod(main, tmp_path):
     (row,) = rows((tmp_path / "pods.md").read_text(), 15)
     assert row[:2] == ["tiny", "v5e:2x2 (4)"] and row[7] == "yes"
     assert positive(row[6], row[9], row[10])
+
+
+@pytest.fixture
+def pod_case(benchmark_modules, monkeypatch):
+    """`pod_step` with one small case: (the module, the case)."""
+    module = benchmark_modules("pod_step")
+    case = module.Case("v5e-4", "tiny", "llama2-7b", 4, ("none", "full"), (("minimal", "shipped"), ("full", "sparse")))
+    monkeypatch.setattr(module, "CASES", (case,))
+    return module, case
+
+
+@needs("libtpu")
+@pytest.mark.slow
+def test_our_step_on_a_pod_is_estimated(pod_case):
+    module, case = pod_case
+    found = module.our_step(case, "none")
+    assert found["seconds"] == pytest.approx(sum(found["spent"].values())) and found["seconds"] > 0
+
+
+def test_the_fastest_step_that_fits_is_shown_beside_the_fastest_of_the_other_side(pod_case, printed, tmp_path):
+    for name, seconds, gib in (("ours_none_own", 1.0, 99), ("ours_full_own", 2.0, 9),
+                               ("theirs_minimal_shipped", 5.0, 9), ("theirs_full_sparse", 4.0, 9)):
+        spent = dict.fromkeys(("products", "kernels", "copies", "other", "waiting"), seconds / 5)
+        (tmp_path / f"v5e-4_tiny_4_{name}.json").write_text(json.dumps(
+            {"seconds": seconds, "spent": spent, "peak_gib": gib, "hidden": 0.5}))
+    theirs, ours = rows(printed("pod_step", "--results", tmp_path), 12)
+    assert theirs[1].endswith("full, sparse flags") and theirs[-2:] == ["4.000", "1.00"]
+    assert ours[1].endswith("full, own flags") and ours[-2:] == ["2.000", "0.50"]
+
+
+def test_a_causal_kernel_takes_the_blocks_on_and_below_the_diagonal(pod_case):
+    module, case = pod_case
+    model = SHAPES["meta-llama/Llama-2-7b-hf"]
+    tiles = 10 / 2 * 4 * 32  # ten of sixteen blocks of 512 x 512, two of them a tile; four records, 32 heads
+    assert module.splash_seconds("splash_mha_fwd", case, model, 1.0) == tiles * 2237
+    assert module.splash_seconds("splash_mha_dq", case, model, 1.0) == tiles * 7168 / 2
+
+
+@pytest.mark.slow
+def test_a_base_is_converted_for_longer_by_recipes_that_can_and_cannot_verify(printed, texts, tmp_path):
+    table = printed("longer", "--base", BUNDLED, "--text", texts, "--validation", texts, "--workdir", tmp_path,
+                    "--recipes", "hybrid_shifted,bd3lm", "--steps", 2, "--documents", 40, "--beginnings", 2,
+                    "--own-tokens", 64, "--rows", 2, "--prompts", 2, "--alone", 1, "--max-tokens", 8, "--strategies",
+                    "threshold:0.9,speculate")
+    found = rows(table, 8)
+    assert [(row[0], row[2]) for row in found] == [("hybrid_shifted", "threshold:0.9"), ("hybrid_shifted", "speculate"),
+                                                   ("bd3lm", "threshold:0.9")]
+    assert all(positive(*row[3:]) for row in found)
 
 
 @pytest.fixture(scope="module")
