@@ -13,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from dlm_jax.attention.tiles import TILE
 
-VMEM = 32 << 20  # bytes: a tile of tokens in all heads of q and k, coming and going
+VMEM = 15 << 20  # bytes, which every chip has
 
 
 def rotate_tpu(q: jax.Array, k: jax.Array, angles: jax.Array, interpret: Any = False) -> tuple[jax.Array, jax.Array]:
@@ -28,15 +28,22 @@ def rotate_tpu(q: jax.Array, k: jax.Array, angles: jax.Array, interpret: Any = F
 def _rotate(interpret: Any, q: jax.Array, k: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
     """q [b, n, h d], k [b, n, g d]; cos and sin [b or 1, n, d] multiply a value and the other one of its plane."""
     b, n, _ = q.shape
+    tokens = tokens_in_vmem(q.shape[2] + k.shape[2], q.dtype.itemsize)
 
     def spec(x: jax.Array) -> pl.BlockSpec:
-        return pl.BlockSpec((1, TILE, x.shape[2]), lambda b, i: (b if x.shape[0] > 1 else 0, i, 0))
+        return pl.BlockSpec((1, tokens, x.shape[2]), lambda b, i: (b if x.shape[0] > 1 else 0, i, 0))
 
     return pl.pallas_call(
-        rotate_kernel, grid=(b, pl.cdiv(n, TILE)), in_specs=[spec(x) for x in (q, k, cos, sin)],
+        rotate_kernel, grid=(b, pl.cdiv(n, tokens)), in_specs=[spec(x) for x in (q, k, cos, sin)],
         out_specs=[spec(q), spec(k)], out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k)],
         compiler_params=pltpu.CompilerParams(dimension_semantics=[pltpu.PARALLEL] * 2, vmem_limit_bytes=VMEM),
         interpret=interpret, name="rotate")(q, k, cos, sin)
+
+
+def tokens_in_vmem(width: int, itemsize: int) -> int:
+    """How many tokens, of so many values in q and k, come and go at once: four times, as the next ones are prefetched,
+    in all but a fifth of VMEM. At most TILE, and a multiple of 8."""
+    return min(TILE, VMEM * 4 // 5 // (4 * width * itemsize) // 8 * 8)
 
 
 def rotate_kernel(q: Any, k: Any, cos: Any, sin: Any, q_out: Any, k_out: Any) -> None:

@@ -1,12 +1,15 @@
 """Rotary positions against transformers' formulas and the definition of a rotation."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dlm_jax.aot.topology import compile_for_chip
 from dlm_jax.attention.rope import rotate
-from dlm_jax.attention.rope_tpu import rotate_tpu
+from dlm_jax.attention.rope_tpu import rotate_tpu, tokens_in_vmem
 from dlm_jax.models.config import Rope
 from dlm_jax.models.transformer import rope_frequencies
 
@@ -50,6 +53,15 @@ def test_rotate_turns_each_plane_of_the_half_split_layout():
     planes = x[..., :3] + 1j * x[..., 3:]
     turned = planes * np.exp(1j * angles)[:, :, None]
     np.testing.assert_allclose(rotate(x, angles), np.concatenate([turned.real, turned.imag], -1), atol=1e-5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'dlm-jax[tpu]'")
+@pytest.mark.parametrize("topology, dtype, heads", [
+    ("v4:2x2x1", "bfloat16", 32), ("v5e:2x2", "float32", 32), ("v6e:2x2", "bfloat16", 64)])
+def test_the_tpu_compiler_accepts_the_kernel_at_every_width(topology, dtype, heads):
+    q, k = (jax.ShapeDtypeStruct((2, 256, h, 128), dtype) for h in (heads, 32))
+    assert tokens_in_vmem((heads + 32) * 128, q.dtype.itemsize) % 8 == 0
+    compile_for_chip(topology, rotate_tpu, q, k, jax.ShapeDtypeStruct((1, 256, 64), "float32"))
 
 
 @pytest.mark.parametrize("batch, n, head_dim", [(1, 130, 128), (2, 128, 128), (2, 40, 256)])
