@@ -12,16 +12,14 @@ import argparse
 import json
 import platform
 from datetime import date
-from pathlib import Path
 
 import jax
-import numpy as np
-from own_text import AR, converted, measure, own_text
+from own_text import AR, add_flags, converted, measure, own_text
 from train_step import processor
 
 from dlm_jax.data.text import read_documents
 from dlm_jax.evaluation.log_likelihood import AR as LEFT_TO_RIGHT
-from dlm_jax.evaluation.log_likelihood import denoising_recipe, likelihood
+from dlm_jax.evaluation.log_likelihood import denoising_recipe, likelihood, texts_to_rows
 from dlm_jax.files import write_text
 from dlm_jax.language_model import LanguageModel, load
 
@@ -32,9 +30,7 @@ COLUMNS = {"nelbo": ("NELBO", 3), "ar_nll": ("left to right", 3), "nll": ("under
 
 def likelihoods(lm: LanguageModel, a: argparse.Namespace) -> dict[str, float]:
     """Nats per token of held-out text, as the model denoises (a bound) and left to right."""
-    start = [lm.spec.start_id] if lm.spec.start_id is not None else []
-    texts = [np.array([*start, *lm.encode(text)][:128]) for text in read_documents([a.validation])][:a.rows]
-    rows = [(tokens, np.ones_like(tokens)) for tokens in texts]
+    rows = texts_to_rows([lm.encode(text)[:128] for text in read_documents([a.validation])][:a.rows])
     return {name: float(likelihood(lm.params, lm.config, recipe, lm.spec.mask_token_id, rows, 4))
             for name, recipe in (("nelbo", denoising_recipe(lm.spec)), ("ar_nll", LEFT_TO_RIGHT))}
 
@@ -47,7 +43,8 @@ def figures(recipe: str, steps: int, base: LanguageModel, a: argparse.Namespace)
     a.recipe, a.steps = recipe, steps
     lm = converted(f"{recipe}-{steps}", own_text(base, a, range(4, 4 + 4 * a.beginnings, 4)), 0, a)
     ways = [way for way in a.strategies.split(",") if lm.spec.clean_half == "token_causal" or "speculate" not in way]
-    found = {way: {**likelihoods(lm, a), **measure(lm, way, base, a)} for way in ways}
+    nats = likelihoods(lm, a)
+    found = {way: {**nats, **measure(lm, way, base, a)} for way in ways}
     write_text(file, json.dumps(found, indent=2) + "\n")
     return found
 
@@ -55,21 +52,13 @@ def figures(recipe: str, steps: int, base: LanguageModel, a: argparse.Namespace)
 def main() -> None:
     """Converts, decodes, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--text", required=True)
-    parser.add_argument("--validation", required=True)
-    parser.add_argument("--workdir", type=Path, required=True)
+    add_flags(parser)
     parser.add_argument("--recipes", default="hybrid_shifted,efficient_dlm,bd3lm,nemotron")
     parser.add_argument("--steps", type=int, nargs="+", default=[760, 3050, 12_200])
     parser.add_argument("--strategies", default="confidence,threshold:0.9,threshold:0.7,speculate:4",
                         help="`speculate` is left out where the clean half is no AR model")
-    parser.add_argument("--documents", type=int, default=2316, help="texts whose beginnings the base continues")
     parser.add_argument("--beginnings", type=int, default=16, help="of each text: of 4, 8, 12, ... tokens")
-    parser.add_argument("--own-tokens", type=int, default=120, help="of a continuation")
     parser.add_argument("--rows", type=int, default=256, help="held-out texts for the likelihoods")
-    parser.add_argument("--prompts", type=int, default=64, help="held-out beginnings to continue")
-    parser.add_argument("--alone", type=int, default=10, help="of these, continued alone, three times")
-    parser.add_argument("--max-tokens", type=int, default=64)
     a = parser.parse_args()
     a.workdir.mkdir(parents=True, exist_ok=True)
     base = load(a.base)

@@ -88,21 +88,26 @@ def run_seed(seed: int, base: LanguageModel, a: argparse.Namespace) -> dict[str,
     return found
 
 
-def main() -> None:
-    """Converts, decodes, and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of what is converted, and of how it is measured."""
     parser.add_argument("--base", required=True)
     parser.add_argument("--text", required=True)
     parser.add_argument("--validation", required=True)
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--recipe", default="hybrid_shifted")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--documents", type=int, default=2316, help="texts whose beginnings the base continues")
     parser.add_argument("--own-tokens", type=int, default=120, help="of a continuation")
     parser.add_argument("--prompts", type=int, default=64, help="held-out beginnings")
     parser.add_argument("--alone", type=int, default=10, help="of these, continued alone, three times")
     parser.add_argument("--max-tokens", type=int, default=64)
+
+
+def main() -> None:
+    """Converts, decodes, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser)
+    parser.add_argument("--recipe", default="hybrid_shifted")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--strategies", default="threshold:0.9,threshold:0.7,speculate,speculate:4")
     a = parser.parse_args()
     a.workdir.mkdir(parents=True, exist_ok=True)

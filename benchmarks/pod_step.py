@@ -24,12 +24,12 @@ from typing import Any
 import jax
 from pods import version
 
-from dlm_jax.aot.estimate import CORES
+from dlm_jax.aot.estimate import CORES, time_spent
 from dlm_jax.aot.program import read_program
 from dlm_jax.aot.report import Memory, aot
-from dlm_jax.aot.schedule import schedule_of
 from dlm_jax.aot.slices import parse_slice
 from dlm_jax.config import load_config
+from dlm_jax.files import write_text
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.shapes import SHAPES
 from dlm_jax.parallel.device_specs import GIB, device_spec
@@ -90,7 +90,7 @@ class Case:
 
     @property
     def streams(self) -> int:
-        """Of our recipe."""
+        """How many streams our recipe has."""
         return load_config(self.config).recipe.streams
 
 
@@ -143,15 +143,12 @@ def their_step(case: Case, remat: str, flags: str) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {}
-    schedule, memory = schedule_of(read_program(compiled[0].as_text())), Memory.of(compiled[0].memory_analysis())
+    program, memory = read_program(compiled[0].as_text()), Memory.of(compiled[0].memory_analysis())
     spec, model = device_spec(KINDS[case.generation]), SHAPES[load_config(case.config).model.base]
     assert spec is not None and spec.clock is not None
-    waiting, hidden = schedule.waiting(spec.interconnect_bandwidth, spec.clock)
-    spent = {name: schedule.cycles[name] / spec.clock for name in ("products", "copies", "other")}
-    spent |= {"kernels": sum(runs * splash_seconds(name, case, model, spec.clock)
-                             for name, runs in schedule.kernels.items()), "waiting": waiting}
-    return {"peak_gib": memory.peak / GIB, "seconds": sum(spent.values()), "spent": spent, "hidden": hidden,
-            "kernels": dict(schedule.kernels)}
+    clock = spec.clock
+    spent, hidden = time_spent(program, spec, lambda name: splash_seconds(name, case, model, clock))
+    return {"peak_gib": memory.peak / GIB, "seconds": sum(spent.values()), "spent": spent, "hidden": hidden}
 
 
 def splash_seconds(name: str, case: Case, model: ModelConfig, clock: float) -> float:
@@ -211,7 +208,7 @@ def main() -> None:
         case = CASES[int(a.case)]
         figures = our_step(case, a.remat) if a.side == "ours" else their_step(
             case, a.remat, their_flags(case.generation, a.flags))
-        Path(a.write).write_text(json.dumps(figures))
+        write_text(Path(a.write), json.dumps(figures))
         return
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "libtpu", "maxtext"))
     print(f"{date.today()}, {versions}; milliseconds by the compiler's estimates\n")

@@ -1,7 +1,7 @@
 """The time of a training step on a TPU, estimated: the compiler's schedule, our kernels by theirs, and what the core
 waits for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -37,13 +37,22 @@ def estimate(program: Sequence[Event | Loop], flops: float, config: Config, mode
     """The estimate for a step of so many `flops` on `count` devices of a kind, from its program."""
     if not program or peak.clock is None:
         return Estimate()
+    run = kernel_run(config, model, count, kind, peak)
+    spent, hidden = time_spent(program, peak, lambda name: run[name])
+    seconds = sum(spent.values())
+    return Estimate(seconds, spent, flops / count / peak.flops / seconds, spent["copies"] / seconds, hidden)
+
+
+def time_spent(program: Sequence[Event | Loop], peak: DeviceSpec, kernel: Callable[[str], float]
+               ) -> tuple[dict[str, float], float]:
+    """(seconds of products, copies, other, kernels and waiting, share of the collectives' bytes behind work) of a
+    program for a device with estimates; kernel(name): seconds of one run of that kernel."""
+    assert peak.clock is not None
     schedule = schedule_of(program)
     waiting, hidden = schedule.waiting(peak.interconnect_bandwidth, peak.clock)
     spent = {name: schedule.cycles[name] / peak.clock for name in ("products", "copies", "other")}
-    run = kernel_run(config, model, count, kind, peak)
-    spent |= {"kernels": sum(runs * run[name] for name, runs in schedule.kernels.items()), "waiting": waiting}
-    seconds = sum(spent.values())
-    return Estimate(seconds, spent, flops / count / peak.flops / seconds, spent["copies"] / seconds, hidden)
+    kernels = sum(runs * kernel(name) for name, runs in schedule.kernels.items())
+    return spent | {"kernels": kernels, "waiting": waiting}, hidden
 
 
 def kernel_run(config: Config, model: ModelConfig, count: int, kind: str, peak: DeviceSpec) -> dict[str, float]:

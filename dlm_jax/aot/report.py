@@ -78,6 +78,12 @@ class Memory:
         parts = stats.argument_size_in_bytes, stats.temp_size_in_bytes, stats.generated_code_size_in_bytes
         return cls(*parts, sum(parts) + stats.output_size_in_bytes - stats.alias_size_in_bytes)
 
+    def in_gib(self, capacity: float) -> dict[str, Any]:
+        """The fields that reports have of it, on a device of `capacity` bytes."""
+        return {"arguments_gib": self.arguments / GIB, "temporaries_gib": self.temporaries / GIB,
+                "code_gib": self.code and self.code / GIB, "peak_gib": self.peak / GIB, "capacity_gib": capacity / GIB,
+                "fits": self.code is not None and self.peak <= capacity}
+
 
 def shape_of(config: Config) -> ModelConfig:
     """The shape of the model that a config trains, with its mask row, without reading weights where the base is known.
@@ -119,10 +125,7 @@ def aot(config: Config, topology: str, slices: int = 1, timeline: str | Path | N
     flops, times = roofline(config, model, memory, sent, len(found), peak)
     report = Report(
         topology=topology, devices=len(found), chips=chips, global_batch_size=config.train.global_batch_size,
-        grad_accum_steps=config.train.grad_accum_steps, remat=config.model.remat, arguments_gib=memory.arguments / GIB,
-        temporaries_gib=memory.temporaries / GIB, code_gib=memory.code and memory.code / GIB,
-        peak_gib=memory.peak / GIB, capacity_gib=peak.memory / GIB,
-        fits=memory.code is not None and memory.peak <= peak.memory,
+        grad_accum_steps=config.train.grad_accum_steps, remat=config.model.remat, **memory.in_gib(peak.memory),
         collective_gib={kind: size / GIB for kind, size in sent.items()}, flops=flops, seconds=times,
         bottleneck=max(times, key=lambda name: times[name]),
         **estimate(program, flops, config, model, len(found), kind, peak)._asdict(),

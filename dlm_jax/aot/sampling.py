@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from dlm_jax.aot.estimate import time_spent
 from dlm_jax.aot.program import Event, Loop, read_program
 from dlm_jax.aot.report import Memory, out_of_memory, shape_of
-from dlm_jax.aot.schedule import schedule_of
 from dlm_jax.aot.topology import devices, platform_of
 from dlm_jax.config import Config
 from dlm_jax.errors import UserError
 from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.models.sharding import check_tensor, partition_spec
 from dlm_jax.models.weights import map_table
-from dlm_jax.parallel.device_specs import GIB, DeviceSpec, device_spec
+from dlm_jax.parallel.device_specs import DeviceSpec, device_spec
 from dlm_jax.parallel.mesh import tensor_mesh
 from dlm_jax.sampling.engine import run
 from dlm_jax.sampling.generation import anonymous, by_replica, prepare
@@ -80,9 +80,7 @@ def aot_sampling(config: Config, topology: str, batch: int = 8, length: int = 20
     seconds = seconds_forward(text, model.depth, peak)
     return SamplingReport(
         topology=topology, devices=len(found), tensor=tensor, batch=batch, length=length,
-        arguments_gib=memory.arguments / GIB, temporaries_gib=memory.temporaries / GIB,
-        code_gib=memory.code and memory.code / GIB, peak_gib=memory.peak / GIB, capacity_gib=peak.memory / GIB,
-        fits=memory.code is not None and memory.peak <= peak.memory, seconds_forward=seconds,
+        **memory.in_gib(peak.memory), seconds_forward=seconds,
         least_seconds_forward=memory.arguments / peak.bandwidth, tokens_per_second=seconds and batch / seconds,
         compile_seconds=time.perf_counter() - started)
 
@@ -93,8 +91,7 @@ def seconds_forward(text: str, depth: int, peak: DeviceSpec) -> float | None:
     steps = sorted(loops_over_layers(read_program(text), depth), key=lambda found: found[0]) if text else []
     if not steps or peak.clock is None:
         return None
-    schedule = schedule_of(steps[-1][1].body)
-    return sum(schedule.cycles.values()) / peak.clock + schedule.waiting(peak.interconnect_bandwidth, peak.clock)[0]
+    return sum(time_spent(steps[-1][1].body, peak, lambda name: 0.0)[0].values())
 
 
 def loops_over_layers(program: Sequence[Event | Loop], depth: int, nesting: int = 0) -> Iterator[tuple[int, Loop]]:

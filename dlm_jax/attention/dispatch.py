@@ -14,6 +14,7 @@ from dlm_jax.attention.plan import Plan, make_plan
 from dlm_jax.attention.rules import Rule
 from dlm_jax.attention.tiles import TILE
 from dlm_jax.errors import UserError
+from dlm_jax.parallel.device_specs import traced_device_kind
 from dlm_jax.parallel.mesh import AXES, BATCH_AXES, axis_size
 from dlm_jax.typing import Array, Float, Int, shape_checked
 
@@ -75,8 +76,7 @@ def choose_implementation(platform: str, q: Array) -> str:
 
 def is_hopper() -> bool:
     """Whether the program is for a GPU with the instructions that the GPU kernels use (sm_90)."""
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    kind = abstract.device_kind if abstract is not None else jax.devices()[0].device_kind
+    kind = traced_device_kind()
     return any(name in kind for name in ("H100", "H200", "H20", "H800"))
 
 

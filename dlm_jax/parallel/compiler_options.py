@@ -10,7 +10,7 @@ Sources: [jax] jax-ml/jax, docs/xla_flags.md; [maxtext] AI-Hypercomputer/maxtext
 
 import os
 
-import jax
+from dlm_jax.parallel.device_specs import traced_device_kind
 
 Options = dict[str, bool | int]
 
@@ -82,8 +82,7 @@ TPU: dict[str, Options] = {  # by device kind
 def compiler_options() -> Options:
     """The options for the device that programs are traced for; without those that the environment sets, in
     `LIBTPU_INIT_ARGS` for a TPU and in `XLA_FLAGS` for a GPU."""
-    abstract = jax.sharding.get_abstract_mesh().abstract_device
-    kind = abstract.device_kind if abstract is not None else jax.devices()[0].device_kind
+    kind = traced_device_kind()
     if kind == "cpu":
         return {}
     options, variable = (TPU.get(kind, {}), "LIBTPU_INIT_ARGS") if kind.startswith("TPU") else (GPU, "XLA_FLAGS")

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+
 
 @dataclasses.dataclass(frozen=True)
 class DeviceSpec:
@@ -31,6 +33,12 @@ DEVICE_SPECS = {
     "NVIDIA H100 80GB HBM3": DeviceSpec(989e12, 80e9, 3.350e12, 450e9),
     "NVIDIA H200": DeviceSpec(989e12, 141e9, 4.800e12, 450e9),
 }
+
+
+def traced_device_kind() -> str:
+    """The kind of device that the program is traced for. A mesh that names a device decides."""
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    return abstract.device_kind if abstract is not None else jax.devices()[0].device_kind
 
 
 def device_spec(kind: str) -> DeviceSpec | None:
