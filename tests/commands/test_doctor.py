@@ -48,6 +48,6 @@ def test_the_packages_of_an_extra_are_those_that_it_asks_for(monkeypatch):
 
 
 def test_every_extra_that_a_user_may_lack_is_explained():
-    developers = {"test", "mutants", "notebooks", "docs"}
+    developers = {"test", "mutants", "notebooks", "docs", "maxtext"}
     known = {name for name in doctor.importlib.metadata.metadata(doctor.PACKAGE).get_all("Provides-Extra")}
     assert known - developers == doctor.EXTRAS.keys()
