@@ -114,8 +114,8 @@ EQUAL: dict[str, str] = {
     "sampling/speculation.py: drafted = trace.masked & (index > last[:, None]) & (index < end[:, None]) -> "
     "drafted = trace.masked & (index >= last[:, None]) & (index < end[:, None])":
         "the last token that was kept is not masked",
-    'objective/loss.py: local_vocab = -(-config.vocab_size // axis_size("replica", "fsdp", "tensor")) -> '
-    'local_vocab = -(config.vocab_size // axis_size("replica", "fsdp", "tensor"))':
+    'objective/loss.py: local_vocab = -(-config.vocab_size // axis_size(*AXES)) -> '
+    'local_vocab = -(config.vocab_size // axis_size(*AXES))':
         "how many logits are computed at once changes memory only",
     "diffusion/cross_entropy.py: LOGITS_BUDGET = 2**27 -> LOGITS_BUDGET = 2** 28":
         "how many logits are computed at once changes memory only",

@@ -29,7 +29,7 @@ from dlm_jax.parallel.device_specs import GIB, DeviceSpec, device_spec
 from dlm_jax.parallel.mesh import AXES, BATCH_AXES, make_mesh
 from dlm_jax.training.flops import recompute_flops, step_flops
 from dlm_jax.training.optimizer import make_optimizer
-from dlm_jax.training.step import TrainState, check_batch_divides, make_step
+from dlm_jax.training.step import TrainState, check_mesh_divides, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,11 +159,11 @@ def write_timeline(file: Path, program: Sequence[Event | Loop], report: Report, 
 def compile_step(config: Config, model: ModelConfig, found: list[Any]) -> tuple[Memory, str]:
     """Compiles the step for the devices `found`: memory of one device, and the program's text; none where it does not
     fit."""
-    mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor, found)
+    mesh = make_mesh(**dataclasses.asdict(config.mesh), devices=found)
     if mesh is None:  # a single device: name it for the compiler
-        mesh = Mesh(np.array(found).reshape(1, 1, 1), AXES, axis_types=(AxisType.Explicit,) * 3)
+        mesh = Mesh(np.array(found).reshape(1, 1, 1, 1), AXES, axis_types=(AxisType.Explicit,) * 4)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        check_batch_divides(config.train)
+        check_mesh_divides(config)
         state, rows = abstract_arguments(config, model, mesh)
         step: Any = make_step(config, model, model.vocab_size - 1)
         lowered = step.trace(state, rows, rows).lower(lowering_platforms=(platform_of(found[0]),))

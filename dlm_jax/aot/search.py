@@ -45,6 +45,6 @@ def largest_micro_batch(config: Config, topology: str, slices: int) -> Report:
 
 def accumulations(config: Config, count: int) -> list[int]:
     """Every `train.grad_accum_steps` whose micro-batches divide over `count` devices, the smallest first."""
-    replica, fsdp, _ = mesh_sizes(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor, count)
+    replica, fsdp, *_ = mesh_sizes(**dataclasses.asdict(config.mesh), count=count)
     rows = config.train.global_batch_size // (replica * fsdp)
     return [steps for steps in range(1, rows + 1) if rows % steps == 0] or [1]

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
-from dlm_jax.attention.plan import Plan, make_plan
+from dlm_jax.attention.plan import Plan, make_plan, own_tiles
 from dlm_jax.attention.rules import Rule
 from dlm_jax.attention.tiles import TILE
 from dlm_jax.errors import UserError
 from dlm_jax.parallel.device_specs import traced_device_kind
-from dlm_jax.parallel.mesh import AXES, BATCH_AXES, axis_size
+from dlm_jax.parallel.context import gather_tokens
+from dlm_jax.parallel.mesh import AXES, MeshAxes, axis_size, batch_axes
 from dlm_jax.typing import Array, Float, Int, shape_checked
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "tpu", "gpu", "splash")
@@ -32,7 +33,7 @@ def attend(q: Float[Array, "b Q h k"], k: Float[Array, "b K g k"], v: Float[Arra
     implementation: `reference` is the readable one; `cpu` computes the same in the shapes that a CPU likes; `tpu` and
     `gpu` are our own Pallas kernels; `splash` is the kernel that ships with jax, for static rules without documents;
     `auto` picks the one for the platform and logs its choice once. In a mesh (`dlm_jax.parallel.mesh`) each device
-    attends for its own slice of batch and heads.
+    attends for its own slice of batch and heads; under a split plan for its own queries (`parallel.context`).
 
     Raises `UserError` for an unknown implementation, and for one that cannot run here.
     """
@@ -47,7 +48,17 @@ def attend(q: Float[Array, "b Q h k"], k: Float[Array, "b K g k"], v: Float[Arra
         needed = REQUIRED_PLATFORM[implementation].upper()
         raise UserError(f"attention implementation '{implementation}' runs on a {needed} only, and this program is for "
                         f"a {platform.upper()}; use 'auto'")
-    return per_device(load_implementation(implementation), (q, k, v), plan)
+    function = load_implementation(implementation)
+    return per_device(attend_gathered(function) if plan.split else function, (q, k, v), plan, plan.split)
+
+
+def attend_gathered(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`function` for a device's own queries under its part of a split plan, inside a shard_map."""
+    def attend_own(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
+        k, v = gather_tokens(k), gather_tokens(v)
+        return function(q, k, v, own_tiles(plan, k.shape[1]))
+
+    return attend_own
 
 
 def traced_platform() -> str:
@@ -93,9 +104,10 @@ def load_implementation(implementation: str) -> Callable[..., jax.Array]:
     return getattr(module, f"attend_{implementation}")
 
 
-def per_device(function: Callable[..., Any], heads: Sequence[Array], shared: Any) -> Any:
+def per_device(function: Callable[..., Any], heads: Sequence[Array], shared: Any, split: bool = False) -> Any:
     """`function(*heads, shared)`, where `heads` are arrays [b, n, h, k], as its results are, and `shared` is a tree of
-    arrays with a batch axis of b or 1. In a mesh, each device calls it for its own slice of batch and heads.
+    arrays with a batch axis of b or 1. In a mesh, each device calls it for its own slice of batch and heads; with
+    `split` also for its own tokens, which in `shared` are on the first axis of size n after the batch.
 
     Heads cross into the mesh as [b, n, h k], as the projections have them: a change of shape that the compiler could
     cancel inside a device is a copy at the border.
@@ -106,8 +118,8 @@ def per_device(function: Callable[..., Any], heads: Sequence[Array], shared: Any
     if undivided := next((x.shape[2] for x in heads if x.shape[2] % axis_size("tensor")), None):
         raise UserError(f"mesh.tensor {axis_size('tensor')} does not divide the {undivided} key-value heads; choose "
                         "one that does")
-    b, _, _, d = heads[0].shape
-    batch = BATCH_AXES if b % axis_size(*BATCH_AXES) == 0 else None
+    b, n, _, d = heads[0].shape
+    batch, tokens = batch_axes(b), "context" if split else None
 
     def flat(x: Any) -> jax.Array:
         return x.reshape(*x.shape[:2], -1)
@@ -116,12 +128,15 @@ def per_device(function: Callable[..., Any], heads: Sequence[Array], shared: Any
         return x.reshape(*x.shape[:2], -1, d)
 
     def shared_spec(x: Array) -> PartitionSpec:
-        return PartitionSpec(batch if x.shape[0] > 1 else None)
+        spec: list[MeshAxes] = [batch if x.shape[0] > 1 else None, *[None] * (x.ndim - 1)]
+        if n in x.shape[1:]:
+            spec[x.shape.index(n, 1)] = tokens
+        return PartitionSpec(*spec)
 
     def on_device(*arrays: Any) -> Any:
         return jax.tree.map(flat, function(*map(split, arrays[:-1]), arrays[-1]))
 
-    spec = PartitionSpec(batch, None, "tensor")
+    spec = PartitionSpec(batch, tokens, "tensor")
     found = jax.shard_map(on_device, in_specs=(*[spec] * len(heads), jax.tree.map(shared_spec, shared)),
                           out_specs=spec, check_vma=False)(*map(flat, heads), shared)
     return jax.tree.map(split, found)

@@ -1,5 +1,7 @@
 """A rule applied to one batch: what the attention of every layer needs of it, computed once per step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,8 @@ class Plan:
     # The rule itself, where it is static and every token is a query; else None.
     rule: Rule | None = struct.field(pytree_node=False)
     has_documents: bool = struct.field(pytree_node=False)  # whether segments divide the sequences into documents
+    # Whether the queries are split over devices, in the order of `parallel.context`; their keys then are too.
+    split: bool = struct.field(pytree_node=False, default=False)
 
     def visible(self, key: Int32[Array, " K"]) -> Bool[jax.Array, "b Q K"]:
         """Which of the keys, given by index, each query sees; the batch may be 1."""
@@ -73,6 +77,16 @@ def make_plan(rule: Rule | Plan, keys: int, segments: Int[Array, "b K"] | None =
     edges = rule.edges(of_queries) if isinstance(rule, Annealed) else None
     static = queries in (None, keys) and not jax.tree.leaves(rule)
     return Plan(lo, hi, tile_ranges(lo, hi, edges, keys), edges, rule if static else None, segments is not None)
+
+
+def split_plan(plan: Plan) -> Plan:
+    """The plan, made for queries in the order of `parallel.context.balance`, of which each device has its own."""
+    return dataclasses.replace(plan, tiles=None, rule=None, split=True)
+
+
+def own_tiles(plan: Plan, keys: int) -> Plan:
+    """A device's part of a split plan, with its tiles."""
+    return dataclasses.replace(plan, tiles=tile_ranges(plan.lo, plan.hi, plan.edges, keys), split=False)
 
 
 @shape_checked

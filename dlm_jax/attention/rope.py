@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from dlm_jax.attention.dispatch import per_device, traced_platform
 from dlm_jax.attention.tiles import TILE
+from dlm_jax.parallel.context import splits_tokens
 from dlm_jax.typing import Array, Float, shape_checked
 
 
@@ -16,7 +17,7 @@ def rotate_heads(q: Float[Array, "b n h k"], k: Float[Array, "b n g k"], angles:
     """`rotate` of both, by a kernel where there is one."""
     if traced_platform() == "tpu" and q.shape[1] >= TILE and q.shape[3] % TILE == 0:
         kernel = importlib.import_module("dlm_jax.attention.rope_tpu")  # importing Pallas takes a second
-        return per_device(kernel.rotate_tpu, (q, k), angles)
+        return per_device(kernel.rotate_tpu, (q, k), angles, splits_tokens(q.shape[1]))
     return rotate(q, angles), rotate(k, angles)
 
 

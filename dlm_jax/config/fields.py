@@ -101,6 +101,7 @@ class MeshConfig:
 
     replica: int = 1  # copies of the model, each with a part of the batch; across slices and hosts with slow links
     fsdp: int = -1  # shards of the parameters, and of the batch
+    context: int = 1  # shards of the parameters, and of each record's tokens, for long ones
     tensor: int = 1  # shards of heads and MLP, for batches smaller than the number of devices
 
 

@@ -11,17 +11,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dlm_jax.errors import UserError
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.weights import Params, Weight, flatten, unflatten, weight_table
-from dlm_jax.parallel.mesh import MeshAxes, as_tuple, constrain
+from dlm_jax.parallel.mesh import WIDTH_AXES, MeshAxes, as_tuple, constrain
 from dlm_jax.typing import Array
 
 # The mesh axis that each logical axis of a matrix is split over. Heads and mlp are both split over `tensor`, so that a
-# layer needs one all-reduce over it after each of its two halves; the width is split over `fsdp` and gathered just
+# layer needs one all-reduce over it after each of its two halves; the width is split over the others and gathered just
 # before use.
-LOGICAL_TO_MESH: dict[str, MeshAxes] = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "kv_heads": "tensor",
+LOGICAL_TO_MESH: dict[str, MeshAxes] = {"vocab": "tensor", "embed": WIDTH_AXES, "heads": "tensor", "kv_heads": "tensor",
                                         "mlp": "tensor"}
-# An untied head is split along the vocabulary over both, where that divides it: split along the width, its full
+# An untied head is split along the vocabulary over all of them, where that divides it: split along the width, its full
 # gradient would have to be moved.
-HEAD_LOGICAL_TO_MESH: dict[str, MeshAxes] = {"vocab": ("fsdp", "tensor")}
+HEAD_LOGICAL_TO_MESH: dict[str, MeshAxes] = {"vocab": (*WIDTH_AXES, "tensor")}
 
 
 def partition_spec(path: str, weight: Weight, sizes: Mapping[str, int]) -> PartitionSpec:
@@ -102,7 +102,7 @@ def merge_heads(subtree: Params, config: ModelConfig, prefix: str) -> Params:
 
 
 def gather_weights(subtree: Params, config: ModelConfig, prefix: str) -> Params:
-    """Weights gathered along `fsdp` for use in a product. `subtree` is what lies under the path `prefix`; under
+    """Weights gathered along the axes of the width for use in a product. `subtree` is what lies under the path `prefix`; under
     `layers` it is one layer, its layer axis already taken off and its heads merged."""
     table, sizes = weight_table(config), jax.sharding.get_abstract_mesh().shape
     first = 1 if prefix == "layers" else 0
@@ -111,21 +111,21 @@ def gather_weights(subtree: Params, config: ModelConfig, prefix: str) -> Params:
         path = f"{prefix}.{name}"
         spec = partition_spec(path, table[path], sizes)
         kept = [axes for axis, axes in zip(table[path].axes, spec) if axis != "head_dim"]
-        return gather_fsdp(w, tuple(kept[first:]))
+        return gather_width(w, tuple(kept[first:]))
 
     return unflatten({name: gather(name, w) for name, w in flatten(subtree).items()})
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gather_fsdp(w: jax.Array, spec: tuple[MeshAxes, ...]) -> jax.Array:
-    """`w`, laid out by `spec`, gathered along `fsdp`. Its gradient is reduce-scattered: the transpose of a constraint
+def gather_width(w: jax.Array, spec: tuple[MeshAxes, ...]) -> jax.Array:
+    """`w`, laid out by `spec`, gathered along `WIDTH_AXES`. Its gradient is reduce-scattered: the transpose of a constraint
     would all-reduce it instead, with twice the traffic."""
-    return constrain(w, *map(drop_fsdp, spec))
+    return constrain(w, *map(drop_width, spec))
 
 
-gather_fsdp.defvjp(lambda w, spec: (gather_fsdp(w, spec), None), lambda spec, _, g: (constrain(g, *spec),))
+gather_width.defvjp(lambda w, spec: (gather_width(w, spec), None), lambda spec, _, g: (constrain(g, *spec),))
 
 
-def drop_fsdp(axes: MeshAxes) -> MeshAxes:
+def drop_width(axes: MeshAxes) -> MeshAxes:
     """The mesh axes that an axis of a gathered weight is still split over."""
-    return tuple(name for name in as_tuple(axes) if name != "fsdp") or None
+    return tuple(name for name in as_tuple(axes) if name not in WIDTH_AXES) or None

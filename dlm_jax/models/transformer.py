@@ -14,14 +14,15 @@ from jax.typing import DTypeLike
 
 from dlm_jax import struct
 from dlm_jax.attention.dispatch import attend
-from dlm_jax.attention.plan import Plan, make_plan
+from dlm_jax.attention.plan import Plan, make_plan, split_plan
 from dlm_jax.attention.rope import rotate_heads
 from dlm_jax.attention.rules import Rule
 from dlm_jax.models.config import ModelConfig, Rope
 from dlm_jax.models.remat import remat_layer
 from dlm_jax.models.sharding import gather_weights, merge_heads
 from dlm_jax.models.weights import Params
-from dlm_jax.parallel.mesh import BATCH_AXES, constrain
+from dlm_jax.parallel.context import balance, restore, splits_tokens
+from dlm_jax.parallel.mesh import BATCH_AXES, WIDTH_AXES, constrain
 from dlm_jax.segments import Documents, find_documents
 from dlm_jax.typing import Array, Bool, Float, Float32, Int, Segments, Tokens, shape_checked
 
@@ -56,20 +57,29 @@ def forward(params: Params, tokens: Tokens, *, config: ModelConfig, rule: Rule, 
     found them.
     """
     n = tokens.shape[1]
-    documents = documents or find_documents(n, segments, rule.stream_length(n))
+    documents, split = documents or find_documents(n, segments, rule.stream_length(n)), splits_tokens(n)
+    if split:
+        tokens, segments, documents = jax.tree.map(balance, (tokens, segments, documents))
     positions, plan = documents.positions, make_plan(rule, n, segments, documents=documents)
+    plan = split_plan(plan) if split else plan
 
     def attend_plan(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[Array, None]:
         return attend(q, k, v, plan), None
 
     def body(x: jax.Array, w: Params) -> tuple[jax.Array, None]:
         x, _ = layer(x, gather_weights(w, config, "layers"), positions, config, attend_plan)
-        return constrain(x, BATCH_AXES, None, None), None
+        return shard_tokens(x), None
 
     params = cast(params, dtype)
-    x = constrain(embed(params, tokens, positions), BATCH_AXES, None, None)
+    x = shard_tokens(embed(params, tokens, positions))
     x, _ = jax.lax.scan(remat_layer(body, remat), x, merge_heads(params["layers"], config, "layers"))
-    return norm(x, params["final_norm"], config)
+    x = norm(x, params["final_norm"], config)
+    return restore(x) if split else x
+
+
+def shard_tokens(x: jax.Array) -> jax.Array:
+    """Activations [b, n, d] with their rows and tokens sharded over the devices."""
+    return constrain(x, BATCH_AXES, "context" if splits_tokens(x.shape[1]) else None, None)
 
 
 def empty_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
@@ -156,7 +166,7 @@ def embed(params: Params, tokens: Tokens, positions: Int[Array, "#b n"]) -> Floa
     In a mesh each device looks up its own columns for every token, and these are then exchanged: no table travels.
     """
     def rows(name: str, index: Array) -> jax.Array:
-        return constrain(params["embed"][name][constrain(index, "replica", None)], "replica", None, "fsdp")
+        return constrain(params["embed"][name][constrain(index, "replica", None)], "replica", None, WIDTH_AXES)
 
     x = rows("tokens", tokens)
     return x + rows("positions", positions) if "positions" in params["embed"] else x

@@ -20,7 +20,7 @@ from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.transformer import ForwardOptions, forward, unembed
 from dlm_jax.models.weights import Params
 from dlm_jax.objective.sharded_cross_entropy import sharded_cross_entropy
-from dlm_jax.parallel.mesh import axis_size
+from dlm_jax.parallel.mesh import AXES, axis_size
 from dlm_jax.segments import Documents
 from dlm_jax.typing import Array, Float, Float32, Hidden, Int, Tokens, shape_checked
 
@@ -127,6 +127,6 @@ def divergence_from_base(params: Params, teacher: Params, clean: Hidden, base: H
                          targets: Float32[Array, "b n"], config: ModelConfig) -> Float32[jax.Array, ""]:
     """KL(base || clean half) of next-token distributions, summed over the targets, from the hidden states of both."""
     # Each device computes the logits of its part of the batch and of the vocabulary.
-    local_vocab = -(-config.vocab_size // axis_size("replica", "fsdp", "tensor"))
+    local_vocab = -(-config.vocab_size // axis_size(*AXES))
     return divergence_sum(shift(clean), shift(base), targets, lambda h: unembed(params, h, config),
                           lambda h: unembed(teacher, h, config), local_vocab)

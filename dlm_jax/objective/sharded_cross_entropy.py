@@ -15,8 +15,10 @@ from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.sharding import partition_spec
 from dlm_jax.models.transformer import unembed
 from dlm_jax.models.weights import Params, weight_table
-from dlm_jax.parallel.mesh import AXES, BATCH_AXES, as_tuple, axis_size
+from dlm_jax.parallel.mesh import AXES, as_tuple, axis_size, batch_axes
 from dlm_jax.typing import Array, Float, Float32, Hidden, Tokens, shape_checked
+
+TOKEN_AXES = ("context", "tensor")  # what the tokens of a row are split over here
 
 
 @shape_checked
@@ -35,9 +37,9 @@ def sharded_cross_entropy(params: Params, hidden: Hidden, targets: Tokens, weigh
     if axis_size(*AXES) == 1 or AxisType.Manual in mesh.axis_types:
         return local_cross_entropy(head, hidden, targets, weights, config, extra)
     head_spec = partition_spec(path, weight_table(config)[path], mesh.shape)
-    rows = BATCH_AXES if hidden.shape[0] % axis_size(*BATCH_AXES) == 0 else ()
-    columns = ("tensor",) if hidden.shape[1] % axis_size("tensor") == 0 else ()
-    tokens_spec = PartitionSpec(rows or None, columns or None)
+    rows = batch_axes(hidden.shape[0])
+    columns = TOKEN_AXES if hidden.shape[1] % axis_size(*TOKEN_AXES) == 0 else None
+    tokens_spec = PartitionSpec(rows, columns)
     weights_spec = PartitionSpec(None, *tokens_spec)
 
     def local(shard: jax.Array, hidden: Array, targets: Array, weights: Array) -> jax.Array:
@@ -45,7 +47,7 @@ def sharded_cross_entropy(params: Params, hidden: Hidden, targets: Tokens, weigh
         return local_cross_entropy(head, hidden, targets, weights, config, extra)[:, None]
 
     sums = jax.shard_map(local, in_specs=(head_spec, tokens_spec, tokens_spec, weights_spec),
-                         out_specs=PartitionSpec(None, (*rows, *columns)), check_vma=False)(
+                         out_specs=PartitionSpec(None, (*as_tuple(rows), *as_tuple(columns))), check_vma=False)(
                              head, hidden, targets, weights)
     return jnp.sum(sums, 1)  # over devices
 

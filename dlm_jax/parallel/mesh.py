@@ -1,4 +1,4 @@
-"""The mesh of devices, `replica` x `fsdp` x `tensor`, and how a computation is sharded over it.
+"""The mesh of devices, `replica` x `fsdp` x `context` x `tensor`, and how a computation is sharded over it.
 
 Arrays of the training state carry their layout in their type (explicit axes), so optimizer moments are laid out like
 their parameters. The model itself is computed with the axes left to the compiler (`auto_sharded`) and constrained where
@@ -19,8 +19,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from dlm_jax.errors import UserError
 from dlm_jax.typing import Array
 
-AXES = ("replica", "fsdp", "tensor")
-BATCH_AXES = ("replica", "fsdp")  # the batch is split over both; parameters only over the second
+AXES = ("replica", "fsdp", "context", "tensor")
+BATCH_AXES = ("replica", "fsdp")  # what the rows of a batch are split over; their tokens are over `context`
+WIDTH_AXES = ("fsdp", "context")  # what the width of each weight is split over
 MeshAxes = str | tuple[str, ...] | None  # what one axis of an array is split over; None for nothing
 
 ArrayT = TypeVar("ArrayT", bound=Array)
@@ -28,14 +29,15 @@ Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 
 
-def make_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+def make_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None, *,
+              context: int = 1) -> Mesh | None:
     """The mesh of all devices, or None where there is only one. One of the sizes may be -1, which takes what is left.
 
     Across slices of a TPU, or hosts of GPUs, `replica` is outermost. Raises `UserError` for sizes that do not multiply
     to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = mesh_sizes(replica, fsdp, tensor, len(devices))
+    sizes = mesh_sizes(replica, fsdp, tensor, len(devices), context)
     if len(devices) == 1:
         return None
     slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -44,19 +46,19 @@ def make_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[jax.Device
                         "them")
     if slices > 1:
         from jax.experimental.mesh_utils import create_hybrid_device_mesh
-        grid = create_hybrid_device_mesh([sizes[0] // slices, *sizes[1:]], [slices, 1, 1], devices)
-        return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 3)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
+        grid = create_hybrid_device_mesh([sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1], devices)
+        return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 4)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * 4, devices=devices)
 
 
-def mesh_sizes(replica: int, fsdp: int, tensor: int, count: int) -> list[int]:
-    """The sizes on `count` devices, with -1 replaced. Raises `UserError` where they do not multiply to that number."""
-    sizes = [replica, fsdp, tensor]
+def mesh_sizes(replica: int, fsdp: int, tensor: int, count: int, context: int = 1) -> list[int]:
+    """The sizes on `count` devices, in the order of `AXES`, with -1 replaced. Raises `UserError` where they do not multiply to that number."""
+    sizes = [replica, fsdp, context, tensor]
     known = math.prod(size for size in sizes if size > 0)
     valid = sizes.count(-1) <= 1 and all(size > 0 for size in sizes if size != -1)
     if not valid or count % known or (-1 not in sizes and known != count):
-        raise UserError(f"mesh.replica {replica} x mesh.fsdp {fsdp} x mesh.tensor {tensor} does not make up the "
-                        f"{count} devices; let one of them be -1, which takes what is left")
+        raise UserError(f"mesh.replica {replica} x mesh.fsdp {fsdp} x mesh.context {context} x mesh.tensor {tensor} does "
+                        f"not make up the {count} devices; let one of them be -1, which takes what is left")
     return [count // known if size == -1 else size for size in sizes]
 
 
@@ -72,8 +74,8 @@ def tensor_mesh(tensor: int, devices: Sequence[jax.Device] | None = None) -> Mes
     devices = jax.local_devices() if devices is None else devices
     if tensor < 1 or len(devices) % tensor:
         raise UserError(f"tensor {tensor} does not divide the {len(devices)} devices; choose a divisor of that")
-    grid = np.asarray(devices).reshape(-1, 1, tensor)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+    grid = np.asarray(devices).reshape(-1, 1, 1, tensor)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 4)
 
 
 def outside_mesh(function: Callable[[Tree], Result], tree: Tree) -> Result:
@@ -107,6 +109,11 @@ def constrain(x: ArrayT, *spec: MeshAxes) -> ArrayT:
         return x
     fits = [size % axis_size(*as_tuple(axes)) == 0 for axes, size in zip(spec, x.shape)]
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(axes if fit else None for axes, fit in zip(spec, fits))))
+
+
+def batch_axes(rows: int) -> MeshAxes:
+    """The mesh axes that so many rows are split over: `BATCH_AXES`, or None where these do not divide them."""
+    return BATCH_AXES if rows % axis_size(*BATCH_AXES) == 0 else None
 
 
 def process_shard(batch: int) -> tuple[int, int]:

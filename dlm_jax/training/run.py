@@ -33,7 +33,7 @@ from dlm_jax.training.progress import ProgressBar
 from dlm_jax.training.recorder import Recorder
 from dlm_jax.training.rollouts import Rollouts, check_rollouts, example_rollouts
 from dlm_jax.training.saver import Saver
-from dlm_jax.training.step import TrainState, check_batch_divides, init_state, make_step, model_params
+from dlm_jax.training.step import TrainState, check_mesh_divides, init_state, make_step, model_params
 from dlm_jax.training.watchdog import stop_request, watchdog
 
 SampleTexts = Callable[[Params], list[str]]  # parameters -> texts that the model writes
@@ -71,7 +71,7 @@ def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validatio
         _check_length(dataset, bundle)
     if config.reinforce.reward:
         check_rollouts(config, training, tokenizer)
-    mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
     about = model_fields(bundle.config, bundle.spec, config.lora)
     if is_primary():
         write_model_file(workdir, bundle.config, bundle.spec, config.lora)
@@ -82,7 +82,7 @@ def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validatio
     with contextlib.ExitStack() as stack:
         if mesh is not None:
             stack.enter_context(jax.set_mesh(mesh))
-        check_batch_divides(config.train)
+        check_mesh_divides(config)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(
             workdir, config.checkpoint, {"config": dataclasses.asdict(config), "model": about})))
         bar = stack.enter_context(ProgressBar(config))

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from dlm_jax import struct
 from dlm_jax.attention.visibility import training_rule
-from dlm_jax.config import Config, TrainConfig
+from dlm_jax.config import Config
 from dlm_jax.diffusion.noise import NoisyBatch, add_noise, with_sources
 from dlm_jax.diffusion.trajectory import trajectory_batch
 from dlm_jax.errors import UserError
@@ -21,6 +21,7 @@ from dlm_jax.models.sharding import param_specs, shard_params
 from dlm_jax.models.weights import Params, weight_table
 from dlm_jax.objective.loss import LossSums, loss_sums
 from dlm_jax.parallel.compiler_options import compiler_options
+from dlm_jax.parallel.context import splits_tokens
 from dlm_jax.parallel.mesh import BATCH_AXES, auto_sharded, axis_size, constrain
 from dlm_jax.training.optimizer import learning_rate, make_optimizer
 from dlm_jax.typing import Array, Bool, Int32, Segments, Shaped, Tokens, shape_checked
@@ -69,13 +70,17 @@ def model_params(state: TrainState, lora: Lora, model: ModelConfig) -> Params:
     return jax.jit(auto_sharded(merged, param_specs(weight_table(model))))(state.params, state.frozen["model"])
 
 
-def check_batch_divides(train: TrainConfig) -> None:
-    """Raises `UserError` if a micro-batch cannot be split evenly over the mesh that is set."""
+def check_mesh_divides(config: Config) -> None:
+    """Raises `UserError` if a micro-batch, or a record, cannot be split evenly over the mesh that is set."""
+    train, context, length = config.train, axis_size("context"), config.data.seq_length
     devices, rows = axis_size(*BATCH_AXES), train.global_batch_size // train.grad_accum_steps
     if rows % devices:
         raise UserError(f"train.global_batch_size / train.grad_accum_steps = {rows} rows cannot be split evenly over "
                         f"mesh.replica x mesh.fsdp = {devices} devices; choose a multiple of {devices}, or raise "
                         "mesh.tensor")
+    if context > 1 and not splits_tokens(length):
+        raise UserError(f"data.seq_length {length} cannot be split into two equal parts for each of mesh.context = "
+                        f"{context} devices; choose a multiple of {2 * context}")
 
 
 def make_step(config: Config, model: ModelConfig, mask_id: int | None, sources: Sequence[str] = ()) -> Step:

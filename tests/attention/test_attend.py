@@ -271,10 +271,13 @@ MESH = """
 import functools, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec as P
 from dlm_jax.attention import dispatch
+from dlm_jax.attention.plan import make_plan, split_plan
 from dlm_jax.attention.rules import BlockDiffusion
 from dlm_jax.attention.tpu import Chip, attend_tpu
 from dlm_jax.errors import UserError
+from dlm_jax.parallel.context import balance, restore
 from dlm_jax.parallel.mesh import BATCH_AXES, auto_sharded, make_mesh
+from dlm_jax.segments import find_documents
 
 random = np.random.default_rng(0)
 q, k, v = (random.standard_normal((4, 128, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
@@ -285,15 +288,22 @@ layout = P(BATCH_AXES, None, "tensor", None)
 def gradients(q, k, v, segments):
     return jax.grad(lambda *a: jnp.sum(dispatch.attend(*a, BlockDiffusion(64, 8), segments) ** 2), (0, 1, 2))(q, k, v)
 
+def split_gradients(q, k, v, segments):
+    documents = find_documents(128, segments, 64)
+    plan = split_plan(make_plan(BlockDiffusion(64, 8), 128, balance(segments), documents=jax.tree.map(balance, documents)))
+    found = jax.grad(lambda *a: jnp.sum(dispatch.attend(*a, plan) ** 2), (0, 1, 2))(*map(balance, (q, k, v)))
+    return [restore(x.reshape(*x.shape[:2], -1)).reshape(x.shape) for x in found]
+
 alone = jax.jit(gradients)(q, k, v, segments)
 for function in (dispatch.load_implementation("cpu"), kernel):
     dispatch.load_implementation = lambda name: function
     jax.clear_caches()
-    with jax.set_mesh(make_mesh(2, 2, 2)):
-        sharded = jax.jit(lambda *a: auto_sharded(gradients, layout)(*a))(q, k, v, segments)
-    for x, y in zip(sharded, alone):
-        assert x.sharding.spec == layout
-        np.testing.assert_allclose(x, y, atol=1e-5)
+    for mesh, program in ((make_mesh(2, 2, 2), gradients), (make_mesh(1, 2, 1, context=4), split_gradients)):
+        with jax.set_mesh(mesh):
+            sharded = jax.jit(lambda *a: auto_sharded(program, layout)(*a))(q, k, v, segments)
+        for x, y in zip(sharded, alone):
+            assert x.sharding.spec == layout
+            np.testing.assert_allclose(x, y, atol=1e-5)
 with jax.set_mesh(make_mesh(2, 1, 4)):
     try:
         jax.jit(lambda *a: auto_sharded(gradients, P())(*a))(q, k, v, segments)
@@ -305,7 +315,7 @@ with jax.set_mesh(make_mesh(2, 1, 4)):
 
 
 @pytest.mark.slow
-def test_in_a_mesh_each_device_attends_for_its_own_slice_of_batch_and_heads():
+def test_in_a_mesh_each_device_attends_for_its_own_slice_of_batch_and_heads_or_of_the_tokens():
     flags = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run([sys.executable, "-c", MESH], capture_output=True, text=True, env=os.environ | flags)
     assert done.returncode == 0, done.stderr[-3000:]

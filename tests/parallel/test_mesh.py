@@ -67,7 +67,8 @@ tokens = random.integers(0, 63, (3, 16, 32)).astype(np.int32)
 segments = np.sort(random.integers(0, 4, (3, 16, 32)).astype(np.int32))
 
 def losses(config, devices, shape):
-    mesh = make_mesh(*shape, devices=jax.devices()[:devices])
+    replica, fsdp, context, tensor = shape
+    mesh = make_mesh(replica, fsdp, tensor, jax.devices()[:devices], context=context)
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
         state = init_state(jax.device_get(init(model, jax.random.key(0))), config, model)
         step = make_step(config, model, 63)
@@ -75,7 +76,8 @@ def losses(config, devices, shape):
             state, metrics = step(state, *(global_batch(x, 16) for x in batch))
             yield [float(metrics[name]) for name in ("loss", "masked_loss", "gradient_norm")]
 
-shapes = [(1, (1, 1, 1)), (2, (1, 1, 2)), (4, (2, 2, 1)), (8, (1, -1, 1)), (8, (2, 2, 2))]
+shapes = [(1, (1, 1, 1, 1)), (2, (1, 1, 1, 2)), (4, (2, 2, 1, 1)), (8, (1, -1, 1, 1)), (8, (2, 2, 1, 2)),
+          (4, (1, 1, 4, 1)), (8, (1, 2, 2, 2))]
 config = load_config(sys.argv[1], json.loads(sys.argv[2]))
 print(json.dumps([list(losses(config, *each)) for each in shapes]))
 """
@@ -99,6 +101,7 @@ def test_every_mesh_gives_the_losses_of_one_device(changes, tiny_config):
     assert abs(alone[2][0] - alone[0][0]) > 0.01
     for mesh in meshes:
         np.testing.assert_allclose(mesh, alone, rtol=2e-4)
+        np.testing.assert_allclose(mesh[0][:2], alone[0][:2], rtol=1e-6)  # of the same weights
 
 
 @pytest.mark.slow
@@ -161,14 +164,15 @@ def test_a_weight_is_split_where_the_mesh_divides_it_and_replicated_elsewhere(ra
     config, _ = random_model("llama", vocab_size=32, heads=4, kv_heads=2, width=16, mlp_width=20)
     sizes = {"replica": 2, "fsdp": 4, "tensor": 4}
     specs = {path: partition_spec(path, w, sizes) for path, w in weight_table(config).items()}
-    assert specs["embed.tokens"] == PartitionSpec("tensor", "fsdp")
-    assert specs["layers.attention.q.weight"] == PartitionSpec(None, "fsdp", "tensor", None)
-    assert specs["layers.attention.k.weight"] == PartitionSpec(None, "fsdp", None, None)  # 2 heads, 4 shards
-    assert specs["layers.mlp.down.weight"] == PartitionSpec(None, "tensor", "fsdp")
+    width = ("fsdp", "context")
+    assert specs["embed.tokens"] == PartitionSpec("tensor", width)
+    assert specs["layers.attention.q.weight"] == PartitionSpec(None, width, "tensor", None)
+    assert specs["layers.attention.k.weight"] == PartitionSpec(None, width, None, None)  # 2 heads, 4 shards
+    assert specs["layers.mlp.down.weight"] == PartitionSpec(None, "tensor", width)
     assert specs["layers.mlp_norm.scale"] == PartitionSpec()
-    assert specs["head.weight"] == PartitionSpec(None, ("fsdp", "tensor"))
+    assert specs["head.weight"] == PartitionSpec(None, ("fsdp", "context", "tensor"))
     sizes["fsdp"] = 16
-    assert partition_spec("head.weight", weight_table(config)["head.weight"], sizes) == PartitionSpec("fsdp", "tensor")
+    assert partition_spec("head.weight", weight_table(config)["head.weight"], sizes) == PartitionSpec(width, "tensor")
 
 
 @pytest.mark.parametrize("environment, count", [
