@@ -34,6 +34,8 @@ TARGETS: list[Target] = [
     ("efficient_dlm_4b", "v5p:4x4x4", [KEEP]),
     ("efficient_dlm_8b", "v5p:4x4x8", [KEEP]),
     ("efficient_dlm_8b", "v6e:8x8", ["train.grad_accum_steps=8"]),
+    ("efficient_dlm_8b_long", "v5p:4x4x4", []),
+    ("efficient_dlm_8b_long", "v6e:8x8", ["mesh.context=8", "train.grad_accum_steps=8"]),
     ("diffugpt_s", "h200:1", []),
     ("diffugpt_m", "h200:8", []),
     ("diffullama_7b", "h100:8", []),
@@ -41,6 +43,7 @@ TARGETS: list[Target] = [
     ("efficient_dlm_1p5b", "h200:8", []),
     ("efficient_dlm_4b", "h200:8", ["train.grad_accum_steps=32"]),
     ("efficient_dlm_8b", "h200:8", ["train.grad_accum_steps=32"]),
+    ("efficient_dlm_8b", "h200:16", ["train.grad_accum_steps=16", "mesh.replica=2"]),
 ]
 # Two records per chip in one micro-batch; a copy of the model on every 64 chips.
 WEAK: list[Target] = [

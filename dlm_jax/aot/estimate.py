@@ -1,7 +1,7 @@
 """The time of a training step on a TPU, estimated: the compiler's schedule, our kernels by theirs, and what the core
 waits for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def estimate(program: Sequence[Event | Loop], flops: float, config: Config, mode
     if not program or peak.clock is None:
         return Estimate()
     run = kernel_run(config, model, count, kind, peak)
-    spent, hidden = time_spent(program, peak, lambda name: run[name])
+    spent, hidden = time_spent(program, peak, lambda name: kernel_seconds(run, name))
     seconds = sum(spent.values())
     return Estimate(seconds, spent, flops / count / peak.flops / seconds, spent["copies"] / seconds, hidden)
 
@@ -53,6 +53,13 @@ def time_spent(program: Sequence[Event | Loop], peak: DeviceSpec, kernel: Callab
     spent = {name: schedule.cycles[name] / peak.clock for name in ("products", "copies", "other")}
     kernels = sum(runs * kernel(name) for name, runs in schedule.kernels.items())
     return spent | {"kernels": kernels, "waiting": waiting}, hidden
+
+
+def kernel_seconds(run: Mapping[str, float], name: str) -> float:
+    """Seconds of one call of a kernel. The pieces of a backward pass, such as `attention_backward_1_of_4`, share those
+    of a whole one."""
+    kernel, _, pieces = name.partition("_of_")
+    return run[kernel.rstrip("_0123456789")] / int(pieces or 1)
 
 
 def kernel_run(config: Config, model: ModelConfig, count: int, kind: str, peak: DeviceSpec) -> dict[str, float]:

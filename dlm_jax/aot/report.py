@@ -26,7 +26,7 @@ from dlm_jax.models.shapes import SHAPES
 from dlm_jax.models.sharding import partition_spec
 from dlm_jax.models.weights import map_table
 from dlm_jax.parallel.device_specs import GIB, DeviceSpec, device_spec
-from dlm_jax.parallel.mesh import AXES, BATCH_AXES, make_mesh
+from dlm_jax.parallel.mesh import AXES, BATCH_AXES, check_slices, make_mesh
 from dlm_jax.training.flops import recompute_flops, step_flops
 from dlm_jax.training.optimizer import make_optimizer
 from dlm_jax.training.step import TrainState, check_mesh_divides, make_step
@@ -160,6 +160,8 @@ def compile_step(config: Config, model: ModelConfig, found: list[Any]) -> tuple[
     """Compiles the step for the devices `found`: memory of one device, and the program's text; none where it does not
     fit."""
     mesh = make_mesh(**dataclasses.asdict(config.mesh), devices=found)
+    if platform_of(found[0]) == "cuda":  # whose descriptions have no slices
+        check_slices(config.mesh.replica, len({device.process_index for device in found}))
     if mesh is None:  # a single device: name it for the compiler
         mesh = Mesh(np.array(found).reshape(1, 1, 1, 1), AXES, axis_types=(AxisType.Explicit,) * 4)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

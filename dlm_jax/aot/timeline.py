@@ -7,7 +7,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from dlm_jax.aot.estimate import kernel_run
+from dlm_jax.aot.estimate import kernel_run, kernel_seconds
 from dlm_jax.aot.hlo import KINDS
 from dlm_jax.aot.program import Event, Loop
 from dlm_jax.config import Config
@@ -95,7 +95,7 @@ def play(events: Sequence[Event], pace: Pace) -> Trip:
                 core.append(Bar("waiting", f"for {event.kind}", now, begin + seconds - now))
                 now = begin + seconds
         else:
-            seconds = pace.kernels.get(event.name, 0.0) if event.kind == "kernels" else event.cycles / pace.clock
+            seconds = kernel_seconds(pace.kernels, event.name) if event.kind == "kernels" else event.cycles / pace.clock
             core.append(Bar(event.kind, event.name.rpartition("closed_call/")[2], now, seconds))
             now += seconds
     return Trip(core, links, now)
@@ -113,7 +113,7 @@ def layers(program: Sequence[Event | Loop], runs: int = 1) -> Iterator[tuple[int
 
 def direction(events: Sequence[Event]) -> str:
     """Whether a layer runs forward or backward, by its kernels."""
-    return "backward" if any(event.name == "attention_backward" for event in events) else "forward"
+    return "backward" if any(event.name.startswith("attention_backward") for event in events) else "forward"
 
 
 def merged(bars: Sequence[Bar], total: float) -> list[Bar]:

@@ -17,6 +17,7 @@ from dlm_jax.parallel.device_specs import DEVICE_SPECS
 TPU_SETTINGS = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
                 "TPU_ACCELERATOR_TYPE": "v5e-4"}
 MAX_SLICES = 1024
+HOST_GPUS = 8
 GPUS = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
 # What the compiler would ask the GPU for: a Hopper (sm_90a) with 132 multiprocessors. H100 and H200 differ only in name
 # and memory.
@@ -37,8 +38,8 @@ gpu_device_info {{
 
 
 def devices(topology: str, slices: int = 1) -> list[Any]:
-    """The devices to compile for: `slices` slices of TPUs, by name (`v5p-128`) or shape (`v5p:4x4x4`), or one host of
-    Hopper GPUs, `h100:8` or `h200:8`.
+    """The devices to compile for: `slices` slices of TPUs, by name (`v5p-128`) or shape (`v5p:4x4x4`), or Hopper GPUs
+    in hosts of eight, `h100:8` or `h200:16`; across hosts as across slices, only `mesh.replica` is split.
 
     Raises `UserError` for an unknown topology, or where its compiler is not installed.
     """
@@ -67,18 +68,19 @@ def tpu_devices(topology: str, slices: int) -> list[Any]:
 
 
 def gpu_devices(topology: str, slices: int) -> list[Any]:
-    """`devices` of a host of GPUs."""
+    """`devices` of GPUs: up to eight of one host, or several hosts of eight."""
     kind, _, count = topology.partition(":")
-    if not re.fullmatch(r"[1-9]\d*", count) or slices > 1:
+    hosts, rest = divmod(int(count), HOST_GPUS) if re.fullmatch(r"[1-9]\d{0,4}", count) else (0, 0)
+    if slices > 1 or not (rest if hosts == 0 else rest == 0):
         sliced = f" in {slices} slices" if slices > 1 else ""
-        raise UserError(f"'{topology}'{sliced} is not a topology of GPUs; give those of one host, such as {kind}:8 "
-                        "(across hosts only gradients are summed)")
+        raise UserError(f"'{topology}'{sliced} is not a topology of GPUs; give up to {HOST_GPUS} of one host, such as "
+                        f"{kind}:8, or several hosts of {HOST_GPUS}, such as {kind}:16")
     if importlib.util.find_spec("jax_plugins") is None:
         raise UserError("compiling for a GPU needs the CUDA build of jax: pip install 'dlm-jax[gpu]'")
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # jax would ask the driver for its version
     peak = DEVICE_SPECS[GPUS[kind]]
     target = HOPPER.format(name=GPUS[kind], memory=peak.memory, bandwidth=peak.bandwidth)
-    return list(topologies.get_topology_desc("", "cuda", target_config=target, topology=f"1x1x{count}").devices)
+    return list(topologies.get_topology_desc("", "cuda", target_config=target, topology=f"{hosts or 1}x1x{rest or HOST_GPUS}").devices)
 
 
 def platform_of(device: Any) -> str:

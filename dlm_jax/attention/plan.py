@@ -80,7 +80,7 @@ def make_plan(rule: Rule | Plan, keys: int, segments: Int[Array, "b K"] | None =
 
 
 def split_plan(plan: Plan) -> Plan:
-    """The plan, made for queries in the order of `parallel.context.balance`, of which each device has its own."""
+    """The plan, made for queries in the order of `parallel.context.deal`, of which each device has its own."""
     return dataclasses.replace(plan, tiles=None, rule=None, split=True)
 
 

@@ -190,6 +190,8 @@ def backward_piece(piece_index: int, dq: jax.Array | None, arrays: BackwardInput
     kv_spec = pl.BlockSpec((1, size, d), lambda b, g, *_: (b, piece_index, g))
     of_piece = pl.BlockSpec((1, size, d), lambda b, g, *_: (b, 0, g))
     earlier_dq = [] if dq is None else [dq]
+    pieces = pl.cdiv(k.shape[1], size)
+    name = "attention_backward" if pieces == 1 else f"attention_backward_{piece_index + 1}_of_{pieces}"
     return pl.pallas_call(
         functools.partial(backward_kernel, schedule=schedule, piece_index=piece_index),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -204,7 +206,7 @@ def backward_piece(piece_index: int, dq: jax.Array | None, arrays: BackwardInput
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype if dq is None else wide),
                    *[jax.ShapeDtypeStruct((b, size, width), k.dtype)] * 2],
         input_output_aliases={} if dq is None else {len(arrays): 0},
-        compiler_params=params, interpret=call.interpret, name="attention_backward")(*arrays, *earlier_dq)
+        compiler_params=params, interpret=call.interpret, name=name)(*arrays, *earlier_dq)
 
 
 _attend.defvjp(_forward, _backward)

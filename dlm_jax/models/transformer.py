@@ -21,7 +21,7 @@ from dlm_jax.models.config import ModelConfig, Rope
 from dlm_jax.models.remat import remat_layer
 from dlm_jax.models.sharding import gather_weights, merge_heads
 from dlm_jax.models.weights import Params
-from dlm_jax.parallel.context import balance, restore, splits_tokens
+from dlm_jax.parallel.context import deal, restore, splits_tokens
 from dlm_jax.parallel.mesh import BATCH_AXES, WIDTH_AXES, constrain
 from dlm_jax.segments import Documents, find_documents
 from dlm_jax.typing import Array, Bool, Float, Float32, Int, Segments, Tokens, shape_checked
@@ -59,7 +59,7 @@ def forward(params: Params, tokens: Tokens, *, config: ModelConfig, rule: Rule, 
     n = tokens.shape[1]
     documents, split = documents or find_documents(n, segments, rule.stream_length(n)), splits_tokens(n)
     if split:
-        tokens, segments, documents = jax.tree.map(balance, (tokens, segments, documents))
+        tokens, segments, documents = jax.tree.map(deal, (tokens, segments, documents))
     positions, plan = documents.positions, make_plan(rule, n, segments, documents=documents)
     plan = split_plan(plan) if split else plan
 

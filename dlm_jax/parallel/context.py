@@ -1,11 +1,12 @@
 """Long texts split over devices: the mesh axis `context` (context parallelism).
 
-For c devices a row is cut into 2c chunks, and device i has the chunks i and 2c - 1 - i. Under a causal or block-causal
-mask the two together see as much as any other pair (Llama 3, arXiv 2407.21783, section 3.3.2), and so they do with two
-streams, [noisy || clean], where one of them is noisy and the other clean. Each device computes the layers for its own
-tokens. For attention it gathers the keys and values of the row, which are few with grouped-query attention; their
-gradients are summed and scattered on the way back.
+A row is dealt out in stripes of up to `STRIPE` tokens: of c devices, device i has the stripes i, i + c, i + 2c, ... So
+under any mask all devices see about as much, also with two streams (Striped Attention, arXiv 2311.09431). Each computes
+the layers for its own tokens. For attention it gathers the keys and values of the whole row, which are few with
+grouped-query attention; their gradients are summed and scattered on the way back.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +15,29 @@ from jax.sharding import PartitionSpec
 from dlm_jax.parallel.mesh import axis_size, batch_axes
 from dlm_jax.typing import Array
 
+STRIPE = 128  # tokens: a tile of the attention kernels
+
 
 def splits_tokens(length: int) -> bool:
     """Whether rows of so many tokens are split over `context`, in the mesh of the program being traced."""
     devices = axis_size("context")
-    return devices > 1 and length % (2 * devices) == 0
+    return devices > 1 and length % devices == 0
 
 
-def balance(x: Array) -> jax.Array:
-    """[b, n, ...] from the order of the text to that of the devices: one after the other, their two chunks each."""
+def deal(x: Array) -> jax.Array:
+    """[b, n, ...] from the order of the text to that of the devices: one after the other, their stripes each."""
     devices = axis_size("context")
-    first, second = jnp.split(x.reshape(len(x), 2 * devices, -1, *x.shape[2:]), 2, axis=1)
-    return jnp.stack([first, second[:, ::-1]], 2).reshape(x.shape)
+    stripe = math.gcd(x.shape[1] // devices, STRIPE)
+    stripes = jnp.asarray(x).reshape(len(x), -1, devices, stripe, *x.shape[2:])
+    return stripes.swapaxes(1, 2).reshape(x.shape)
 
 
 def gather_tokens(x: jax.Array) -> jax.Array:
-    """The row of which this device has two chunks, [b, n / c, ...] -> [b, n, ...] in the order of the text, inside a
+    """The row of which this device has its stripes, [b, n / c, ...] -> [b, n, ...] in the order of the text, inside a
     shard_map."""
-    first, second = (jax.lax.all_gather(chunk, "context", axis=1) for chunk in jnp.split(x, 2, axis=1))
-    return jnp.concatenate([first, second[:, ::-1]], 1).reshape(len(x), -1, *x.shape[2:])
+    stripe = math.gcd(x.shape[1], STRIPE)
+    stripes = jax.lax.all_gather(x.reshape(len(x), -1, stripe, *x.shape[2:]), "context", axis=2)
+    return stripes.reshape(len(x), -1, *x.shape[2:])
 
 
 def restore(x: jax.Array) -> jax.Array:

@@ -41,14 +41,19 @@ def make_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[jax.Device
     if len(devices) == 1:
         return None
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if sizes[0] % slices:
-        raise UserError(f"mesh.replica {sizes[0]} must be a multiple of the {slices} slices, as no other axis crosses "
-                        "them")
+    check_slices(sizes[0], slices)
     if slices > 1:
         from jax.experimental.mesh_utils import create_hybrid_device_mesh
         grid = create_hybrid_device_mesh([sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1], devices)
         return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 4)
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * 4, devices=devices)
+
+
+def check_slices(replica: int, slices: int) -> None:
+    """Raises `UserError` if so many copies of the model do not divide over slices of a TPU, or hosts of GPUs."""
+    if replica % slices:
+        raise UserError(f"mesh.replica {replica} must be a multiple of the {slices} slices or hosts, as no other axis "
+                        "crosses them")
 
 
 def mesh_sizes(replica: int, fsdp: int, tensor: int, count: int, context: int = 1) -> list[int]:

@@ -79,8 +79,8 @@ def check_mesh_divides(config: Config) -> None:
                         f"mesh.replica x mesh.fsdp = {devices} devices; choose a multiple of {devices}, or raise "
                         "mesh.tensor")
     if context > 1 and not splits_tokens(length):
-        raise UserError(f"data.seq_length {length} cannot be split into two equal parts for each of mesh.context = "
-                        f"{context} devices; choose a multiple of {2 * context}")
+        raise UserError(f"data.seq_length {length} cannot be split evenly over mesh.context = {context} devices; choose "
+                        f"a multiple of {context}")
 
 
 def make_step(config: Config, model: ModelConfig, mask_id: int | None, sources: Sequence[str] = ()) -> Step:

@@ -114,9 +114,9 @@ def test_the_step_compiles_for_a_topology_and_reports_its_memory(topology, mesh,
 
 
 @needs_gpu_compiler
-@pytest.mark.parametrize("topology, count", [("h100:4", 4), ("h200:1", 1)])
-def test_the_step_compiles_for_the_gpus_of_a_host(topology, count, tiny_config, tiny_run):
-    run = [*tiny_run, "train.global_batch_size=8", "train.grad_accum_steps=1"]
+@pytest.mark.parametrize("topology, count", [("h100:4", 4), ("h200:1", 1), ("h200:16", 16)])
+def test_the_step_compiles_for_the_gpus_of_one_host_or_several(topology, count, tiny_config, tiny_run):
+    run = [*tiny_run, "train.global_batch_size=16", "train.grad_accum_steps=1", f"mesh.replica={max(1, count // 8)}"]
     report = aot(load_config(tiny_config, run), topology)
     assert report.fits and 0 < report.arguments_gib + report.temporaries_gib <= report.peak_gib < report.capacity_gib
     assert report.devices == report.chips == count
@@ -162,15 +162,16 @@ def test_a_report_prints_short_numbers_and_one_line_per_group():
 @pytest.mark.parametrize("topology, changes, sentence", [
     ("v9:2x2", [], "'v9:2x2' is no slice of TPUs"), ("v5p:3x3x3x3", [], "does not know the topology"),
     ("v5e:2x2", ["mesh.fsdp=3"], "does not make up the 4 devices"),
+    ("v5e:2x2", ["mesh.context=4", "mesh.fsdp=1", "data.seq_length=62"], "62 cannot be split evenly over mesh.context"),
     ("v5e:2x2", ["train.global_batch_size=6", "train.grad_accum_steps=1"], "cannot be split evenly")])
 def test_what_cannot_be_compiled_is_refused(topology, changes, sentence, tiny_config, tiny_run):
     with pytest.raises(UserError, match=sentence):
         aot(load_config(tiny_config, [*tiny_run, *changes]), topology)
 
 
-@pytest.mark.parametrize("topology, slices", [("h200:0", 1), ("h200:2x8", 1), ("h200", 1), ("h100:8", 2)])
-def test_gpus_of_several_hosts_and_malformed_counts_are_refused(topology, slices, tiny_config, tiny_run):
-    with pytest.raises(UserError, match=rf"^'{topology}'( in 2 slices)? is not a topology of GPUs; give those of one"):
+@pytest.mark.parametrize("topology, slices", [("h200:0", 1), ("h200:12", 1), ("h200:2x8", 1), ("h200", 1), ("h100:8", 2)])
+def test_hosts_of_gpus_that_are_not_full_and_malformed_counts_are_refused(topology, slices, tiny_config, tiny_run):
+    with pytest.raises(UserError, match=rf"^'{topology}'( in 2 slices)? is not a topology of GPUs; give up to 8 of"):
         aot(load_config(tiny_config, tiny_run), topology, slices)
 
 

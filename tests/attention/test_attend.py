@@ -275,7 +275,7 @@ from dlm_jax.attention.plan import make_plan, split_plan
 from dlm_jax.attention.rules import BlockDiffusion
 from dlm_jax.attention.tpu import Chip, attend_tpu
 from dlm_jax.errors import UserError
-from dlm_jax.parallel.context import balance, restore
+from dlm_jax.parallel.context import deal, restore
 from dlm_jax.parallel.mesh import BATCH_AXES, auto_sharded, make_mesh
 from dlm_jax.segments import find_documents
 
@@ -290,8 +290,8 @@ def gradients(q, k, v, segments):
 
 def split_gradients(q, k, v, segments):
     documents = find_documents(128, segments, 64)
-    plan = split_plan(make_plan(BlockDiffusion(64, 8), 128, balance(segments), documents=jax.tree.map(balance, documents)))
-    found = jax.grad(lambda *a: jnp.sum(dispatch.attend(*a, plan) ** 2), (0, 1, 2))(*map(balance, (q, k, v)))
+    plan = split_plan(make_plan(BlockDiffusion(64, 8), 128, deal(segments), documents=jax.tree.map(deal, documents)))
+    found = jax.grad(lambda *a: jnp.sum(dispatch.attend(*a, plan) ** 2), (0, 1, 2))(*map(deal, (q, k, v)))
     return [restore(x.reshape(*x.shape[:2], -1)).reshape(x.shape) for x in found]
 
 alone = jax.jit(gradients)(q, k, v, segments)
