@@ -79,6 +79,9 @@ def nll(base: LanguageModel, sample: Sample) -> float:
 def run_seed(seed: int, base: LanguageModel, a: argparse.Namespace) -> dict[str, dict[str, float]]:
     """The figures of each way to decode, for one seed."""
     found = {AR: measure(base, AR, base, a)}
+    # Jacobi iteration needs no conversion.
+    iterations = [strategy for strategy in a.strategies.split(",") if strategy.startswith("jacobi")]
+    found |= {f"the base, {strategy}": measure(base, strategy, base, a) for strategy in iterations}
     for name, source in (("text", str(a.text)), ("own text", own_text(base, a))):
         lm = converted(name.replace(" ", "_"), source, seed, a)
         for strategy in a.strategies.split(","):

@@ -43,7 +43,7 @@ def _adapt(config: Config, workdir: Path, profile_steps: tuple[int, int] | None)
         barrier("claimed")
         base = bundle = load_bundle(config.model.base)
         tokenizer = load_tokenizer(base)
-        if config.recipe.corruption != "none":
+        if config.recipe.masks:
             bundle, tokenizer = with_mask_token(base, tokenizer, config.model.mask)
         with primary_first("data"):
             training = load_training_data(config.data.train, tokenizer, config.data.seq_length,
@@ -68,7 +68,7 @@ def _save_inputs(config: Config, base: Bundle, bundle: Bundle, tokenizer: Tokeni
     if config.lora.rank and not (workdir / ADAPTED_BASE).exists():
         with new_directory(workdir / ADAPTED_BASE) as partial:
             write_native(partial, bundle)
-            mask = None if config.recipe.corruption == "none" else config.model.mask
+            mask = config.model.mask if config.recipe.masks else None
             write_origin(partial, origin_of(base, config.model.base, mask))
 
 
@@ -83,7 +83,7 @@ def _sample_texts(config: Config, bundle: Bundle, tokenizer: Tokenizer | None) -
     if jax.process_count() > 1:
         raise UserError("evaluate.num_samples needs all parameters in one process; set it to 0 and sample from "
                         "checkpoints")
-    if tokenizer is None or config.recipe.corruption == "none":
+    if tokenizer is None or not config.recipe.masks:
         raise UserError("evaluate.num_samples needs a tokenizer and a recipe with corruption; set it to 0")
 
     def sample(params: Params) -> list[str]:

@@ -98,7 +98,7 @@ def shape_of(config: Config) -> ModelConfig:
         model = load_bundle(base).config
     # Qwen's embedding tables have spare rows for a mask token; the others grow by one row.
     spare = model.family in ("qwen2", "qwen3")
-    grows = config.recipe.corruption != "none" and config.model.mask == "new" and not spare
+    grows = config.recipe.masks and config.model.mask == "new" and not spare
     return dataclasses.replace(model, vocab_size=model.vocab_size + grows)
 
 

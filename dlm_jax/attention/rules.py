@@ -122,12 +122,13 @@ class BlockDiffusion:
 
     A noisy token sees the noisy tokens of its own block and the clean tokens of earlier blocks; no clean token sees a
     noisy one. A clean token sees the clean tokens of its own and earlier blocks (`block_causal`), or only itself and
-    the past (`token_causal`, which makes the clean half the AR model).
+    the past (`token_causal`, which makes the clean half the AR model). So does a noisy one with `causal`, of its block.
     """
 
     length: int = struct.field(pytree_node=False)  # tokens per stream, half of the input
     block: int = struct.field(pytree_node=False)  # tokens per block
     clean_half: Literal["block_causal", "token_causal"] = struct.field(pytree_node=False, default="block_causal")
+    causal: bool = struct.field(pytree_node=False, default=False)  # whether a noisy token sees no later one
 
     def stream_length(self, length: int) -> int:
         return self.length
@@ -136,7 +137,7 @@ class BlockDiffusion:
         where = queries.index.__array_namespace__().where
         noisy, (begin, end) = queries.index < self.length, queries.block(self.block)
         clean_end = end if self.clean_half == "block_causal" else queries.index + 1
-        own_block = where(noisy, begin, 0), where(noisy, end, 0)
+        own_block = where(noisy, begin, 0), where(noisy, queries.index + 1 if self.causal else end, 0)
         clean = where(noisy, queries.start + self.length, queries.start), where(noisy, begin + self.length, clean_end)
         return own_block, clean
 

@@ -32,7 +32,7 @@ def training_rule(recipe: Recipe, length: int, step: Int[jax.Array, ""] | None =
     decides which future edges of an annealed mask are open.
     """
     if recipe.streams == 2:
-        return BlockDiffusion(length, recipe.block_size, recipe.clean_half)
+        return BlockDiffusion(length, recipe.block_size, recipe.clean_half, recipe.corruption == "jacobi")
     if step is None or recipe.anneal_steps == 0 or recipe.corruption == "none":
         return denoising_rule(recipe.rule, recipe.block_size)
     opened = linear_ramp(step, recipe.anneal_steps)

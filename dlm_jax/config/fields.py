@@ -182,7 +182,7 @@ class Config:
         if batch % group:
             raise UserError(f"config: train.global_batch_size {batch} is no multiple of reinforce.group_size {group}; "
                             "choose one that is")
-        if self.recipe.corruption == "none" or self.recipe.ar_weight or self.recipe.certainty_weight:
+        if not self.recipe.masks or self.recipe.ar_weight or self.recipe.certainty_weight:
             raise UserError("config: reinforce.reward trains a diffusion model by its reward alone; take a diffusion "
                             "recipe and set recipe.ar_weight and recipe.certainty_weight to 0")
 

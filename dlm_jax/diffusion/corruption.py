@@ -60,6 +60,14 @@ def position_dependent(key: Key[Array, ""], t: Float[Array, "b n"], offset_in_bl
 
 
 @shape_checked
+def block_ends(t: Float[Array, "b n"], offset_in_block: Int[Array, "b n"], maskable: Bool[Array, "b n"]
+               ) -> Bool[Array, "b n"]:
+    """Masks exactly the last round(t m) of the m maskable tokens of each block."""
+    k = jnp.round(t * block_totals(maskable, offset_in_block))
+    return maskable & top_k_per_block(jnp.where(maskable, offset_in_block.astype(t.dtype), -jnp.inf), k, offset_in_block)
+
+
+@shape_checked
 def top_k_per_block(scores: Float[Array, "b n"], k: Shaped[Array, "b n"], offset_in_block: Int[Array, "b n"]
                     ) -> Bool[jax.Array, "b n"]:
     """The k largest scores of each block."""

@@ -25,6 +25,7 @@ class NoisyBatch:
     t: Float32[Array, "b n"]  # the level at each token
     weight: Float32[Array, "b n"]  # of the loss at each masked token; 0 elsewhere
     source: Float32[Array, "b sources"]  # one-hot source of each row; no columns where sources are not distinguished
+    guesses: Tokens | None = None  # what the noisy stream shows in the place of masked tokens; None: the mask token
 
 
 @shape_checked
@@ -99,6 +100,8 @@ def draw_mask(key: Key[Array, ""], t: Float[Array, "b n"], offset_in_block: Int[
               targets: Mask, recipe: Recipe, step: Int[Array, ""] | None) -> Mask:
     """The targets that are masked."""
     min_count = 1 if recipe.min_one_mask else 0
+    if recipe.corruption == "jacobi":
+        return corruption.block_ends(t, offset_in_block, targets)
     if recipe.corruption == "exact_count":
         return corruption.exact_count(key, t, offset_in_block, targets, min_count)
     if recipe.corruption == "position_dependent":

@@ -24,7 +24,9 @@ class Recipe:
     alignment: Literal["shifted", "same_position"]
     # 'none': nothing, which is plain autoregressive training. 'uniform': each token independently with probability t.
     # 'exact_count': round(t m) tokens of each block. 'position_dependent': as many, and later tokens more often.
-    corruption: Literal["none", "uniform", "exact_count", "position_dependent"] = "uniform"
+    # 'jacobi': the last round(t m), which are replaced by wrong guesses and not by masks; a noisy token then sees its
+    # block up to itself, and the model stays an autoregressive one that decodes by Jacobi iteration.
+    corruption: Literal["none", "uniform", "exact_count", "position_dependent", "jacobi"] = "uniform"
     # With two streams, the number of tokens that are denoised together. With one stream, 0 means the whole text;
     # otherwise a token sees its own block and earlier ones, which are noisy too (Efficient-DLM's ablation).
     block_size: int = within(0, MAX_BLOCK, 0)
@@ -100,6 +102,11 @@ class Recipe:
              "half_life_steps goes with position_dependent corruption; without it set half_life_steps to 0"),
             (self.corruption == "none" and not self._is_plain(),
              "without corruption there is one shifted stream; leave every other setting at its default"),
+            (self.corruption == "jacobi" and (self.clean_half, self.alignment) != ("token_causal", "shifted"),
+             "jacobi corruption trains an autoregressive model; set alignment to 'shifted' and clean_half to "
+             "'token_causal'"),
+            (self.corruption == "jacobi" and (self.complementary or self.min_one_mask),
+             "jacobi corruption takes the ends of blocks; set complementary and min_one_mask to False"),
             (self.clean_half == "token_causal" and not two,
              "a token_causal clean half needs two streams; with one leave it block_causal"),
             (self.ar_weight + self.kl_weight > 0 and self.clean_half != "token_causal",
@@ -127,9 +134,14 @@ class Recipe:
     @property
     def rule(self) -> Literal["causal", "bidirectional", "block_causal"]:
         """The rule under which the trained model denoises (a `DiffusionSpec.rule`)."""
-        if self.corruption == "none":
+        if not self.masks:
             return "causal"
         return "block_causal" if self.block_size else "bidirectional"
+
+    @property
+    def masks(self) -> bool:
+        """Whether the model learns to fill masks; otherwise it stays autoregressive, and has no mask token."""
+        return self.corruption not in ("none", "jacobi")
 
 
 def recipe_at(recipe: Recipe, step: int, length: int) -> Recipe:

@@ -52,9 +52,9 @@ def hidden_states(params: Params, batch: NoisyBatch, rule: Rule, mask_id: TokenI
 
     rule: that of `training_rule` for the recipe.
     """
-    noisy = batch.tokens
-    if mask_id is not None and recipe.corruption != "none":
-        noisy = jnp.where(batch.masked, mask_id, noisy)
+    noisy, instead = batch.tokens, mask_id if batch.guesses is None else batch.guesses
+    if instead is not None and recipe.corruption != "none":
+        noisy = jnp.where(batch.masked, instead, noisy)
     if recipe.streams == 1:
         return forward(params, noisy, config=config, rule=rule, segments=batch.segments, documents=batch.documents,
                        **options), None

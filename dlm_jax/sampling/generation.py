@@ -22,7 +22,7 @@ from dlm_jax.sampling.requests import Request, check, check_left_to_right, check
 from dlm_jax.sampling.sample import BatchCost, Sample, peak_bytes
 from dlm_jax.sampling.settings import Settings
 from dlm_jax.sampling.trace import Callback, Canvas, Sampler, Trace
-from dlm_jax.sampling.unmasking import Speculate, Unmasking, parse_unmasking
+from dlm_jax.sampling.unmasking import Jacobi, Speculate, Unmasking, parse_unmasking
 from dlm_jax.typing import Int, Key
 
 T = TypeVar("T")
@@ -92,7 +92,9 @@ def unmasking_for(spec: DiffusionSpec, settings: Settings) -> Unmasking:
     """The unmasking strategy of a model: an autoregressive one can only decode left to right."""
     unmasking = parse_unmasking(settings.unmasking)
     if spec.rule == "causal":
-        return Unmasking(Speculate())
+        return unmasking if isinstance(unmasking.selector, Jacobi) else Unmasking(Speculate())
+    if isinstance(unmasking.selector, Jacobi):
+        raise UserError("the unmasking strategy jacobi is for autoregressive models; choose another strategy")
     if isinstance(unmasking.selector, Speculate) and spec.clean_half != "token_causal":
         raise UserError("the unmasking strategy speculate needs a model whose clean half is token_causal; choose "
                         "another strategy")

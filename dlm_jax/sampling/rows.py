@@ -23,7 +23,7 @@ from dlm_jax.models.transformer import Cache
 from dlm_jax.models.weights import Params
 from dlm_jax.sampling.cached_forward import CanvasModel, forward_block, prefill
 from dlm_jax.sampling.engine import EngineState, canvas_model, new_engine_state, take_step
-from dlm_jax.sampling.speculation import SpeculationState, new_speculation_state, read_prompt, speculate
+from dlm_jax.sampling.speculation import SpeculationState, advance, new_speculation_state, read_prompt
 from dlm_jax.sampling.trace import Canvas, Sampler, new_trace, unfinished
 from dlm_jax.sampling.unmasking import Speculate
 from dlm_jax.typing import Bool, Int, Key
@@ -109,7 +109,7 @@ def release(rows: Rows, row: Int[Array, ""]) -> Rows:
 def forward_pass(state: State, model: CanvasModel, rows: Rows) -> State:
     """One forward pass of the batch, after every row has read its prompt."""
     if isinstance(state, SpeculationState):
-        return speculate(state, model, rows.keys, rows.sampler)
+        return advance(state, model, rows.keys, rows.sampler)
     forward = prefill if rows.sampler.caching.recompute == "canvas" else forward_block
     return take_step(state, unfinished(state.trace), forward, model=model, fillable=rows.canvas.masked, keys=rows.keys,
                      sampler=rows.sampler)

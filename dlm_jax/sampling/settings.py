@@ -6,7 +6,7 @@ from dlm_jax.errors import UserError
 from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.sampling.cached_forward import CACHES, CachePolicy
 from dlm_jax.sampling.proposal import Proposal, check_proposal
-from dlm_jax.sampling.unmasking import parse_unmasking
+from dlm_jax.sampling.unmasking import Jacobi, parse_unmasking
 
 MAX_CFG_SCALE = 100.0
 
@@ -57,7 +57,8 @@ class Settings:
             return self.block or 0
         if self.block not in (None, spec.block_size):
             raise UserError(f"this model decodes blocks of {spec.block_size or 1}, not of {self.block}; omit block")
-        return spec.block_size or 1
+        selector = parse_unmasking(self.unmasking).selector
+        return selector.window if isinstance(selector, Jacobi) else spec.block_size or 1
 
     def caching(self, spec: DiffusionSpec) -> CachePolicy:
         """The cache policy for a model. Raises `UserError` if the cache is for other models."""

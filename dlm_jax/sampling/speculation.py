@@ -6,7 +6,8 @@ the two agree is kept, and the first token after it is the causal half's own. Th
 draft (`drafting.py`), so each gives at least one token. What is drawn at a position depends only on its key and on the
 text before it, so the text is that of autoregressive decoding, token for token, at any temperature.
 
-With blocks of one token there is nothing to draft, and this is plain autoregressive decoding with a cache.
+With blocks of one token there is nothing to draft, and this is plain autoregressive decoding with a cache. A model that
+has learned no diffusion drafts by Jacobi iteration (arXiv 2305.10427): its own words about the last draft are the next.
 
 Letters: b sequences, n positions of the canvas, w positions of a block, d width.
 """
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from dlm_jax import struct
+from dlm_jax.hashing import hash32
 from dlm_jax.models.transformer import Cache, unembed
 from dlm_jax.sampling.cached_forward import (
     CACHES,
@@ -46,7 +48,7 @@ from dlm_jax.sampling.trace import (
     stop_at_end,
     unfinished,
 )
-from dlm_jax.sampling.unmasking import Speculate
+from dlm_jax.sampling.unmasking import Jacobi, Speculate
 from dlm_jax.typing import Bool, Float, Float32, Int, Key, Shaped, shape_checked
 
 GUESSES = 3  # tokens that are guessed at the position where a draft may end
@@ -66,13 +68,21 @@ def write_left_to_right(model: CanvasModel, trace: Trace, keys: Key[Array, " b"]
     """Fills the masked positions, which are the last of each sequence, one after the other."""
     state = read_prompt(new_speculation_state(model, trace, sampler), model, keys, sampler,
                         functools.partial(prefill, length=sampler.prompt_length or None))
-    return jax.lax.while_loop(lambda s: jnp.any(unfinished(s.trace)), lambda s: speculate(s, model, keys, sampler),
+    return jax.lax.while_loop(lambda s: jnp.any(unfinished(s.trace)), lambda s: advance(s, model, keys, sampler),
                               state).trace
+
+
+def advance(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"], sampler: Sampler) -> SpeculationState:
+    """One forward pass of the batch."""
+    step = iterate if isinstance(sampler.unmasking.selector, Jacobi) else speculate
+    return step(state, model, keys, sampler)
 
 
 def outcomes_of(sampler: Sampler, size: int) -> int:
     """For how many outcomes of a verification the next draft is written; none with blocks of one token."""
     assert isinstance(sampler.unmasking.selector, Speculate)
+    if isinstance(sampler.unmasking.selector, Jacobi):
+        return 0
     return min(sampler.unmasking.selector.outcomes, size * (GUESSES + 1)) if size > 1 else 0
 
 
@@ -107,7 +117,7 @@ def read_prompt(state: SpeculationState, model: CanvasModel, keys: Key[Array, " 
 
 def speculate(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"], sampler: Sampler
               ) -> SpeculationState:
-    """One forward pass of the batch, over the block that holds each sequence's last committed token."""
+    """A pass over the block that holds each sequence's last committed token."""
     trace, size, outcomes = state.trace, model.block_size, outcomes_of(sampler, model.block_size)
     index, active = jnp.arange(trace.tokens.shape[1]), unfinished(trace)
     # A finished sequence stays at its last block, so that its cache keeps the prompt.
@@ -116,20 +126,51 @@ def speculate(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"
     expected = likeliest_outcomes(first, state.draft, size, outcomes, model.spec.mask_token_id or 0)
     clean, noisy, cache = verify_and_draft(model, trace.tokens, start, expected, state.cache)
 
+    state, _, last = keep_agreed(state, clean, start, model, keys, sampler)
+    # The last kept token is the verifier's own; the draft of its outcome starts behind it.
+    trace, draft = state.trace, dataclasses.replace(state.draft, end=last + 1)
+    if outcomes:
+        trace, draft = keep_draft(trace, draft, last, expected, noisy, model, keys, sampler)
+    return SpeculationState(trace, cache, draft, state.steps_taken)
+
+
+def iterate(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"], sampler: Sampler) -> SpeculationState:
+    """A Jacobi iteration, over the last committed token and the positions behind it, which hold guesses. Where there is
+    none yet, that is a token of the text before."""
+    trace, size, (b, n) = state.trace, model.block_size, state.trace.tokens.shape
+    index, first = jnp.arange(n), jnp.where(unfinished(trace), jnp.argmax(trace.masked, -1), n)
+    start = jnp.minimum(first - 1, n - size)
+    somewhere = (hash32(index) >> 1).astype(jnp.int32) % first[:, None]
+    unguessed = trace.masked & (index >= state.draft.end[:, None])
+    guessed = jnp.where(unguessed, jnp.take_along_axis(trace.tokens, somewhere, 1), trace.tokens)
+    draft = dataclasses.replace(state.draft, end=start + size)
+    state = dataclasses.replace(state, trace=dataclasses.replace(trace, tokens=guessed), draft=draft)
+    nothing = Outcomes(*jnp.zeros((2, b, 0), jnp.int32))
+    clean, _, cache = verify_and_draft(model, guessed, start, nothing, state.cache)
+    state, proposed, last = keep_agreed(state, clean, start, model, keys, sampler)
+    said = state.trace.masked & (index > last[:, None]) & (index <= (start + size)[:, None])
+    trace = dataclasses.replace(state.trace, tokens=jnp.where(said, proposed, state.trace.tokens))
+    return SpeculationState(trace, cache, dataclasses.replace(draft, end=start + size + 1), state.steps_taken)
+
+
+def keep_agreed(state: SpeculationState, clean: Float[Array, "b w d"], start: Int[Array, " b"], model: CanvasModel,
+                keys: Key[Array, " b"], sampler: Sampler
+                ) -> tuple[SpeculationState, Int[Array, "b n"], Int[Array, " b"]]:
+    """The state with what the verifier keeps of the draft, and its own token behind that; what it would write at each
+    position of the window at `start`, where `clean` are its outputs; and the position of the last kept token."""
+    trace, size, n = state.trace, clean.shape[1], state.trace.tokens.shape[1]
+    index, active = jnp.arange(n), unfinished(trace)
+    first = jnp.where(active, jnp.argmax(trace.masked, -1), n)
     proposed, confidence = by_position(propose(model, clean, start[:, None] + 1 + jnp.arange(size), keys, sampler),
-                                       start, size, len(index))
+                                       start, size, n)
     # The drafted positions and the one after them.
     verified = trace.masked & (index <= state.draft.end[:, None]) & active[:, None]
     kept = agreed_prefix(verified, proposed == trace.tokens)
     steps_taken = state.steps_taken + active
     trace = commit(count_forward(trace, active), kept, proposed, confidence, steps_taken, sampler)
     notify(sampler.callback, trace)
-    # The last kept token is the verifier's own; the draft of its outcome starts behind it.
-    last = first + jnp.sum(kept, -1) - 1
-    draft = dataclasses.replace(state.draft, end=last + 1)
-    if outcomes:
-        trace, draft = keep_draft(trace, draft, last, expected, noisy, model, keys, sampler)
-    return SpeculationState(trace, cache, draft, steps_taken)
+    state = dataclasses.replace(state, trace=trace, steps_taken=steps_taken)
+    return state, proposed, first + jnp.sum(kept, -1) - 1
 
 
 def keep_draft(trace: Trace, draft: Draft, last: Int[Array, " b"], expected: Outcomes,

@@ -1,7 +1,7 @@
 """An unmasking strategy is written as a selector, optionally followed by revisions:
 
     confidence, margin, entropy, left_to_right, random, threshold:0.9, factor:1, frechet,
-    entropy_bound:0.5, diffullama_random, diffullama_confidence:0.95, speculate:4; and +remask:0.3, +edit:0.9
+    entropy_bound:0.5, diffullama_random, diffullama_confidence:0.95, speculate:4, jacobi:16; and +remask:0.3, +edit:0.9
 """
 
 import math
@@ -26,6 +26,7 @@ from dlm_jax.sampling.selector import (
 )
 
 MAX_OUTCOMES = 64
+MAX_WINDOW = 512
 SCHEDULES = {"linear": linear, "cosine": cosine}
 
 T = TypeVar("T")
@@ -43,6 +44,17 @@ class Speculate:
     def __post_init__(self) -> None:
         if not 1 <= self.outcomes <= MAX_OUTCOMES:
             raise UserError(f"speculate drafts for 1 to {MAX_OUTCOMES} outcomes, not for {self.outcomes}")
+
+
+@struct.dataclass
+class Jacobi(Speculate):
+    """The same, where a model without diffusion drafts by what it has said to its last draft (arXiv 2305.10427)."""
+
+    window: int = struct.field(pytree_node=False, default=16)  # tokens of a forward pass
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.window <= MAX_WINDOW:
+            raise UserError(f"jacobi has a window of 2 to {MAX_WINDOW} tokens, not of {self.window}")
 
 
 @struct.dataclass
@@ -82,6 +94,7 @@ SELECTORS: dict[str, tuple[Callable[..., Selector | Speculate], str]] = {
         _number(temperature, "the temperature of the scores", above=True)),
                               "diffullama_confidence or diffullama_confidence:0.9"),
     "speculate": (lambda outcomes="1": Speculate(int(outcomes)), "speculate or speculate:4"),
+    "jacobi": (lambda window="16": Jacobi(window=int(window)), "jacobi or jacobi:32"),
 }
 REVISIONS: dict[str, tuple[Callable[..., Revision], str]] = {
     "remask": (lambda probability: Remask(_number(probability, "the probability of remask", high=1)), "remask:0.3"),
@@ -98,8 +111,8 @@ def parse_unmasking(text: str) -> Unmasking:
     chosen = _parse(first, SELECTORS, "an unmasking strategy")
     revisions = tuple(_parse(term, REVISIONS, "a revision") for term in rest)
     if isinstance(chosen, Speculate) and revisions:
-        raise UserError(f"'{text}': speculate writes what the causal half would, so nothing can be revised; remove "
-                        f"+{rest[0]}")
+        raise UserError(f"'{text}': {first} writes what the model would left to right, so nothing can be revised; "
+                        f"remove +{rest[0]}")
     return Unmasking(chosen, revisions)
 
 

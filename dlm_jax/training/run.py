@@ -53,8 +53,11 @@ class Outcome:
 
 def adapted_spec(spec: DiffusionSpec, recipe: Recipe, base: str) -> DiffusionSpec:
     """The spec of a model that was trained by `recipe` from the model named `base`."""
-    return dataclasses.replace(spec, alignment=recipe.alignment, rule=recipe.rule, block_size=recipe.block_size or None,
-                               clean_half=recipe.clean_half, recipe=recipe.name, base_model=spec.base_model or base)
+    trained = dataclasses.replace(spec, recipe=recipe.name, base_model=spec.base_model or base)
+    if not recipe.masks:
+        return trained.as_autoregressive()
+    return dataclasses.replace(trained, alignment=recipe.alignment, rule=recipe.rule, block_size=recipe.block_size or None,
+                               clean_half=recipe.clean_half)
 
 
 def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validation: Dataset, workdir: Path,
@@ -146,7 +149,7 @@ def _validator(config: Config, bundle: Bundle, dataset: Dataset) -> Callable[[Pa
     """A function from parameters to nats per token on the validation records, always under the same noise."""
     tokens, segments = dataset.rows(slice(0, config.data.validation_records or None))
     rows = list(zip(np.asarray(tokens), np.asarray(segments)))
-    exact = config.recipe.corruption == "none"
+    exact = not config.recipe.masks
     recipe = AR if exact else denoising_recipe(bundle.spec)
     samples = 1 if exact else config.evaluate.mc_samples
 

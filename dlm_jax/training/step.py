@@ -18,7 +18,9 @@ from dlm_jax.errors import UserError
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.lora import Lora, merge_trained, split_trained, trained_table
 from dlm_jax.models.sharding import param_specs, shard_params
+from dlm_jax.models.transformer import ForwardOptions
 from dlm_jax.models.weights import Params, weight_table
+from dlm_jax.objective.jacobi import with_guesses
 from dlm_jax.objective.loss import LossSums, loss_sums
 from dlm_jax.parallel.compiler_options import compiler_options
 from dlm_jax.parallel.context import splits_tokens
@@ -149,8 +151,10 @@ def make_gradient(config: Config, model: ModelConfig, mask_id: int | None,
 
         def loss(trained: Params, micro_batch: NoisyBatch) -> tuple[jax.Array, LossSums]:
             params = merge_trained(trained, frozen.get("model", {}), config.lora)
-            sums = loss_sums(params, micro_batch, rule, mask_id, recipe, model, frozen.get("teacher"),
-                             dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
+            options = ForwardOptions(dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
+            if recipe.corruption == "jacobi":
+                micro_batch = with_guesses(params, micro_batch, rule, recipe, model, step, **options)
+            sums = loss_sums(params, micro_batch, rule, mask_id, recipe, model, frozen.get("teacher"), **options)
             return sums.loss, sums
 
         return accumulate(jax.grad(loss, has_aux=True), trained, batch, config.train.grad_accum_steps)

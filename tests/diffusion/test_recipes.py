@@ -36,6 +36,9 @@ PLAIN = ONE | {"corruption": "none"}
     (ONE | {"level_per": "sequence"}, "level_per 'sequence' needs two streams"),
     (ONE | {"clean_half": "token_causal"}, "token_causal clean half needs two streams"),
     (TWO | {"ar_weight": 0.5}, "ar_weight and kl_weight need a token_causal clean half"),
+    (TWO | {"corruption": "jacobi"}, "jacobi corruption trains an autoregressive model"),
+    (TWO | {"corruption": "jacobi", "alignment": "shifted", "clean_half": "token_causal", "min_one_mask": True},
+     "jacobi corruption takes the ends of blocks"),
     (TWO | {"kl_weight": 0.5}, "ar_weight and kl_weight need a token_causal clean half"),
     (TWO | {"ar_weight": -0.5, "clean_half": "token_causal"}, "ar_weight must not be negative"),
     (TWO | {"loss_weight": "cart"}, "'cart' looks at the neighbors in one stream"),
@@ -61,7 +64,7 @@ def test_an_unknown_recipe_is_refused_with_the_list_of_names():
 @pytest.mark.parametrize("name, rule", [("ar", "causal"), ("diffullama", "bidirectional"), ("mdlm", "bidirectional"),
                                         ("efficient_dlm", "block_causal"), ("bd3lm", "block_causal"),
                                         ("nemotron", "block_causal"), ("set_block_decoding", "block_causal"),
-                                        ("hybrid_shifted", "block_causal")])
+                                        ("hybrid_shifted", "block_causal"), ("jacobi_forcing", "causal")])
 def test_a_recipe_names_the_rule_under_which_its_model_denoises(name, rule):
     assert recipe(name).name == name
     assert recipe(name).rule == rule
@@ -76,6 +79,8 @@ def test_recipes_have_the_settings_of_their_papers():
     assert (recipe("nemotron").clean_half, recipe("nemotron").level_per) == ("token_causal", "sequence")
     sbd = recipe("set_block_decoding")
     assert (sbd.clean_half, sbd.level_per, sbd.loss_weight, sbd.ar_weight) == ("token_causal", "sequence", "none", 1.0)
+    jacobi = recipe("jacobi_forcing")
+    assert (jacobi.block_size, jacobi.alignment, jacobi.clean_half, jacobi.masks) == (16, "shifted", "token_causal", False)
     assert (recipe("dream").loss_weight, recipe("dream").alignment) == ("cart", "shifted")
     assert (recipe("fast_dllm_v2").complementary, recipe("fast_dllm_v2").alignment) == (True, "shifted")
 

@@ -29,6 +29,7 @@ WAYS = {  # rule, alignment, block size, clean half; and settings: every selecto
     "diffullama": (("bidirectional", "shifted", None, None),
                    {"unmasking": "diffullama_confidence", "temperature": 0.9}),
     "speculate": (BLOCKS, {"unmasking": "speculate", "temperature": 1.0}),
+    "jacobi": (("causal", "shifted", None, None), {"unmasking": "jacobi:5", "temperature": 1.0}),
     "uncached": (("block_causal", "shifted", 4, "block_causal"), {"unmasking": "threshold:0.2", "cache": "none"}),
 }
 

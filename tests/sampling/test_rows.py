@@ -13,6 +13,7 @@ CONTEXT = 64
 WAYS = [("causal", "shifted", None, "block_causal", {}),
         ("block_causal", "shifted", 4, "token_causal", {"unmasking": "speculate:2"}),
         ("block_causal", "shifted", 4, "block_causal", {"unmasking": "threshold:0.05"}),
+        ("causal", "shifted", None, "block_causal", {"unmasking": "jacobi:6"}),
         ("block_causal", "same_position", 4, "block_causal", {"unmasking": "confidence", "steps": 3}),
         ("bidirectional", "same_position", None, "block_causal", {"unmasking": "entropy", "steps": 4}),
         ("bidirectional", "shifted", None, "block_causal", {"block": 8})]

@@ -195,6 +195,7 @@ def test_revisions_follow_a_plus(revision):
                                   "entropy_bound:-1", "random:even", "left_to_right:", "threshold:0.9+",
                                   "threshold:0.9+remask", "threshold:0.9+edit:2", "confidence+confidence",
                                   "speculate:0", "speculate:x", "speculate:65", "speculate+edit:0.9",
+                                  "jacobi:1", "jacobi:513", "jacobi:x", "jacobi:8+remask:0.1",
                                   "diffullama_confidence:0"))
 def test_text_that_is_no_unmasking_strategy_is_refused(name):
     with pytest.raises(UserError):

@@ -13,6 +13,7 @@ from scipy.special import softmax
 
 import dlm_jax
 from dlm_jax.errors import UserError
+from dlm_jax.hashing import hash32
 from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.sampling.requests import Request
 from dlm_jax.sampling.speculation import GUESSES, agreed_prefix
@@ -68,6 +69,41 @@ def test_speculation_keeps_nothing_after_an_end_token(toy, prompts):
     for a, b, prompt in zip(stopped, free, prompts, strict=True):
         length = b.tokens.index(end, len(prompt)) + 1 if end in b.tokens[len(prompt):] else len(b.tokens)
         assert a.tokens == b.tokens[:length]
+
+
+@pytest.mark.parametrize("temperature", (0.0, 1.0))
+@pytest.mark.parametrize("window", (2, 5, 16, 64))
+def test_jacobi_iteration_equals_autoregressive_decoding_token_for_token(toy, prompts, window, temperature):
+    model = toy("causal", eos=7)
+    expected = model.continued(prompts, 20, temperature=temperature)
+    samples = model.continued(prompts, 20, unmasking=f"jacobi:{window}", temperature=temperature)
+    assert [s.tokens for s in samples] == [s.tokens for s in expected]
+    assert all(s.nfe <= e.nfe for s, e in zip(samples, expected))  # every forward pass gives a token
+
+
+def iterations(model, text, prompt_length, window):
+    """The forward passes in which a plain loop writes `text`, with guesses from the text and from its own last pass."""
+    count, first, said = 1, prompt_length + 1, {}  # the prefill gives the first token
+    while first < len(text):
+        count += 1
+        ends = min(first - 1 + window, len(text))
+        guesses = [said.get(i, text[(int(hash32(np.uint32(i))) >> 1) % first]) for i in range(first, ends)]
+        logits = np.array(model.logits(np.array([[*text[:first], *guesses]])))[0]
+        said = {i + 1: int(logits[i].argmax()) for i in range(first - 1, ends)}
+        while first < ends and guesses.pop(0) == text[first]:
+            first += 1
+        first += 1
+    return count
+
+
+@pytest.mark.parametrize("window", (2, 4, 9))
+def test_jacobi_iteration_takes_as_many_passes_as_its_guesses_deserve(toy, prompts, window):
+    model = toy("causal")
+    head = {"weight": model.params["head"]["weight"].at[4:].set(0)} if "head" in model.params else None
+    model = dataclasses.replace(model, params=model.params | ({"head": head} if head else {}))
+    samples = model.continued(prompts, 30, unmasking=f"jacobi:{window}")
+    counts = [iterations(model, s.tokens, len(p), window) for s, p in zip(samples, prompts)]
+    assert [s.nfe for s in samples] == counts and min(counts) < 30
 
 
 def test_a_perfect_draft_gives_one_block_per_forward_pass(toy):
@@ -147,6 +183,8 @@ def test_requests_that_cannot_be_written_left_to_right_are_refused(toy):
         toy("block_causal", "shifted", 4).continued([[1]], 3, unmasking="speculate")
     with pytest.raises(UserError, match="token_causal"):
         toy("bidirectional").continued([[1]], 3, unmasking="speculate")
+    with pytest.raises(UserError, match="jacobi is for autoregressive models"):
+        toy("block_causal", "shifted", 4, half="token_causal").continued([[1]], 3, unmasking="jacobi")
     for model in (toy("block_causal", "shifted", 4, half="token_causal"), toy("causal")):
         with pytest.raises(UserError, match="left to right"):
             model.filled([hole], unmasking="speculate")
