@@ -80,7 +80,8 @@ def gpu_devices(topology: str, slices: int) -> list[Any]:
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # jax would ask the driver for its version
     peak = DEVICE_SPECS[GPUS[kind]]
     target = HOPPER.format(name=GPUS[kind], memory=peak.memory, bandwidth=peak.bandwidth)
-    return list(topologies.get_topology_desc("", "cuda", target_config=target, topology=f"{hosts or 1}x1x{rest or HOST_GPUS}").devices)
+    shape = f"{hosts or 1}x1x{rest or HOST_GPUS}"
+    return list(topologies.get_topology_desc("", "cuda", target_config=target, topology=shape).devices)
 
 
 def platform_of(device: Any) -> str:

@@ -14,8 +14,8 @@ from dlm_jax.attention.plan import Plan, make_plan, own_tiles
 from dlm_jax.attention.rules import Rule
 from dlm_jax.attention.tiles import TILE
 from dlm_jax.errors import UserError
-from dlm_jax.parallel.device_specs import traced_device_kind
 from dlm_jax.parallel.context import gather_tokens
+from dlm_jax.parallel.device_specs import traced_device_kind
 from dlm_jax.parallel.mesh import AXES, MeshAxes, axis_size, batch_axes
 from dlm_jax.typing import Array, Float, Int, shape_checked
 
@@ -104,10 +104,10 @@ def load_implementation(implementation: str) -> Callable[..., jax.Array]:
     return getattr(module, f"attend_{implementation}")
 
 
-def per_device(function: Callable[..., Any], heads: Sequence[Array], shared: Any, split: bool = False) -> Any:
+def per_device(function: Callable[..., Any], heads: Sequence[Array], shared: Any, own_tokens: bool = False) -> Any:
     """`function(*heads, shared)`, where `heads` are arrays [b, n, h, k], as its results are, and `shared` is a tree of
     arrays with a batch axis of b or 1. In a mesh, each device calls it for its own slice of batch and heads; with
-    `split` also for its own tokens, which in `shared` are on the first axis of size n after the batch.
+    `own_tokens` also for its own tokens, which in `shared` are on the first axis of size n after the batch.
 
     Heads cross into the mesh as [b, n, h k], as the projections have them: a change of shape that the compiler could
     cancel inside a device is a copy at the border.
@@ -119,7 +119,7 @@ def per_device(function: Callable[..., Any], heads: Sequence[Array], shared: Any
         raise UserError(f"mesh.tensor {axis_size('tensor')} does not divide the {undivided} key-value heads; choose "
                         "one that does")
     b, n, _, d = heads[0].shape
-    batch, tokens = batch_axes(b), "context" if split else None
+    batch, tokens = batch_axes(b), "context" if own_tokens else None
 
     def flat(x: Any) -> jax.Array:
         return x.reshape(*x.shape[:2], -1)

@@ -15,8 +15,8 @@ MODEL_HELP = "a native, work or Hugging Face directory, a hub id, or 'bundled'"
 TEXT_FIELD_HELP = "the field, column or feature that holds the text of JSONL, Parquet and tfds: inputs (default: text)"
 UNMASKING_HELP = ("which tokens to commit at each step: confidence (default), margin, entropy, random (each also as "
                   "confidence:cosine), left_to_right, threshold:0.9 (every token above this confidence), factor:1, "
-                  "frechet, entropy_bound:0.5, speculate:4, diffullama_random, diffullama_confidence:0.95; append "
-                  "+remask:0.3 or +edit:0.9 to revise committed tokens")
+                  "frechet, entropy_bound:0.5, speculate:4, jacobi:16, diffullama_random, diffullama_confidence:0.95; "
+                  "append +remask:0.3 or +edit:0.9 to revise committed tokens")
 
 
 class Parser(argparse.ArgumentParser):

@@ -63,8 +63,9 @@ def position_dependent(key: Key[Array, ""], t: Float[Array, "b n"], offset_in_bl
 def block_ends(t: Float[Array, "b n"], offset_in_block: Int[Array, "b n"], maskable: Bool[Array, "b n"]
                ) -> Bool[Array, "b n"]:
     """Masks exactly the last round(t m) of the m maskable tokens of each block."""
+    scores = jnp.where(maskable, offset_in_block.astype(t.dtype), -jnp.inf)
     k = jnp.round(t * block_totals(maskable, offset_in_block))
-    return maskable & top_k_per_block(jnp.where(maskable, offset_in_block.astype(t.dtype), -jnp.inf), k, offset_in_block)
+    return maskable & top_k_per_block(scores, k, offset_in_block)
 
 
 @shape_checked

@@ -51,10 +51,10 @@ RECIPES = {
         Recipe("set_block_decoding", streams=2, alignment="same_position", block_size=16, level_per="sequence",
                clean_half="token_causal", loss_weight="none", normalizer="masked", ar_weight=1.0),
 
-        # Jacobi Forcing, arXiv 2512.14681, on the model's own text: the end of each block is shown as a Jacobi iteration
-        # has left it (objective/jacobi.py). The paper's losses are the divergence from the model's own distribution
-        # over right tokens, and 10 times the next-token loss; its blocks are of 16, then 32, and the share of wrong
-        # tokens grows from block to block in windows. Ours is the plain cross-entropy, with shares drawn at random.
+        # Jacobi Forcing, arXiv 2512.14681, on the model's own text: the end of each block is shown as a Jacobi
+        # iteration has left it (objective/jacobi.py). The paper adds the next-token loss to the divergence from the
+        # model's own distribution over right tokens; its blocks are of 16, then 32, and the share of wrong tokens grows
+        # from block to block in windows. Ours is the plain cross-entropy, with shares drawn at random.
         Recipe("jacobi_forcing", streams=2, alignment="shifted", corruption="jacobi", block_size=16,
                clean_half="token_causal", loss_weight="none", normalizer="masked", ar_weight=1.0),
 

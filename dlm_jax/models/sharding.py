@@ -102,7 +102,7 @@ def merge_heads(subtree: Params, config: ModelConfig, prefix: str) -> Params:
 
 
 def gather_weights(subtree: Params, config: ModelConfig, prefix: str) -> Params:
-    """Weights gathered along the axes of the width for use in a product. `subtree` is what lies under the path `prefix`; under
+    """Weights gathered along `WIDTH_AXES` for use in a product. `subtree` is what lies under the path `prefix`; under
     `layers` it is one layer, its layer axis already taken off and its heads merged."""
     table, sizes = weight_table(config), jax.sharding.get_abstract_mesh().shape
     first = 1 if prefix == "layers" else 0
@@ -118,8 +118,8 @@ def gather_weights(subtree: Params, config: ModelConfig, prefix: str) -> Params:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gather_width(w: jax.Array, spec: tuple[MeshAxes, ...]) -> jax.Array:
-    """`w`, laid out by `spec`, gathered along `WIDTH_AXES`. Its gradient is reduce-scattered: the transpose of a constraint
-    would all-reduce it instead, with twice the traffic."""
+    """`w`, laid out by `spec`, gathered along `WIDTH_AXES`. Its gradient is reduce-scattered: the transpose of a
+    constraint would all-reduce it instead, with twice the traffic."""
     return constrain(w, *map(drop_width, spec))
 
 

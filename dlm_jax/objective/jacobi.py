@@ -33,12 +33,12 @@ def with_guesses(params: Params, batch: NoisyBatch, rule: Rule, recipe: Recipe, 
     """The batch with `guesses`: what `ITERATIONS` iterations of the model make of random tokens in the place of the
     masked ones. No gradient passes.
 
-    The paper records trajectories beforehand and looks for a state with as many right tokens as wanted. Here so many are
-    right to begin with, and the iteration starts behind them.
+    The paper records trajectories beforehand and looks for a state with as many right tokens as wanted. Here so many
+    are right to begin with, and the iteration starts behind them.
     """
     params, (b, n) = jax.lax.stop_gradient(params), batch.tokens.shape
     random = hash32(jnp.arange(b * n, dtype=jnp.uint32).reshape(b, n) ^ hash32(step)) % n
-    guesses = jnp.take_along_axis(batch.tokens, random.astype(jnp.int32), 1)
+    guesses: Tokens = jnp.take_along_axis(batch.tokens, random.astype(jnp.int32), 1)
     for _ in range(ITERATIONS):
         batch = dataclasses.replace(batch, guesses=guesses)
         guesses = likeliest(params, target_hidden(params, batch, rule, None, recipe, config, **options), config)

@@ -57,13 +57,14 @@ def check_slices(replica: int, slices: int) -> None:
 
 
 def mesh_sizes(replica: int, fsdp: int, tensor: int, count: int, context: int = 1) -> list[int]:
-    """The sizes on `count` devices, in the order of `AXES`, with -1 replaced. Raises `UserError` where they do not multiply to that number."""
+    """The sizes on `count` devices, in the order of `AXES`, with -1 replaced. Raises `UserError` where they do not
+    multiply to that number."""
     sizes = [replica, fsdp, context, tensor]
     known = math.prod(size for size in sizes if size > 0)
     valid = sizes.count(-1) <= 1 and all(size > 0 for size in sizes if size != -1)
     if not valid or count % known or (-1 not in sizes and known != count):
-        raise UserError(f"mesh.replica {replica} x mesh.fsdp {fsdp} x mesh.context {context} x mesh.tensor {tensor} does "
-                        f"not make up the {count} devices; let one of them be -1, which takes what is left")
+        raise UserError(f"mesh.replica {replica} x mesh.fsdp {fsdp} x mesh.context {context} x mesh.tensor {tensor} "
+                        f"does not make up the {count} devices; let one of them be -1, which takes what is left")
     return [count // known if size == -1 else size for size in sizes]
 
 

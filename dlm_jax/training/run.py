@@ -56,8 +56,8 @@ def adapted_spec(spec: DiffusionSpec, recipe: Recipe, base: str) -> DiffusionSpe
     trained = dataclasses.replace(spec, recipe=recipe.name, base_model=spec.base_model or base)
     if not recipe.masks:
         return trained.as_autoregressive()
-    return dataclasses.replace(trained, alignment=recipe.alignment, rule=recipe.rule, block_size=recipe.block_size or None,
-                               clean_half=recipe.clean_half)
+    return dataclasses.replace(trained, alignment=recipe.alignment, rule=recipe.rule, clean_half=recipe.clean_half,
+                               block_size=recipe.block_size or None)
 
 
 def train(config: Config, bundle: Bundle, training: Dataset | Mixture, validation: Dataset, workdir: Path,

@@ -81,8 +81,8 @@ def check_mesh_divides(config: Config) -> None:
                         f"mesh.replica x mesh.fsdp = {devices} devices; choose a multiple of {devices}, or raise "
                         "mesh.tensor")
     if context > 1 and not splits_tokens(length):
-        raise UserError(f"data.seq_length {length} cannot be split evenly over mesh.context = {context} devices; choose "
-                        f"a multiple of {context}")
+        raise UserError(f"data.seq_length {length} cannot be split evenly over mesh.context = {context} devices; "
+                        f"choose a multiple of {context}")
 
 
 def make_step(config: Config, model: ModelConfig, mask_id: int | None, sources: Sequence[str] = ()) -> Step:

@@ -169,7 +169,8 @@ def test_what_cannot_be_compiled_is_refused(topology, changes, sentence, tiny_co
         aot(load_config(tiny_config, [*tiny_run, *changes]), topology)
 
 
-@pytest.mark.parametrize("topology, slices", [("h200:0", 1), ("h200:12", 1), ("h200:2x8", 1), ("h200", 1), ("h100:8", 2)])
+@pytest.mark.parametrize("topology, slices", [("h200:0", 1), ("h200:12", 1), ("h200:2x8", 1), ("h200", 1),
+                                              ("h100:8", 2)])
 def test_hosts_of_gpus_that_are_not_full_and_malformed_counts_are_refused(topology, slices, tiny_config, tiny_run):
     with pytest.raises(UserError, match=rf"^'{topology}'( in 2 slices)? is not a topology of GPUs; give up to 8 of"):
         aot(load_config(tiny_config, tiny_run), topology, slices)
