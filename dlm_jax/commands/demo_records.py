@@ -59,13 +59,16 @@ def score(lm: "LanguageModel", pairs: list[tuple[str, str]], **settings: Any) ->
 
 
 def run(out: Path, console: "Console") -> dict[str, float]:
-    """Trains both, shows them write the same text, and compares them."""
+    """Trains both, shows them write the same text, also as `race.gif`, and compares them."""
+    from dlm_jax.sampling.picture import write_race
     from dlm_jax.sampling.render import race
     ar, converted, pairs = train_both(out)
     left_to_right, speculating = score(ar, pairs), score(converted, pairs, unmasking=UNMASKING)
     pieces = ar.text_tokenizer().pieces
-    race({name: (pieces(found.samples[0].tokens), found.samples[0])
-          for name, found in (("left to right", left_to_right), ("diffusion", speculating))}, console)
+    runs = {name: (pieces(found.samples[0].tokens), found.samples[0])
+            for name, found in (("left to right", left_to_right), ("diffusion", speculating))}
+    race(runs, console)
+    write_race(runs, out / "race.gif")
     console.print(table(left_to_right, speculating))
     return {"exact_ar": left_to_right.exact, "exact": speculating.exact,
             "tokens_per_forward": speculating.tokens_per_forward,

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from dlm_jax.sampling.sample import Sample
 from dlm_jax.sampling.trace import Callback, Trace
 
 
@@ -29,6 +30,14 @@ class Moment:
     def step(self) -> int:
         """The last step that wrote a token; 0 if none has."""
         return max(self.commit_step, default=0)
+
+
+def moment_at(pieces: Sequence[str], sample: Sample, seconds: float) -> Moment:
+    """A sample, written in equal steps, as it stood after so many seconds of its own time; nothing was revised."""
+    last = max(sample.commit_step)
+    step = min(int(seconds / sample.cost.seconds * last), last)
+    shown = [piece if commit <= step else None for piece, commit in zip(pieces, sample.commit_step)]
+    return Moment(shown, [min(commit, step) for commit in sample.commit_step], sample.confidence)
 
 
 class Recorder:

@@ -1,14 +1,16 @@
 """A GIF of a text as it is denoised, in a monospaced font, since it may be code. Nothing moves: a masked token is a bar
 as wide as its text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.cells import cell_len
 
-from dlm_jax.sampling.history import Moment
+from dlm_jax.sampling.history import Moment, moment_at
 from dlm_jax.sampling.render import printable
+from dlm_jax.sampling.sample import Sample
 
 FONT = Path(__file__).parent.parent / "assets" / "font" / "DejaVuSansMono.ttf"
 COLUMNS = 80  # characters per line at most
@@ -17,22 +19,37 @@ MARGIN, FONT_SIZE, CELL, LINE = 32, 20, 12, 32  # pixels; a character of this si
 PAPER, BAR, PROMPT, INK = (250, 250, 247), (222, 222, 216), (120, 120, 114), (24, 24, 24)
 CONFIDENT, UNCERTAIN = (178, 226, 190), (252, 214, 160)  # behind a token, by the model's confidence
 TOTAL_SECONDS, MIN_FRAME_SECONDS, LAST_FRAME_SECONDS = 5.0, 0.05, 2.5
+RACE_FRAMES = 60
 
 Box = tuple[int, int, int]  # left, top, width, in pixels
 
 
 def write_gif(moments: Sequence[Moment], file: str | Path) -> None:
     """Draws one frame per moment, in an endless loop."""
-    font = ImageFont.truetype(FONT, FONT_SIZE)
-    final = [printable(piece or "") for piece in moments[-1].pieces]
-    boxes = layout(final)
-    drawn = [box for runs in boxes for box in runs]
-    size = (MARGIN + max([MARGIN + MIN_COLUMNS * CELL, *(left + width for left, _, width in drawn)]),
-            MARGIN * 2 + LINE + max((top for _, top, _ in drawn), default=0))
-    frames = [draw(moment, boxes, final, font, size) for moment in moments]
+    save([draw(moment, moments[-1].pieces) for moment in moments], file)
+
+
+def write_race(runs: Mapping[str, tuple[Sequence[str], Sample]], file: str | Path) -> None:
+    """Draws samples one below the other, each at the speed at which it was written. runs: name to (pieces, sample)."""
+    slowest = max(sample.cost.seconds for _, sample in runs.values())
+    frames = []
+    for now in np.linspace(0, slowest, RACE_FRAMES):
+        panels = [draw(moment_at(pieces, sample, now), pieces,
+                       f"{name}, {1000 * min(now, sample.cost.seconds):.0f} ms: ")
+                  for name, (pieces, sample) in runs.items()]
+        frame = Image.new("RGB", (max(panel.width for panel in panels), sum(panel.height for panel in panels)), PAPER)
+        for i, panel in enumerate(panels):
+            frame.paste(panel, (0, sum(above.height for above in panels[:i])))
+        frames.append(frame)
+    save(frames, file)
+
+
+def save(frames: Sequence[Image.Image], file: str | Path) -> None:
+    """Writes the frames, the last of which stays for a while."""
+    first, *rest = [frame.quantize(64) for frame in frames]
     frame_seconds = max(MIN_FRAME_SECONDS, TOTAL_SECONDS / len(frames))
-    milliseconds = [int(1000 * frame_seconds)] * (len(frames) - 1) + [int(1000 * LAST_FRAME_SECONDS)]
-    frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    milliseconds = [int(1000 * frame_seconds)] * len(rest) + [int(1000 * LAST_FRAME_SECONDS)]
+    first.save(file, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
 
 
 def split_lines(piece: str) -> list[str]:
@@ -59,9 +76,14 @@ def layout(pieces: Sequence[str]) -> list[list[Box]]:
     return boxes
 
 
-def draw(moment: Moment, boxes: Sequence[Sequence[Box]], final: Sequence[str], font: ImageFont.FreeTypeFont,
-         size: tuple[int, int]) -> Image.Image:
-    """One frame. A token of the last step is outlined, except in the finished text."""
+def draw(moment: Moment, pieces: Sequence[str | None], title: str = "") -> Image.Image:
+    """A frame of the text that becomes `pieces`. A token of the last step is outlined, except in the finished text."""
+    font = ImageFont.truetype(FONT, FONT_SIZE)
+    final = [printable(piece or "") for piece in pieces]
+    boxes = layout(final)
+    drawn = [box for runs in boxes for box in runs]
+    size = (MARGIN + max([MARGIN + MIN_COLUMNS * CELL, *(left + width for left, _, width in drawn)]),
+            MARGIN * 2 + LINE + max((top for _, top, _ in drawn), default=0))
     image = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(image)
     unfinished = None in moment.pieces
@@ -79,5 +101,6 @@ def draw(moment: Moment, boxes: Sequence[Sequence[Box]], final: Sequence[str], f
             pen.text((x, y + 3), word, font=font, fill=INK if commit_step else PROMPT)
     written = sum(step > 0 for step in moment.commit_step)
     total = written + moment.pieces.count(None)
-    pen.text((MARGIN, size[1] - LINE), f"step {moment.step} · {written} of {total} tokens", font=font, fill=PROMPT)
-    return image.quantize(64)
+    caption = f"{title}step {moment.step} · {written} of {total} tokens"
+    pen.text((MARGIN, size[1] - LINE), caption, font=font, fill=PROMPT)
+    return image

@@ -1,5 +1,6 @@
 """Drawings of a sample as it is denoised: its moments, the GIF, the page, the live view."""
 
+import dataclasses
 import io
 import json
 import re
@@ -11,9 +12,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dlm_jax.sampling.history import Moment, Recorder
+from dlm_jax.sampling.history import Moment, Recorder, moment_at
 from dlm_jax.sampling.page import write_page
-from dlm_jax.sampling.picture import layout, write_gif
+from dlm_jax.sampling.picture import layout, write_gif, write_race
 from dlm_jax.sampling.screen import live
 
 
@@ -52,6 +53,20 @@ def test_a_gif_has_a_frame_for_each_moment(recorded, tmp_path):
         first = np.asarray(gif.convert("L"))
         gif.seek(gif.n_frames - 1)
         assert (np.asarray(gif.convert("L")) < 100).sum() > (first < 100).sum()  # letters where bars were
+
+
+def test_in_a_race_each_text_is_written_at_its_own_speed(recorded, tmp_path):
+    _, sample = recorded
+    pieces = Letters().pieces(sample.tokens)
+    slow, fast = (dataclasses.replace(sample, cost=dataclasses.replace(sample.cost, seconds=s)) for s in (0.4, 0.1))
+    assert moment_at(pieces, slow, 0.1).step < moment_at(pieces, fast, 0.1).step == max(sample.commit_step)
+    assert moment_at(pieces, slow, 0.0).pieces[3:] == [None] * 14 and moment_at(pieces, slow, 0.4).pieces == pieces
+    write_race({"slow": (pieces, slow), "fast": (pieces, fast)}, tmp_path / "race.gif")
+    with Image.open(tmp_path / "race.gif") as gif:
+        assert gif.n_frames == 60
+        gif.seek(30)
+        above, below = np.split(np.asarray(gif.convert("L")), 2)
+        assert (below < 100).sum() > (above < 100).sum()
 
 
 def test_the_columns_of_code_in_a_gif_are_aligned():
