@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from dlm_jax import struct
-from dlm_jax.attention.dispatch import attend
+from dlm_jax.attention.dispatch import attend, traced_platform
 from dlm_jax.attention.plan import Plan, make_plan, split_plan
 from dlm_jax.attention.rope import rotate_heads
 from dlm_jax.attention.rules import Rule
@@ -26,6 +26,9 @@ from dlm_jax.parallel.mesh import BATCH_AXES, WIDTH_AXES, constrain
 from dlm_jax.segments import Documents, find_documents
 from dlm_jax.typing import Array, Bool, Float, Float32, Int, Segments, Tokens, shape_checked
 
+# A TPU takes fewer rows than this to its vector unit, which reads weights at half the speed of the matrix unit.
+FEW_ROWS = 8
+
 
 class ForwardOptions(TypedDict, total=False):
     """How `forward` computes; neither changes what it computes."""
@@ -36,10 +39,11 @@ class ForwardOptions(TypedDict, total=False):
 
 @struct.dataclass
 class Cache:
-    """Keys and values of every layer and position."""
+    """Keys and values of every layer and position. Their heads are one axis, as the projections leave them: on a TPU
+    two axes have tiles of another shape, and the whole cache would be copied in every layer."""
 
-    k: Float[jax.Array, "layers b s g k"]
-    v: Float[jax.Array, "layers b s g k"]
+    k: Float[jax.Array, "layers b s gk"]
+    v: Float[jax.Array, "layers b s gk"]
 
 
 # (q, k, v) to the output of attention, and whatever keeps k and v: a `Cache`, or None.
@@ -84,7 +88,7 @@ def shard_tokens(x: jax.Array) -> jax.Array:
 
 def empty_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
     """A cache for `length` tokens of each of `batch` sequences."""
-    zeros = jnp.zeros((config.depth, batch, length, config.kv_heads, config.head_dim), dtype)
+    zeros = jnp.zeros((config.depth, batch, length, config.kv_heads * config.head_dim), dtype)
     return Cache(zeros, zeros)
 
 
@@ -117,22 +121,31 @@ def forward_planned(params: Params, tokens: Tokens, positions: Int[Array, "#b n"
         (x, cache), (index, w) = carry, inputs
 
         def attend_cache(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[Array, Cache]:
-            new = Cache(write(cache.k, index, k), write(cache.v, index, v))
-            return attend(q, new.k[index], new.v[index], plan), new
+            new = Cache(*(write(cached, index, x.reshape(*x.shape[:2], -1))
+                          for cached, x in ((cache.k, k), (cache.v, v))))
+            k, v = (read_layer(x, index).reshape(*x.shape[1:3], *k.shape[2:]) for x in (new.k, new.v))
+            return attend(q, k, v, plan), new
 
         return layer(x, w, positions, config, attend_cache), None
 
     params = cast(params, cache.k.dtype)
-    layers = jnp.arange(config.depth), params["layers"]
+    layers = jnp.arange(config.depth), merge_heads(params["layers"], config, "layers")
     x = embed(params, tokens, positions)
     (x, cache), _ = jax.lax.scan(body, (x, cache), layers)
     return norm(x, params["final_norm"], config), cache
 
 
+def read_layer(cache: Float[Array, "layers b s gk"], index: Int[Array, ""]) -> Float[jax.Array, "b s gk"]:
+    """One layer of `cache`. On a TPU the compiler would turn the whole of it around to suit the product with that
+    layer, were it not for the barrier."""
+    x = jnp.asarray(cache)[index]
+    return jax.lax.optimization_barrier(x) if traced_platform() == "tpu" else x
+
+
 @shape_checked
-def write_layer(cache: Float[Array, "layers b s g k"], index: Int[Array, ""], new: Float[Array, "b n g k"],
+def write_layer(cache: Float[Array, "layers b s gk"], index: Int[Array, ""], new: Float[Array, "b n gk"],
                 first: Int[Array, ""] | Int[Array, " b"] | int, write: Bool[Array, "b n"] | None = None
-                ) -> Float[jax.Array, "layers b s g k"]:
+                ) -> Float[jax.Array, "layers b s gk"]:
     """`cache` with `new` in layer `index` from position `first` on; where `write` is False the old values stay.
 
     In place where XLA can: no axis is moved.
@@ -140,11 +153,11 @@ def write_layer(cache: Float[Array, "layers b s g k"], index: Int[Array, ""], ne
     new = new.astype(cache.dtype)
     b, n = new.shape[:2]
     if write is not None:
-        new = jnp.where(write[..., None, None], new, cache[index, :, first:first + n])
+        new = jnp.where(write[..., None], new, cache[index, :, first:first + n])
     if jnp.ndim(first) == 0:
-        return jax.lax.dynamic_update_slice(cache, new[None], (index, 0, first, 0, 0))
+        return jax.lax.dynamic_update_slice(cache, new[None], (index, 0, first, 0))
     where = jnp.stack([jnp.full(b, index), jnp.arange(b), first], -1)
-    numbers = jax.lax.ScatterDimensionNumbers(update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1),
+    numbers = jax.lax.ScatterDimensionNumbers(update_window_dims=(1, 2), inserted_window_dims=(0, 1),
                                               scatter_dims_to_operand_dims=(0, 1, 2))
     return jax.lax.scatter(cache, where, new, numbers, unique_indices=True, mode=jax.lax.GatherScatterMode.CLIP)
 
@@ -217,7 +230,10 @@ def linear(x: Float[Array, "b n inputs"], w: Params) -> Float[jax.Array, "b n ou
     It is one plain matrix product: with separate batch axes XLA's CPU compiler takes twice as long for gradients.
     """
     b, n, inputs = x.shape
-    y = (x.reshape(b * n, inputs) @ w["weight"].reshape(inputs, -1)).reshape(b, n, -1)
+    rows = x.reshape(b * n, inputs)
+    if b * n < FEW_ROWS and traced_platform() == "tpu":
+        rows = jnp.pad(rows, ((0, FEW_ROWS - b * n), (0, 0)))
+    y = (rows @ w["weight"].reshape(inputs, -1))[:b * n].reshape(b, n, -1)
     return y + w["bias"].reshape(-1) if "bias" in w else y
 
 

@@ -121,4 +121,4 @@ def take_outcome(hidden: Float[Array, "b m w d"], outcomes: Outcomes, position: 
 
 def with_scratch(cache: Cache, positions: int) -> Cache:
     """The cache with room for `positions` more behind the text."""
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, positions), (0, 0), (0, 0))), cache)
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, positions), (0, 0))), cache)
