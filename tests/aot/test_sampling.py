@@ -33,7 +33,7 @@ def test_a_step_copies_neither_the_cache_nor_weights(topology, tensor, monkeypat
     """Of Qwen3-8B, where a copy of the cache in each layer would take longer than the products."""
     texts = []
     monkeypatch.setattr(sampling, "seconds_forward", lambda text, depth, peak: texts.append((text, depth, peak)))
-    aot_sampling(load_config("efficient_dlm_8b", ["recipe.block_size=16"]), topology, 1, 1024, tensor)
+    aot_sampling(load_config("efficient_dlm_8b", ["recipe.block_size=1"]), topology, 1, 1024, tensor)
     [(text, depth, peak)] = texts
     _, step = max(loops_over_layers(read_program(text), depth), key=lambda found: found[0])
     spent, _ = time_spent(step.body, peak, lambda name: 0.0)
