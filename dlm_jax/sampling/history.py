@@ -37,7 +37,7 @@ def moment_at(pieces: Sequence[str], sample: Sample, seconds: float) -> Moment:
     last = max(sample.commit_step)
     step = min(int(seconds / sample.cost.seconds * last), last)
     shown = [piece if commit <= step else None for piece, commit in zip(pieces, sample.commit_step)]
-    return Moment(shown, [min(commit, step) for commit in sample.commit_step], sample.confidence)
+    return Moment(shown, [commit if commit <= step else 0 for commit in sample.commit_step], sample.confidence)
 
 
 class Recorder:

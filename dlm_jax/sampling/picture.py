@@ -19,7 +19,7 @@ MARGIN, FONT_SIZE, CELL, LINE = 32, 20, 12, 32  # pixels; a character of this si
 PAPER, BAR, PROMPT, INK = (250, 250, 247), (222, 222, 216), (120, 120, 114), (24, 24, 24)
 CONFIDENT, UNCERTAIN = (178, 226, 190), (252, 214, 160)  # behind a token, by the model's confidence
 TOTAL_SECONDS, MIN_FRAME_SECONDS, LAST_FRAME_SECONDS = 5.0, 0.05, 2.5
-RACE_FRAMES = 60
+RACE_FRAMES = 48
 
 Box = tuple[int, int, int]  # left, top, width, in pixels
 
@@ -34,19 +34,24 @@ def write_race(runs: Mapping[str, tuple[Sequence[str], Sample]], file: str | Pat
     slowest = max(sample.cost.seconds for _, sample in runs.values())
     frames = []
     for now in np.linspace(0, slowest, RACE_FRAMES):
-        panels = [draw(moment_at(pieces, sample, now), pieces,
-                       f"{name}, {1000 * min(now, sample.cost.seconds):.0f} ms: ")
-                  for name, (pieces, sample) in runs.items()]
-        frame = Image.new("RGB", (max(panel.width for panel in panels), sum(panel.height for panel in panels)), PAPER)
-        for i, panel in enumerate(panels):
-            frame.paste(panel, (0, sum(above.height for above in panels[:i])))
-        frames.append(frame)
+        frames.append(stack([draw(moment_at(pieces, sample, now), pieces,
+                                  f"{name}, {1000 * min(now, sample.cost.seconds):.0f} ms: ")
+                             for name, (pieces, sample) in runs.items()]))
     save(frames, file)
+
+
+def stack(images: Sequence[Image.Image]) -> Image.Image:
+    """The images one below the other."""
+    whole = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), PAPER)
+    for i, image in enumerate(images):
+        whole.paste(image, (0, sum(above.height for above in images[:i])))
+    return whole
 
 
 def save(frames: Sequence[Image.Image], file: str | Path) -> None:
     """Writes the frames, the last of which stays for a while."""
-    first, *rest = [frame.quantize(64) for frame in frames]
+    colors = stack([frames[0], frames[-1]]).quantize(64)  # common to all, so that only what changes is stored
+    first, *rest = [frame.quantize(palette=colors, dither=Image.Dither.NONE) for frame in frames]
     frame_seconds = max(MIN_FRAME_SECONDS, TOTAL_SECONDS / len(frames))
     milliseconds = [int(1000 * frame_seconds)] * len(rest) + [int(1000 * LAST_FRAME_SECONDS)]
     first.save(file, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)

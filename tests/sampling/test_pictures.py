@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dlm_jax.sampling.history import Moment, Recorder, moment_at
 from dlm_jax.sampling.page import write_page
-from dlm_jax.sampling.picture import layout, write_gif, write_race
+from dlm_jax.sampling.picture import RACE_FRAMES, layout, write_gif, write_race
 from dlm_jax.sampling.screen import live
 
 
@@ -60,11 +60,12 @@ def test_in_a_race_each_text_is_written_at_its_own_speed(recorded, tmp_path):
     pieces = Letters().pieces(sample.tokens)
     slow, fast = (dataclasses.replace(sample, cost=dataclasses.replace(sample.cost, seconds=s)) for s in (0.4, 0.1))
     assert moment_at(pieces, slow, 0.1).step < moment_at(pieces, fast, 0.1).step == max(sample.commit_step)
+    assert moment_at(pieces, slow, 0.0).commit_step == [0] * 17
     assert moment_at(pieces, slow, 0.0).pieces[3:] == [None] * 14 and moment_at(pieces, slow, 0.4).pieces == pieces
     write_race({"slow": (pieces, slow), "fast": (pieces, fast)}, tmp_path / "race.gif")
     with Image.open(tmp_path / "race.gif") as gif:
-        assert gif.n_frames == 60
-        gif.seek(30)
+        assert gif.n_frames == RACE_FRAMES
+        gif.seek(RACE_FRAMES // 2)
         above, below = np.split(np.asarray(gif.convert("L")), 2)
         assert (below < 100).sum() > (above < 100).sum()
 
