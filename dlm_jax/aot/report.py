@@ -160,10 +160,10 @@ def compile_step(config: Config, model: ModelConfig, found: list[Any]) -> tuple[
     """Compiles the step for the devices `found`: memory of one device, and the program's text; none where it does not
     fit."""
     mesh = make_mesh(**dataclasses.asdict(config.mesh), devices=found)
-    if platform_of(found[0]) == "cuda":  # whose descriptions have no slices
-        check_slices(config.mesh.replica, len({device.process_index for device in found}))
     if mesh is None:  # a single device: name it for the compiler
         mesh = Mesh(np.array(found).reshape(1, 1, 1, 1), AXES, axis_types=(AxisType.Explicit,) * 4)
+    if platform_of(found[0]) == "cuda":  # whose descriptions have no slices
+        check_slices(mesh.shape["replica"], len({device.process_index for device in found}))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         check_mesh_divides(config)
         state, rows = abstract_arguments(config, model, mesh)

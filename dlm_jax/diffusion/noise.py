@@ -52,10 +52,17 @@ def add_noise(key: Key[Array, ""], tokens: Tokens, segments: Segments, recipe: R
         masked, t = interleave_rows(masked, targets & ~masked), interleave_rows(t, 1 - t)
         tokens, segments, documents, targets, offset_in_block = jax.tree.map(
             lambda x: interleave_rows(x, x), (tokens, segments, documents, targets, offset_in_block))
-    batch = NoisyBatch(tokens, segments, documents, targets, masked, t, masked.astype(jnp.float32), no_sources(tokens))
+    guesses = random_tokens(mask_key, tokens) if recipe.corruption == "jacobi" else None
+    batch = NoisyBatch(tokens, segments, documents, targets, masked, t, masked.astype(jnp.float32), no_sources(tokens),
+                       guesses)
     weight = loss_weights(batch, offset_in_block, recipe, step)
     weight = weighting.normalize_weights(weight, masked, targets, recipe.normalizer)
     return dataclasses.replace(batch, weight=weight)
+
+
+def random_tokens(key: Key[Array, ""], tokens: Tokens) -> Tokens:
+    """A token of the same row for each position."""
+    return jnp.take_along_axis(tokens, jax.random.randint(key, tokens.shape, 0, tokens.shape[1]), 1)
 
 
 def no_sources(tokens: Tokens) -> Float32[jax.Array, "b 0"]:

@@ -16,33 +16,30 @@ import jax.numpy as jnp
 from dlm_jax.attention.rules import Rule
 from dlm_jax.diffusion.noise import NoisyBatch
 from dlm_jax.diffusion.recipe import Recipe
-from dlm_jax.hashing import hash32
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.transformer import ForwardOptions, unembed
 from dlm_jax.models.weights import Params
 from dlm_jax.objective.loss import target_hidden
-from dlm_jax.typing import Hidden, Int, Tokens, shape_checked
+from dlm_jax.typing import Hidden, Tokens, shape_checked
 
 ITERATIONS = 2  # that the wrong end of a block has been through, from random tokens
 LOGITS = 2**26  # computed at once
 
 
 @shape_checked
-def with_guesses(params: Params, batch: NoisyBatch, rule: Rule, recipe: Recipe, config: ModelConfig,
-                 step: Int[jax.Array, ""], **options: Unpack[ForwardOptions]) -> NoisyBatch:
-    """The batch with `guesses`: what `ITERATIONS` iterations of the model make of random tokens in the place of the
-    masked ones. No gradient passes.
+def iterate_guesses(params: Params, batch: NoisyBatch, rule: Rule, recipe: Recipe, config: ModelConfig,
+                    **options: Unpack[ForwardOptions]) -> NoisyBatch:
+    """The batch with what `ITERATIONS` iterations of the model make of its `guesses`, which are random at first. No
+    gradient passes.
 
     The paper records trajectories beforehand and looks for a state with as many right tokens as wanted. Here so many
     are right to begin with, and the iteration starts behind them.
     """
-    params, (b, n) = jax.lax.stop_gradient(params), batch.tokens.shape
-    random = hash32(jnp.arange(b * n, dtype=jnp.uint32).reshape(b, n) ^ hash32(step)) % n
-    guesses: Tokens = jnp.take_along_axis(batch.tokens, random.astype(jnp.int32), 1)
+    params = jax.lax.stop_gradient(params)
     for _ in range(ITERATIONS):
-        batch = dataclasses.replace(batch, guesses=guesses)
-        guesses = likeliest(params, target_hidden(params, batch, rule, None, recipe, config, **options), config)
-    return dataclasses.replace(batch, guesses=guesses)
+        hidden = target_hidden(params, batch, rule, None, recipe, config, **options)
+        batch = dataclasses.replace(batch, guesses=likeliest(params, hidden, config))
+    return batch
 
 
 def likeliest(params: Params, hidden: Hidden, config: ModelConfig) -> Tokens:

@@ -20,7 +20,7 @@ from dlm_jax.models.lora import Lora, merge_trained, split_trained, trained_tabl
 from dlm_jax.models.sharding import param_specs, shard_params
 from dlm_jax.models.transformer import ForwardOptions
 from dlm_jax.models.weights import Params, weight_table
-from dlm_jax.objective.jacobi import with_guesses
+from dlm_jax.objective.jacobi import iterate_guesses
 from dlm_jax.objective.loss import LossSums, loss_sums
 from dlm_jax.parallel.compiler_options import compiler_options
 from dlm_jax.parallel.context import splits_tokens
@@ -153,7 +153,7 @@ def make_gradient(config: Config, model: ModelConfig, mask_id: int | None,
             params = merge_trained(trained, frozen.get("model", {}), config.lora)
             options = ForwardOptions(dtype=jnp.dtype(config.model.dtype), remat=config.model.remat)
             if recipe.corruption == "jacobi":
-                micro_batch = with_guesses(params, micro_batch, rule, recipe, model, step, **options)
+                micro_batch = iterate_guesses(params, micro_batch, rule, recipe, model, **options)
             sums = loss_sums(params, micro_batch, rule, mask_id, recipe, model, frozen.get("teacher"), **options)
             return sums.loss, sums
 
