@@ -87,7 +87,7 @@ print(json.dumps([list(losses(config, *each)) for each in shapes]))
                                                   marks=pytest.mark.slow, id="annealing"),
                                      pytest.param(["recipe=bd3lm", "recipe.block_size=8", "model.remat=full",
                                                    "train.grad_accum_steps=1"], marks=pytest.mark.slow, id="bd3lm"),
-                                     pytest.param(["recipe=jacobi_forcing", "recipe.block_size=8",
+                                     pytest.param(["recipe=jacobi_forcing", "recipe.block_size=8", "recipe.ar_weight=5",
                                                    "train.grad_accum_steps=2"], marks=pytest.mark.slow, id="jacobi"),
                                      pytest.param([
                                          "recipe=hybrid_shifted", "recipe.block_size=8", "recipe.kl_weight=0.5",
