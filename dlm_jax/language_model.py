@@ -285,7 +285,7 @@ def load(source: str | Path, tensor: int = 1) -> LanguageModel:
     """Loads a model: a native, work or Hugging Face directory, a hub id, or 'bundled' for the one in the package.
 
     tensor: how many devices of this host hold the weights together, each its own heads and columns, for a model that
-    one device cannot hold; such a model is for sampling.
+    one device cannot hold; such a model is for sampling and evaluating.
 
     Raises `UserError` if there is no such model, it is incomplete or damaged, or cannot be so divided.
     """

@@ -64,6 +64,12 @@ def add_draw_flags(parser: argparse.ArgumentParser, temperature: float) -> None:
                         help="draw from tokens at least P times as likely as the most likely one (default 0: all)")
 
 
+def add_tensor_flag(parser: argparse.ArgumentParser) -> None:
+    """How many devices hold the weights together."""
+    parser.add_argument("--tensor", type=integer_at_least(1), default=1, metavar="N",
+                        help="devices of this host that hold the weights together, where one cannot (default 1)")
+
+
 def add_seed_flag(parser: argparse.ArgumentParser) -> None:
     """The seed of all draws."""
     parser.add_argument("--seed", type=integer_at_least(0), default=0, metavar="N", help="random seed (default 0)")

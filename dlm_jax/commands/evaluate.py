@@ -15,6 +15,7 @@ from dlm_jax.commands.arguments import (
     Arguments,
     add_decoding_flags,
     add_seed_flag,
+    add_tensor_flag,
     integer_at_least,
     text_or_stdin,
     unicode_text,
@@ -61,6 +62,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-code-execution", action="store_true",
                         help="run the programs that the model writes for humaneval_..., confined: without files, "
                              "processes and network")
+    add_tensor_flag(parser)
     harness = parser.add_argument_group("tasks of lm-evaluation-harness, which needs pip install 'dlm-jax[eval]'")
     harness.add_argument("--against", metavar="MODEL",
                          help="ask this model the same and say where the difference exceeds noise, such as the "
@@ -91,17 +93,19 @@ def run(a: Arguments) -> dict[str, Any]:
     check_flags(a)
     from dlm_jax.data.text import read_documents
     from dlm_jax.language_model import load
+    from dlm_jax.models.sharding import in_mesh_of
     own = [task for task in a.tasks if task in LIKELIHOODS]
     documents: Iterator[str] = iter(())
     if own:
         documents = iter((text_or_stdin("-"),)) if a.text == ["-"] else read_documents(a.text, a.text_field)
-    lm = load(a.model)
+    lm = load(a.model, a.tensor)
     texts = list(itertools.islice(documents, a.limit))
-    results = {task: likelihood_of(lm, task, texts, a) for task in own}
-    if a.frontier:
-        results |= frontier_of(lm, a)
-    else:
-        results |= generated_and_asked(lm, a, None if a.out is None else Path(a.out))
+    with in_mesh_of(lm.params):
+        results = {task: likelihood_of(lm, task, texts, a) for task in own}
+        if a.frontier:
+            results |= frontier_of(lm, a)
+        else:
+            results |= generated_and_asked(lm, a, None if a.out is None else Path(a.out))
     if a.out:
         report(lm, texts, results, a)
     return {"task": a.tasks[0], **results[a.tasks[0]]} if len(results) == 1 and not harness_tasks(a) else results
@@ -134,7 +138,7 @@ def generated_and_asked(lm: Any, a: Arguments, out: Path | None) -> dict[str, An
     from dlm_jax.language_model import load
     results = {task: infilling_result(lm, task, a) for task in a.tasks if task in INFILLING}
     if GENERATIVE in a.tasks:
-        results[GENERATIVE] = generative_result(lm, load(a.judge), a)
+        results[GENERATIVE] = generative_result(lm, load(a.judge, a.tensor), a)
     return results | (harness_results(lm, harness_tasks(a), a, out) if harness_tasks(a) else {})
 
 
@@ -224,7 +228,7 @@ def harness_results(lm: Any, tasks: list[str], a: Arguments, out: Path | None) -
         return results
     from dlm_jax.harness.compare import compare
     from dlm_jax.language_model import load
-    theirs, their_samples = asked(load(a.against), None if out is None else out / "against")
+    theirs, their_samples = asked(load(a.against, a.tensor), None if out is None else out / "against")
     differences = {task: compare(samples[task], their_samples[task]) for task in samples}
     return {**results, "against": theirs, "difference": {
         task: {name: {**found._asdict(), "exceeds_noise": found.exceeds_noise} for name, found in each.items()}

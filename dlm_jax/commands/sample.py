@@ -9,6 +9,7 @@ from dlm_jax.commands.arguments import (
     MODEL_HELP,
     Arguments,
     add_sampling_flags,
+    add_tensor_flag,
     integer_at_least,
     stdin_bytes,
     text_or_stdin,
@@ -35,8 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="requests served together (default 16)")
     parser.add_argument("--stop", type=unicode_text, metavar="TOKEN",
                         help="token that ends a text (default: the model's own)")
-    parser.add_argument("--tensor", type=integer_at_least(1), default=1, metavar="N",
-                        help="devices of this host that hold the weights together, where one cannot (default 1)")
+    add_tensor_flag(parser)
     add_sampling_flags(parser)
 
 

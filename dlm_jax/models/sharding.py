@@ -1,5 +1,6 @@
 """How each weight is sharded over the mesh, from the logical axes in the one weight table."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Mapping
@@ -85,6 +86,12 @@ def mesh_of(params: Params) -> Mesh | None:
     sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
     return mesh if isinstance(mesh, Mesh) and "tensor" in mesh.shape else None
+
+
+def in_mesh_of(params: Params) -> contextlib.AbstractContextManager:
+    """Sets the mesh in which `place_params` has laid them out, if it has."""
+    mesh = mesh_of(params)
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def merge_heads(subtree: Params, config: ModelConfig, prefix: str) -> Params:

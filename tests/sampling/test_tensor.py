@@ -52,3 +52,17 @@ def test_texts_are_those_of_one_device(model, devices):
 def test_devices_that_do_not_come_out_even_are_an_error(model):
     with pytest.raises(UserError, match="tensor 3 does not divide the 1 devices"):
         load(model, tensor=3)
+
+
+def test_a_model_spread_over_devices_has_the_likelihoods_of_one_device(model, tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": "the cat sat on the mat " * n}) + "\n" for n in (1, 3)))
+    found = []
+    for tensor in ("1", "2"):
+        command = ["eval", model, "--tasks", "nelbo,ar_nll", "--text", text, "--tensor", tensor, "--json"]
+        done = subprocess.run([sys.executable, "-m", "dlm_jax", *map(str, command)], capture_output=True, text=True,
+                              env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"})
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    for task in ("nelbo", "ar_nll"):
+        assert found[1][task] == pytest.approx(found[0][task], rel=1e-5)
