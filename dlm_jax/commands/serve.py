@@ -10,7 +10,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlm_jax.commands.arguments import MODEL_HELP, Arguments, add_decoding_flags, integer_at_least
+from dlm_jax.commands.arguments import (
+    MODEL_HELP,
+    Arguments,
+    add_decoding_flags,
+    add_tensor_flag,
+    integer_at_least,
+)
 from dlm_jax.errors import Stopped, UserError
 from dlm_jax.schema.json_text import read_regular
 
@@ -44,6 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-keys", metavar="FILE",
                         help="a file of keys, one per line, of which requests must carry one (default: the "
                              "environment's DLM_API_KEY, or none)")
+    add_tensor_flag(parser)
     add_decoding_flags(parser)
 
 
@@ -86,9 +93,9 @@ def make_service(a: Arguments) -> "Service":
     from dlm_jax.serving.service import Service, causal_half, example
     defaults = {field.name: getattr(a, field.name) for field in dataclasses.fields(Settings) if field.name != "seed"}
     name = name_of(a.model)
-    models: dict[str, LanguageModel] = {name: load(a.model)}
+    models: dict[str, LanguageModel] = {name: load(a.model, a.tensor)}
     if a.beside is not None:
-        models[name_of(a.beside) if name_of(a.beside) != name else f"{name}-beside"] = load(a.beside)
+        models[name_of(a.beside) if name_of(a.beside) != name else f"{name}-beside"] = load(a.beside, a.tensor)
     elif (half := causal_half(models[name])) is not None:
         models[f"{name}-autoregressive"] = half
     for lm in models.values():

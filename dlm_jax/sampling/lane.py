@@ -2,15 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dlm_jax.errors import UserError
 from dlm_jax.models.config import ModelConfig
 from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.models.padding import next_power_of_two
+from dlm_jax.models.sharding import in_mesh_of, mesh_of
 from dlm_jax.models.weights import Params
 from dlm_jax.sampling.generation import (
     anonymous,
@@ -24,7 +26,7 @@ from dlm_jax.sampling.generation import (
     unmasking_for,
 )
 from dlm_jax.sampling.requests import Request
-from dlm_jax.sampling.rows import Newcomer, admit, advance_rows, left_to_right, new_rows, release
+from dlm_jax.sampling.rows import Newcomer, Rows, admit, advance_rows, is_cache, left_to_right, new_rows, release
 from dlm_jax.sampling.sample import Sample
 from dlm_jax.sampling.settings import Settings
 from dlm_jax.sampling.trace import Sampler, Trace
@@ -80,8 +82,21 @@ class Lane:
         self.jobs: list[Job | None] = [None] * size
         self.known: list[list[int]] = [[] for _ in range(size)]  # the prompt whose keys and values each row holds
         self.read_tokens = 0  # of prompts that were read, not copied
-        self.rows = new_rows(params, make_canvas([], length, size), jax.random.split(jax.random.key(0), size),
-                             jax.tree.map(lambda x: np.repeat(x, size, 0), sampler), **self.static)
+        with in_mesh_of(params):
+            self.keep(new_rows(params, make_canvas([], length, size), jax.random.split(jax.random.key(0), size),
+                               jax.tree.map(lambda x: np.repeat(x, size, 0), sampler), **self.static))
+
+    def keep(self, rows: Rows) -> None:
+        """Holds the rows. Where devices share the weights, each has its own heads of the caches, and all else: left to
+        the compiler, the layout may change from program to program, and each would be compiled for each."""
+        mesh = mesh_of(self.params)
+
+        def lay_out(x: Any) -> Any:
+            assert mesh is not None
+            spec = PartitionSpec(None, None, None, "tensor") if is_cache(x) else PartitionSpec()
+            return jax.device_put(x, NamedSharding(mesh, spec))
+
+        self.rows = rows if mesh is None else jax.tree.map(lay_out, rows, is_leaf=is_cache)
 
     @property
     def free(self) -> list[int]:
@@ -103,7 +118,8 @@ class Lane:
         new = Newcomer(make_canvas([job.request], self.length, 1), sampler_of(job, self.spec),
                        np.uint32(job.settings.seed), np.uint32(job.number), np.int32(row), np.int32(source),
                        np.int32(first))
-        self.rows = admit(self.params, self.rows, new, length=length, **self.static)
+        with in_mesh_of(self.params):
+            self.keep(admit(self.params, self.rows, new, length=length, **self.static))
         self.jobs[row], self.known[row] = job, prompt if self.reads else []
         self.read_tokens += max(len(prompt) - first, 0)
 
@@ -121,7 +137,9 @@ class Lane:
     def advance(self, passes: int) -> int:
         """Runs a round of at most so many forward passes, tells the jobs, and frees the rows of finished ones. Returns
         how many passes it ran."""
-        self.rows, done = advance_rows(self.params, self.rows, np.int32(passes), **self.static)
+        with in_mesh_of(self.params):
+            rows, done = advance_rows(self.params, self.rows, np.int32(passes), **self.static)
+        self.keep(rows)
         trace, ends, done = jax.device_get((self.rows.state.trace, self.rows.sampler.eos_id, done))
         for row, job in enumerate(self.jobs):
             if job is not None:
@@ -130,7 +148,7 @@ class Lane:
                 if not job.cancelled and (finished or job.every_round):
                     job.listener(job, Progress(trace, row, self.settled(job, trace.masked[row]), sample))
                 if job.cancelled and not finished:
-                    self.rows = release(self.rows, np.int32(row))
+                    self.keep(release(self.rows, np.int32(row)))
                 if job.cancelled or finished:
                     self.jobs[row] = None
         return int(done)

@@ -66,3 +66,36 @@ def test_a_model_spread_over_devices_has_the_likelihoods_of_one_device(model, tm
         found.append(json.loads(done.stdout.splitlines()[-1]))
     for task in ("nelbo", "ar_nll"):
         assert found[1][task] == pytest.approx(found[0][task], rel=1e-5)
+
+
+SERVED = """
+import sys
+from dlm_jax.language_model import load
+from dlm_jax.sampling.lane import Job, Lane, lane_key
+from dlm_jax.sampling.rows import admit, advance_rows
+from dlm_jax.sampling.settings import Settings
+
+def served(lm):
+    texts = {}
+    jobs = [Job(lm.continuation(prompt, 12), Settings(unmasking="threshold:0.5"), i, lambda job, progress:
+                texts.update({job.number: progress.sample.tokens}), every_round=False)
+            for i, prompt in enumerate(["the cat", "a dog sat", "under", "it was all"])]
+    lane = Lane(lm.params, lm.config, lm.spec, jobs[0], lane_key(jobs[0], lm.config, lm.spec, 64).length, 2)
+    compiled = []
+    while jobs or lane.busy:
+        while jobs and lane.free:
+            lane.admit(jobs.pop(0))
+        lane.advance(2)
+        compiled.append(admit._cache_size() + advance_rows._cache_size())
+    return texts, compiled
+
+(alone, _), (spread, compiled) = served(load(sys.argv[1])), served(load(sys.argv[1], tensor=2))
+assert alone == spread and len(spread) == 4, (alone, spread)
+assert len(set(compiled)) == 1, compiled
+"""
+
+
+def test_a_model_spread_over_devices_is_served_without_compiling_twice(model):
+    done = subprocess.run([sys.executable, "-c", SERVED, str(model)], capture_output=True, text=True,
+                          env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"})
+    assert done.returncode == 0, done.stderr[-2000:]
