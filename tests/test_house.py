@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "convert": BASE | {"files", "models"},
     "data": BASE | {"files", "models"},
     "evaluation": MODEL | {"objective"},
-    "sampling": MODEL,
+    "sampling": MODEL | {"hashing"},
     "runs": BASE | {"config", "files", "hashing", "models", "parallel"},
     "training": MODEL | {"config", "data", "evaluation", "files", "objective", "runs", "sampling"},
     "loading": BASE | {"convert", "data", "files", "models", "runs"},

@@ -23,6 +23,7 @@ from dlm_jax.sampling.engine import run
 from dlm_jax.sampling.generation import anonymous, by_replica, prepare
 from dlm_jax.sampling.requests import continuation
 from dlm_jax.sampling.settings import Settings
+from dlm_jax.training.run import adapted_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +61,8 @@ def aot_sampling(config: Config, topology: str, batch: int = 8, length: int = 20
     if not 2 <= length <= model.max_length:
         raise UserError(f"length {length} is not between 2 and the model's context of {model.max_length}")
     check_tensor(model, tensor)
-    mesh, recipe = tensor_mesh(tensor, found), config.recipe
-    spec = DiffusionSpec(recipe.alignment, recipe.rule, recipe.block_size or None, model.vocab_size - 1,
-                         clean_half=recipe.clean_half)
+    mesh = tensor_mesh(tensor, found)
+    spec = adapted_spec(DiffusionSpec(mask_token_id=model.vocab_size - 1), config.recipe, config.model.base)
     requests = [continuation([0] * (length // 2), length - length // 2)] * batch
     arguments = prepare(model, spec, requests, Settings(unmasking="threshold:0.9"))
     layout = by_replica(mesh, len(arguments[0].tokens))

@@ -13,6 +13,7 @@ from dlm_jax.diffusion.recipes import RECIPES
 from dlm_jax.errors import UserError
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.diffusion_spec import DiffusionSpec
+from dlm_jax.training.run import adapted_spec
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 BODIES = {"LLaMA": "llama", "Qwen2": "qwen2", "Qwen3": "qwen3"}
@@ -30,9 +31,7 @@ def test_the_table_of_engines_is_what_the_layouts_can_express(random_model):
     for name, recipe in RECIPES.items():
         for family in BODIES.values():
             config, params = random_model(family, head_dim=4)
-            spec = DiffusionSpec(recipe.alignment, recipe.rule, recipe.block_size or None,
-                                 None if recipe.rule == "causal" else 30, clean_half=recipe.clean_half
-                                 if recipe.rule == "block_causal" else "block_causal")
+            spec = adapted_spec(DiffusionSpec(mask_token_id=30 if recipe.masks else None), recipe, "base")
             bundle = Bundle(config, jax.tree.map(np.asarray, params), spec)
             layouts = set(fitting(bundle)) - {"dlm"}
             try:
