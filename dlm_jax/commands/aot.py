@@ -14,7 +14,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `dlm aot`."""
     parser.add_argument("--config", required=True, help=CONFIG_HELP)
     parser.add_argument("--topology", required=True,
-                        help="TPUs by name or shape, v5p-128, v5p:4x4x4, v6e:4x8, tpu7x-8, or GPUs of a host, h200:8")
+                        help="TPUs by name or shape, v5p-128, v5p:4x4x4, v6e:4x8, tpu7x-8, or GPUs, h200:8, h200:16")
     parser.add_argument("--slices", type=integer_at_least(1), default=1, metavar="N",
                         help="number of TPU slices of that topology (default 1)")
     parser.add_argument("--search", action="store_true",
