@@ -28,6 +28,8 @@ from dlm_jax.typing import Array, Bool, Float, Float32, Int, Segments, Tokens, s
 
 # A TPU takes fewer rows than this to its vector unit, which reads weights at half the speed of the matrix unit.
 FEW_ROWS = 8
+# So many sequences are written into a cache one by one: there a scatter is a loop, which costs more than it writes.
+FEW_SEQUENCES = 16
 
 
 class ForwardOptions(TypedDict, total=False):
@@ -150,12 +152,17 @@ def write_layer(cache: Float[Array, "layers b s gk"], index: Int[Array, ""], new
 
     In place where XLA can: no axis is moved.
     """
-    new = new.astype(cache.dtype)
+    new, first = new.astype(cache.dtype), jnp.asarray(first)
     b, n = new.shape[:2]
     if write is not None:
-        new = jnp.where(write[..., None], new, cache[index, :, first:first + n])
-    if jnp.ndim(first) == 0:
+        new = jnp.where(write[..., None], new, jax.lax.dynamic_slice_in_dim(cache[index], first, n, 1))
+    if first.ndim == 0:
         return jax.lax.dynamic_update_slice(cache, new[None], (index, 0, first, 0))
+    if b <= FEW_SEQUENCES and traced_platform() == "tpu":
+        written = jnp.asarray(cache)
+        for i in range(b):
+            written = jax.lax.dynamic_update_slice(written, new[None, i:i + 1], (index, i, first[i], 0))
+        return written
     where = jnp.stack([jnp.full(b, index), jnp.arange(b), first], -1)
     numbers = jax.lax.ScatterDimensionNumbers(update_window_dims=(1, 2), inserted_window_dims=(0, 1),
                                               scatter_dims_to_operand_dims=(0, 1, 2))
