@@ -119,9 +119,8 @@ def speculate(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"
               ) -> SpeculationState:
     """A pass over the block that holds each sequence's last committed token."""
     trace, size, outcomes = state.trace, model.block_size, outcomes_of(sampler, model.block_size)
-    index, active = jnp.arange(trace.tokens.shape[1]), unfinished(trace)
     # A finished sequence stays at its last block, so that its cache keeps the prompt.
-    first = jnp.where(active, jnp.argmax(trace.masked, -1), len(index))
+    first = first_masked(trace)
     start = (first - 1) // size * size
     expected = likeliest_outcomes(first, state.draft, size, outcomes, model.spec.mask_token_id or 0)
     clean, noisy, cache = verify_and_draft(model, trace.tokens, start, expected, state.cache)
@@ -138,7 +137,7 @@ def iterate(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"],
     """A Jacobi iteration, over the last committed token and the positions behind it, which hold guesses. Where there is
     none yet, that is a token of the text before."""
     trace, size, (b, n) = state.trace, model.block_size, state.trace.tokens.shape
-    index, first = jnp.arange(n), jnp.where(unfinished(trace), jnp.argmax(trace.masked, -1), n)
+    index, first = jnp.arange(n), first_masked(trace)
     start = jnp.minimum(first - 1, n - size)
     somewhere = (hash32(index) >> 1).astype(jnp.int32) % first[:, None]
     unguessed = trace.masked & (index >= state.draft.end[:, None])
@@ -153,14 +152,18 @@ def iterate(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"],
     return SpeculationState(trace, cache, dataclasses.replace(draft, end=start + size + 1), state.steps_taken)
 
 
+def first_masked(trace: Trace) -> Int[Array, " b"]:
+    """The first masked position of each sequence; n where there is none."""
+    return jnp.where(unfinished(trace), jnp.argmax(trace.masked, -1), trace.tokens.shape[1])
+
+
 def keep_agreed(state: SpeculationState, clean: Float[Array, "b w d"], start: Int[Array, " b"], model: CanvasModel,
                 keys: Key[Array, " b"], sampler: Sampler
                 ) -> tuple[SpeculationState, Int[Array, "b n"], Int[Array, " b"]]:
     """The state with what the verifier keeps of the draft, and its own token behind that; what it would write at each
     position of the window at `start`, where `clean` are its outputs; and the position of the last kept token."""
     trace, size, n = state.trace, clean.shape[1], state.trace.tokens.shape[1]
-    index, active = jnp.arange(n), unfinished(trace)
-    first = jnp.where(active, jnp.argmax(trace.masked, -1), n)
+    index, active, first = jnp.arange(n), unfinished(trace), first_masked(trace)
     proposed, confidence = by_position(propose(model, clean, start[:, None] + 1 + jnp.arange(size), keys, sampler),
                                        start, size, n)
     # The drafted positions and the one after them.
