@@ -52,7 +52,8 @@ def converted(name: str, source: str, seed: int, a: argparse.Namespace) -> Langu
     """The base after its conversion on a source."""
     changes = {"recipe": a.recipe, "model.base": a.base, "data.train": source, "data.validation": a.validation,
                "train.steps": a.steps, "train.seed": seed, "evaluate.every": a.steps}
-    adapt(load_config(CONFIG, [f"{key}={value}" for key, value in changes.items()]), a.workdir / f"{name}-{seed}")
+    overrides = [*(f"{key}={value}" for key, value in changes.items()), *a.changes]
+    adapt(load_config(CONFIG, overrides), a.workdir / f"{name}-{seed}")
     return load(a.workdir / f"{name}-{seed}")
 
 
@@ -102,6 +103,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, default=64, help="held-out beginnings")
     parser.add_argument("--alone", type=int, default=10, help="of these, continued alone, three times")
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--changes", nargs="*", default=[], metavar="KEY=VALUE", help="to the config of a conversion")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from dlm_jax.language_model import LanguageModel
 from dlm_jax.loading import ADAPTED_BASE, load_bundle, load_tokenizer, with_mask_token
 from dlm_jax.models.bundle import Bundle
 from dlm_jax.models.diffusion_spec import DiffusionSpec
+from dlm_jax.models.lora import with_mask_adapters
 from dlm_jax.models.weights import Params
 from dlm_jax.parallel.distributed import barrier, is_primary, primary_first
 from dlm_jax.parallel.mesh import outside_mesh
@@ -53,7 +54,8 @@ def _adapt(config: Config, workdir: Path, profile_steps: tuple[int, int] | None)
         if is_primary():
             _save_inputs(config, base, bundle, tokenizer, workdir)
         del base  # it holds an embedding of its own
-        bundle = dataclasses.replace(bundle, spec=_spec(config, bundle.spec))
+        bundle = dataclasses.replace(bundle, spec=_spec(config, bundle.spec), config=with_mask_adapters(
+            bundle.config, config.lora, bundle.spec.mask_token_id))
         sample_texts = _sample_texts(config, bundle, tokenizer) if config.evaluate.num_samples else None
         return train(config, bundle, training, validation, workdir, sample_texts, profile_steps, tokenizer)
 

@@ -36,7 +36,7 @@ from dlm_jax.files import write_sums
 from dlm_jax.language_model import load
 from dlm_jax.loading import load_bundle
 from dlm_jax.models.bundle import Bundle
-from dlm_jax.models.lora import Lora, adapter_table
+from dlm_jax.models.lora import Lora, trained_table
 from dlm_jax.models.weights import flatten, unflatten
 from dlm_jax.runs.checksum import SEAL, sealed
 from dlm_jax.runs.lock import parse
@@ -205,7 +205,7 @@ class Workshop:
     def make_adapter(self, bundle: Bundle) -> None:
         """A PEFT directory of random adapters."""
         lora = Lora(rank=2, modules_to_save="")
-        trained = {path: np.ones(w.shape, np.float32) for path, w in adapter_table(bundle.config, lora).items()}
+        trained = {path: np.ones(w.shape, np.float32) for path, w in trained_table(bundle.config, lora).items()}
         (self.root / "adapter").mkdir()
         write_peft(self.root / "adapter", unflatten(trained), bundle.config, lora, origin_of(bundle, "hf", "new"))
 

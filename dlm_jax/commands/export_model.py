@@ -56,7 +56,8 @@ def run(a: Arguments) -> dict[str, Any]:
     served = engines(bundle, layout) if layout in LAYOUTS else ["llama.cpp"]
     result = {"out": str(a.out), "layout": layout, "engines": ", ".join(served) or None}
     if layout == "ar" and lm.spec.is_diffusion:
-        result["note"] = "left to right only; --layout dlm keeps the denoising"
+        result["note"] = ("left to right only; --layout dlm keeps the denoising" if lm.config.mask_adapters is None else
+                          "left to right only; no layout has the adapters of mask tokens, which denoise")
     return result
 
 
@@ -80,6 +81,9 @@ def export_adapter(workdir: Path, out: Path) -> None:
         raise UserError(f"{workdir} is not the work directory of a run with lora.rank above 0; leave out --adapter")
     from dlm_jax.runs.read import read_trained
     bundle, lora = read_trained(workdir)
+    if lora.gated:
+        raise UserError("PEFT has no adapters that act on mask tokens only; leave out --adapter and export the base by "
+                        "--layout ar, or keep the run")
     base = read_origin(workdir / ADAPTED_BASE)
     with new_directory(out) as partial:
         write_peft(partial, bundle.params, bundle.config, lora, base)

@@ -162,6 +162,8 @@ class Config:
             self._check_reinforce()
         if self.lora.rank and self.model.init == "scratch":
             raise UserError("config: lora.rank adapts a base and model.init is 'scratch'; change one of them back")
+        if self.lora.gated:
+            self._check_gated()
         batch, parts = self.train.global_batch_size, self.train.grad_accum_steps
         if batch % parts:
             raise UserError(f"config: train.global_batch_size {batch} cannot be split into train.grad_accum_steps "
@@ -175,6 +177,15 @@ class Config:
             if ours != named:
                 raise UserError(f"config: recipe.name is '{known.name}', whose {key} is {named!r}, and recipe.{key} is "
                                 f"{ours!r}; change both or give the recipe another name")
+
+    def _check_gated(self) -> None:
+        """Adapters of masks leave the autoregressive half as it is: there must be one, and it has nothing to learn."""
+        if self.recipe.clean_half != "token_causal" or not self.recipe.masks:
+            raise UserError("config: lora.gated keeps an autoregressive model beside the denoiser, which needs a "
+                            "recipe with masks and clean_half token_causal, such as hybrid_shifted")
+        if self.recipe.ar_weight or self.recipe.kl_weight:
+            raise UserError("config: lora.gated does not change the autoregressive model, so it can lower neither its "
+                            "loss nor its divergence; set recipe.ar_weight and recipe.kl_weight to 0")
 
     def _check_reinforce(self) -> None:
         """A reward has answers to compare, and a model that is trained by nothing else."""

@@ -73,6 +73,8 @@ def default_layout(bundle: Bundle) -> str:
 def misfit(bundle: Bundle, layout: Layout) -> str | None:
     """Why the layout cannot express the model, or None if it can."""
     config, spec = bundle.config, bundle.spec
+    if config.mask_adapters is not None and layout is not LAYOUTS["ar"]:
+        return "it has adapters that act on mask tokens only"
     biases = "some" if config.qkv_bias or config.output_bias or config.mlp_bias else "none"
     known = {"family": config.family, "alignment": spec.alignment, "rule": spec.rule, "visibility": spec.visibility,
              "biases": biases, "rope": config.rope.scaling if config.rope else "none",
@@ -107,8 +109,8 @@ def engines(bundle: Bundle, name: str) -> dict[str, str]:
 
 def autoregressive(bundle: Bundle) -> Bundle:
     """The model as its finished text sees itself: left to right."""
-    spec = bundle.spec.as_autoregressive()
-    return dataclasses.replace(bundle, spec=spec)
+    config = dataclasses.replace(bundle.config, mask_adapters=None)
+    return dataclasses.replace(bundle, config=config, spec=bundle.spec.as_autoregressive())
 
 
 def layout_fields(bundle: Bundle, name: str, own: Fields) -> Fields:

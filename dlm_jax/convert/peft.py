@@ -21,8 +21,8 @@ from dlm_jax.convert.tensors import Outgoing, Stored, check_tensor, read, scan, 
 from dlm_jax.errors import UserError
 from dlm_jax.files import check_sums, read_json
 from dlm_jax.models.config import ModelConfig
-from dlm_jax.models.lora import Lora, input_axis_count
-from dlm_jax.models.weights import Params, flatten, unflatten, weight_table
+from dlm_jax.models.lora import Lora
+from dlm_jax.models.weights import Params, flatten, input_axis_count, unflatten, weight_table
 from dlm_jax.schema.json_text import shown
 from dlm_jax.schema.kinds import check_fields
 from dlm_jax.typing import Array, Float, Float32, shape_checked

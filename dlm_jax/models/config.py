@@ -5,6 +5,7 @@ from dataclasses import field
 from typing import Literal
 
 from dlm_jax.errors import UserError
+from dlm_jax.models.adapters import MaskAdapters
 from dlm_jax.schema.ranges import between, check_ranges, positive_fp32, within
 from dlm_jax.schema.record import from_json
 
@@ -60,6 +61,7 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False  # RMS norm of queries and keys, per head
     tied_head: bool = True  # the head is the transposed token embedding
+    mask_adapters: MaskAdapters | None = None  # what the model has learned beside its base, for mask tokens only
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -70,6 +72,9 @@ class ModelConfig:
                             "multiple of the second")
         if self.rope is not None and self.head_dim % 2:
             raise UserError(f"rotary positions need an even head_dim, not {self.head_dim}")
+        if self.mask_adapters is not None and not 0 <= self.mask_adapters.mask_token_id < self.vocab_size:
+            raise UserError(f"the mask adapters are for the token {self.mask_adapters.mask_token_id}, which is not in "
+                            f"the vocabulary of {self.vocab_size}; correct it")
 
     @classmethod
     def from_dict(cls, fields: object) -> "ModelConfig":

@@ -3,23 +3,23 @@
 A matrix W that maps x to x W becomes W + (alpha / rank) A B with A [inputs, rank] random and B [rank, outputs] zero, so
 that training starts at the base. The adapter of `layers.attention.q.weight` is `lora.layers.attention.q.a` and `.b`.
 The model computes with the merged weights and is unaware of adapters; only trained weights have optimizer moments.
+
+Gated adapters are not merged: they act on mask tokens only and belong to the model (`adapters.MaskAdapters`). That of
+the same matrix is `layers.attention.q.a` and `.b`.
 """
 
 import dataclasses
-import math
-from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
 
 from dlm_jax.errors import UserError
+from dlm_jax.models.adapters import MAX_RANK, TARGET_MODULES, MaskAdapters, check_names, comma_separated
 from dlm_jax.models.config import ModelConfig
-from dlm_jax.models.weights import Params, Weight, flatten, unflatten, weight_table
+from dlm_jax.models.weights import MASK_VECTOR, Params, Weight, adapters_of, flatten, unflatten, weight_table
 from dlm_jax.schema.ranges import check_ranges, positive_fp32, within
 from dlm_jax.typing import Array, Float, shape_checked
 
-MAX_RANK = 2**14
-TARGET_MODULES = {"attention": "layers.attention.", "mlp": "layers.mlp."}  # how the paths of a module begin
 SAVED_MODULES = {"embeddings": "embed.", "norms": "norm", "head": "head."}  # what the paths of a module contain
 
 
@@ -33,6 +33,8 @@ class Lora:
     # What is trained in full beside the adapters, of 'embeddings', 'norms' and 'head'. A new mask token needs
     # 'embeddings': its row starts at the mean of the others.
     modules_to_save: str = "embeddings"
+    # The adapters act on mask tokens only: what the model says about a text without masks does not change.
+    gated: bool = False
 
     def __post_init__(self) -> None:
         check_names("lora.target_modules", self.target_modules, TARGET_MODULES)
@@ -40,6 +42,11 @@ class Lora:
         check_ranges("lora.", self)
         if self.rank and not comma_separated(self.target_modules):
             raise UserError("lora.target_modules is empty; name attention, mlp or both, or set lora.rank to 0")
+        if self.gated and not self.rank:
+            raise UserError("lora.gated is for adapters and lora.rank is 0; set a rank, such as 16")
+        if self.gated and comma_separated(self.modules_to_save) != ["embeddings"]:
+            raise UserError("lora.gated trains a vector for the mask token and nothing else beside the adapters; leave "
+                            "lora.modules_to_save at 'embeddings'")
 
     @property
     def scale(self) -> float:
@@ -47,36 +54,17 @@ class Lora:
         return self.alpha / self.rank
 
 
-def check_names(key: str, text: str, known: Collection[str]) -> None:
-    """Raises `UserError` where the comma-separated `text` has a name that is not known."""
-    unknown = [name for name in comma_separated(text) if name not in known]
-    if unknown:
-        raise UserError(f"{key}: '{unknown[0]}' is not one of {', '.join(known)}")
-
-
-def comma_separated(text: str) -> list[str]:
-    """'a, b' as ['a', 'b']."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def adapter_table(config: ModelConfig, lora: Lora) -> dict[str, Weight]:
-    """The adapters' weights by path: A has the input axes of its matrix, B the output axes."""
-    prefixes = tuple(TARGET_MODULES[name] for name in comma_separated(lora.target_modules))
-    table = {}
-    for path, w in weight_table(config).items():
-        if path.startswith(prefixes) and path.endswith(".weight"):
-            stem = "lora." + path.removesuffix(".weight")
-            outputs = 1 + input_axis_count(w)  # the first output axis: after the layers and the inputs
-            a, b = (*w.shape[:outputs], lora.rank), (w.shape[0], lora.rank, *w.shape[outputs:])
-            std = 1 / math.sqrt(math.prod(w.shape[1:outputs]))
-            table[f"{stem}.a"] = Weight(a, (*w.axes[:outputs], "rank"), std)
-            table[f"{stem}.b"] = Weight(b, ("layer", "rank", *w.axes[outputs:]))
-    return table
-
-
-def input_axis_count(w: Weight) -> int:
-    """How many axes of a layer's matrix are inputs: one, or all but the last if it writes into the residual stream."""
-    return len(w.axes) - 2 if w.axes[-1] == "embed" else 1
+def with_mask_adapters(config: ModelConfig, lora: Lora, mask_id: int | None) -> ModelConfig:
+    """The config of the model that has gated adapters, or the same one if they are not asked for. Raises `UserError`
+    for a model that has others already."""
+    if not lora.gated:
+        return config
+    assert mask_id is not None, "a recipe with masks"
+    adapters = MaskAdapters(mask_id, lora.rank, lora.scale, lora.target_modules)
+    if config.mask_adapters not in (None, adapters):
+        raise UserError(f"the base has mask adapters of rank {config.mask_adapters.rank} already; train on with the "
+                        "lora settings that it was trained with")
+    return dataclasses.replace(config, mask_adapters=adapters)
 
 
 def trained_table(config: ModelConfig, lora: Lora) -> dict[str, Weight]:
@@ -84,9 +72,12 @@ def trained_table(config: ModelConfig, lora: Lora) -> dict[str, Weight]:
     table = weight_table(config)
     if not lora.rank:
         return table
+    if lora.gated:
+        return {path: w for path, w in table.items() if path.endswith((".a", ".b")) or path == MASK_VECTOR}
     parts = [SAVED_MODULES[name] for name in comma_separated(lora.modules_to_save)]
     saved = {path: w for path, w in table.items() if any(part in path for part in parts)}
-    return saved | adapter_table(config, lora)
+    adapters = adapters_of(table, lora.target_modules, lora.rank)
+    return saved | {f"lora.{path}": w for path, w in adapters.items()}
 
 
 def split_trained(params: Params, config: ModelConfig, lora: Lora, key: jax.Array) -> tuple[Params, Params]:

@@ -17,6 +17,7 @@ from dlm_jax.attention.dispatch import attend, traced_platform
 from dlm_jax.attention.plan import Plan, make_plan, split_plan
 from dlm_jax.attention.rope import rotate_heads
 from dlm_jax.attention.rules import Rule
+from dlm_jax.models.adapters import MaskAdapters
 from dlm_jax.models.config import ModelConfig, Rope
 from dlm_jax.models.remat import remat_layer
 from dlm_jax.models.sharding import gather_weights, merge_heads
@@ -48,6 +49,8 @@ class Cache:
     v: Float[jax.Array, "layers b s gk"]
 
 
+# How strongly the mask adapters act on each token: by their scale on masks, not at all elsewhere.
+Gate = Float[jax.Array, "b n 1"] | None
 # (q, k, v) to the output of attention, and whatever keeps k and v: a `Cache`, or None.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[Array, Any]]
 
@@ -67,17 +70,17 @@ def forward(params: Params, tokens: Tokens, *, config: ModelConfig, rule: Rule, 
     if split:
         tokens, segments, documents = jax.tree.map(deal, (tokens, segments, documents))
     positions, plan = documents.positions, make_plan(rule, n, segments, documents=documents)
-    plan = split_plan(plan) if split else plan
+    plan, gate = split_plan(plan) if split else plan, mask_gate(tokens, config.mask_adapters, dtype)
 
     def attend_plan(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[Array, None]:
         return attend(q, k, v, plan), None
 
     def body(x: jax.Array, w: Params) -> tuple[jax.Array, None]:
-        x, _ = layer(x, gather_weights(w, config, "layers"), positions, config, attend_plan)
+        x, _ = layer(x, gather_weights(w, config, "layers"), positions, config, attend_plan, gate)
         return shard_tokens(x), None
 
     params = cast(params, dtype)
-    x = shard_tokens(embed(params, tokens, positions))
+    x = shard_tokens(embed(params, tokens, positions, gate))
     x, _ = jax.lax.scan(remat_layer(body, remat), x, merge_heads(params["layers"], config, "layers"))
     x = norm(x, params["final_norm"], config)
     return restore(x) if split else x
@@ -118,6 +121,8 @@ def forward_planned(params: Params, tokens: Tokens, positions: Int[Array, "#b n"
                     ) -> tuple[Float[jax.Array, "b n d"], Cache]:
     """`forward_cached` for tokens at any `positions`, which see the cache by `plan`, once `write(keys or values of the
     cache, index of the layer, those of the tokens)` has written theirs into it."""
+    gate = mask_gate(tokens, config.mask_adapters, cache.k.dtype)
+
     def body(carry: tuple[jax.Array, Cache], inputs: tuple[jax.Array, Params]
              ) -> tuple[tuple[jax.Array, Cache], None]:
         (x, cache), (index, w) = carry, inputs
@@ -128,11 +133,11 @@ def forward_planned(params: Params, tokens: Tokens, positions: Int[Array, "#b n"
             k, v = (read_layer(x, index).reshape(*x.shape[1:3], *k.shape[2:]) for x in (new.k, new.v))
             return attend(q, k, v, plan), new
 
-        return layer(x, w, positions, config, attend_cache), None
+        return layer(x, w, positions, config, attend_cache, gate), None
 
     params = cast(params, cache.k.dtype)
     layers = jnp.arange(config.depth), merge_heads(params["layers"], config, "layers")
-    x = embed(params, tokens, positions)
+    x = embed(params, tokens, positions, gate)
     (x, cache), _ = jax.lax.scan(body, (x, cache), layers)
     return norm(x, params["final_norm"], config), cache
 
@@ -180,7 +185,16 @@ def unembed(params: Params, hidden: Float[Array, "*n d"], config: ModelConfig) -
 
 
 @shape_checked
-def embed(params: Params, tokens: Tokens, positions: Int[Array, "#b n"]) -> Float[jax.Array, "b n d"]:
+def mask_gate(tokens: Tokens, adapters: MaskAdapters | None, dtype: DTypeLike) -> Gate:
+    """The gate of a model's mask adapters, or None if it has none."""
+    if adapters is None:
+        return None
+    return (adapters.scale * (tokens == adapters.mask_token_id)).astype(dtype)[..., None]
+
+
+@shape_checked
+def embed(params: Params, tokens: Tokens, positions: Int[Array, "#b n"], gate: Gate = None
+          ) -> Float[jax.Array, "b n d"]:
     """Token embeddings, plus learned position embeddings where the family has them.
 
     In a mesh each device looks up its own columns for every token, and these are then exchanged: no table travels.
@@ -189,50 +203,52 @@ def embed(params: Params, tokens: Tokens, positions: Int[Array, "#b n"]) -> Floa
         return constrain(params["embed"][name][constrain(index, "replica", None)], "replica", None, WIDTH_AXES)
 
     x = rows("tokens", tokens)
+    if gate is not None:
+        x = x + gate * params["embed"]["mask"]
     return x + rows("positions", positions) if "positions" in params["embed"] else x
 
 
 @shape_checked
-def layer(x: Float[jax.Array, "b n d"], w: Params, positions: Int[Array, "#b n"], config: ModelConfig, attend: Attend
-          ) -> tuple[Float[jax.Array, "b n d"], Any]:
+def layer(x: Float[jax.Array, "b n d"], w: Params, positions: Int[Array, "#b n"], config: ModelConfig, attend: Attend,
+          gate: Gate = None) -> tuple[Float[jax.Array, "b n d"], Any]:
     """One pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)); and the cache that `attend` returns."""
-    y, cache = attention(norm(x, w["attention_norm"], config), w["attention"], positions, config, attend)
+    y, cache = attention(norm(x, w["attention_norm"], config), w["attention"], positions, config, attend, gate)
     x = x + y
-    return x + mlp(norm(x, w["mlp_norm"], config), w["mlp"], config), cache
+    return x + mlp(norm(x, w["mlp_norm"], config), w["mlp"], config, gate), cache
 
 
 @shape_checked
 def attention(x: Float[jax.Array, "b n d"], w: Params, positions: Int[Array, "#b n"], config: ModelConfig,
-              attend: Attend) -> tuple[Float[jax.Array, "b n d"], Any]:
+              attend: Attend, gate: Gate = None) -> tuple[Float[jax.Array, "b n d"], Any]:
     """Grouped-query self-attention, and the cache that `attend` returns.
 
     `attend` decides which keys each query sees: (q [b, n, h, k], k and v [b, n, g, k]) to (out [b, n, h, k], cache).
     """
-    q, k, v = (linear(x, w[name]).reshape(*x.shape[:2], -1, config.head_dim) for name in ("q", "k", "v"))
+    q, k, v = (linear(x, w[name], gate).reshape(*x.shape[:2], -1, config.head_dim) for name in ("q", "k", "v"))
     if config.qk_norm:
         q, k = rms_norm(q, w["q_norm"]["scale"], config.norm_eps), rms_norm(k, w["k_norm"]["scale"], config.norm_eps)
     if config.rope is not None:
         angles = positions[..., None] * rope_frequencies(config.rope, config.head_dim)
         q, k = rotate_heads(q, k, angles)
     out, cache = attend(q, k, v)
-    return checkpoint_name(linear(out.reshape(*x.shape[:2], -1), w["o"]), "out_proj"), cache
+    return checkpoint_name(linear(out.reshape(*x.shape[:2], -1), w["o"], gate), "out_proj"), cache
 
 
 @shape_checked
-def mlp(x: Float[jax.Array, "b n d"], w: Params, config: ModelConfig) -> Float[jax.Array, "b n d"]:
+def mlp(x: Float[jax.Array, "b n d"], w: Params, config: ModelConfig, gate: Gate = None) -> Float[jax.Array, "b n d"]:
     """GPT-2's gelu (tanh form) or SwiGLU (Shazeer 2020)."""
-    up = checkpoint_name(linear(x, w["up"]), "mlp_in")
+    up = checkpoint_name(linear(x, w["up"], gate), "mlp_in")
     if config.mlp == "swiglu":
-        up = jax.nn.silu(checkpoint_name(linear(x, w["gate"]), "mlp_in")) * up
+        up = jax.nn.silu(checkpoint_name(linear(x, w["gate"], gate), "mlp_in")) * up
     else:
         up = jax.nn.gelu(up, approximate=True)
-    return linear(up, w["down"])
+    return linear(up, w["down"], gate)
 
 
 @shape_checked
-def linear(x: Float[Array, "b n inputs"], w: Params) -> Float[jax.Array, "b n outputs"]:
-    """x times the weight, plus the bias where there is one. Heads and head_dim, if they are two axes of the weight,
-    count as one.
+def linear(x: Float[Array, "b n inputs"], w: Params, gate: Gate = None) -> Float[jax.Array, "b n outputs"]:
+    """x times the weight, plus the bias where there is one, plus gate * x A B where the weight has an adapter. Heads
+    and head_dim, if they are two axes of the weight, count as one.
 
     It is one plain matrix product: with separate batch axes XLA's CPU compiler takes twice as long for gradients.
     """
@@ -241,7 +257,12 @@ def linear(x: Float[Array, "b n inputs"], w: Params) -> Float[jax.Array, "b n ou
     if b * n < FEW_ROWS and traced_platform() == "tpu":
         rows = jnp.pad(rows, ((0, FEW_ROWS - b * n), (0, 0)))
     y = (rows @ w["weight"].reshape(inputs, -1))[:b * n].reshape(b, n, -1)
-    return y + w["bias"].reshape(-1) if "bias" in w else y
+    y = y + w["bias"].reshape(-1) if "bias" in w else y
+    if gate is None or "a" not in w:
+        return y
+    rank = w["b"].shape[0]
+    return y + gate * ((x.reshape(b * n, inputs) @ w["a"].reshape(inputs, rank)) @ w["b"].reshape(rank, -1)
+                       ).reshape(y.shape)
 
 
 @shape_checked

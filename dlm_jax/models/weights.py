@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dlm_jax.models.adapters import adapted_paths
 from dlm_jax.models.config import ModelConfig
 
+MASK_VECTOR = "embed.mask"  # added to the embedding of the mask token where the model has mask adapters
 Params = dict[str, Any]
 
 
@@ -75,7 +77,27 @@ def weight_table(config: ModelConfig) -> dict[str, Weight]:
     norm("final_norm", "embed")
     if not c.tied_head:
         add("head.weight", "embed vocab", 0.02)
+    if c.mask_adapters is not None:
+        add(MASK_VECTOR, "embed")
+        table |= adapters_of(table, c.mask_adapters.target_modules, c.mask_adapters.rank)
     return table
+
+
+def adapters_of(table: dict[str, Weight], target_modules: str, rank: int) -> dict[str, Weight]:
+    """The low-rank adapters of matrices by path: A has the input axes of its matrix, B the output axes."""
+    found = {}
+    for path, w in table.items():
+        if path.startswith(adapted_paths(target_modules)) and path.endswith(".weight"):
+            stem, outputs = path.removesuffix(".weight"), 1 + input_axis_count(w)  # after the layers and the inputs
+            std = 1 / math.sqrt(math.prod(w.shape[1:outputs]))
+            found[f"{stem}.a"] = Weight((*w.shape[:outputs], rank), (*w.axes[:outputs], "rank"), std)
+            found[f"{stem}.b"] = Weight((w.shape[0], rank, *w.shape[outputs:]), ("layer", "rank", *w.axes[outputs:]))
+    return found
+
+
+def input_axis_count(w: Weight) -> int:
+    """How many axes of a layer's matrix are inputs: one, or all but the last if it writes into the residual stream."""
+    return len(w.axes) - 2 if w.axes[-1] == "embed" else 1
 
 
 def map_table(config: ModelConfig, function: Callable[[str, Weight], Any]) -> Params:

@@ -28,7 +28,7 @@ def make_optimizer(o: OptimizerConfig, steps: int, config: ModelConfig,
                    lora: Lora = NO_ADAPTERS) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW, for the weights that are trained. Biases and norm scales do not decay."""
     table = trained_table(config, lora)
-    decays = unflatten({path: weight.decays or path.startswith("lora.") for path, weight in table.items()})
+    decays = unflatten({path: weight.decays or path.endswith(".b") for path, weight in table.items()})
     return optax.chain(
         optax.clip_by_global_norm(o.grad_clip_norm),
         optax.adamw(learning_rate(o, steps), o.beta1, o.beta2, o.epsilon, mu_dtype=o.first_moment_dtype,
