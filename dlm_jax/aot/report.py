@@ -26,7 +26,7 @@ from dlm_jax.models.shapes import SHAPES
 from dlm_jax.models.sharding import partition_spec
 from dlm_jax.models.weights import map_table
 from dlm_jax.parallel.device_specs import GIB, DeviceSpec, device_spec
-from dlm_jax.parallel.mesh import AXES, BATCH_AXES, check_slices, make_mesh
+from dlm_jax.parallel.mesh import AXES, BATCH_AXES, check_slices, make_mesh, mesh_sizes
 from dlm_jax.training.flops import recompute_flops, step_flops
 from dlm_jax.training.optimizer import make_optimizer
 from dlm_jax.training.step import TrainState, check_mesh_divides, make_step
@@ -42,6 +42,7 @@ class Report:
     global_batch_size: int
     grad_accum_steps: int
     remat: str
+    mesh: str  # such as 'replica=2 fsdp=32'
     # Memory of one device in GiB: arguments (state and batch), temporaries, program code (None where the step does not
     # fit, since there is no program then), the peak, and what the device has.
     arguments_gib: float
@@ -125,7 +126,8 @@ def aot(config: Config, topology: str, slices: int = 1, timeline: str | Path | N
     flops, times = roofline(config, model, memory, sent, len(found), peak)
     report = Report(
         topology=topology, devices=len(found), chips=chips, global_batch_size=config.train.global_batch_size,
-        grad_accum_steps=config.train.grad_accum_steps, remat=config.model.remat, **memory.in_gib(peak.memory),
+        grad_accum_steps=config.train.grad_accum_steps, remat=config.model.remat, mesh=mesh_text(config, len(found)),
+        **memory.in_gib(peak.memory),
         collective_gib={kind: size / GIB for kind, size in sent.items()}, flops=flops, seconds=times,
         bottleneck=max(times, key=lambda name: times[name]),
         **estimate(program, flops, config, model, len(found), kind, peak)._asdict(),
@@ -133,6 +135,12 @@ def aot(config: Config, topology: str, slices: int = 1, timeline: str | Path | N
     if timeline is not None:
         write_timeline(Path(timeline), program, report, config, model, kind)
     return report
+
+
+def mesh_text(config: Config, count: int) -> str:
+    """The axes of the mesh on `count` devices that are longer than 1; 'fsdp=1' on one device."""
+    sizes = dict(zip(AXES, mesh_sizes(**dataclasses.asdict(config.mesh), count=count)))
+    return " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "fsdp=1"
 
 
 def check_timeline(file: Path, kind: str) -> None:

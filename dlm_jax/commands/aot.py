@@ -18,7 +18,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slices", type=integer_at_least(1), default=1, metavar="N",
                         help="number of TPU slices of that topology (default 1)")
     parser.add_argument("--search", action="store_true",
-                        help="find the model.remat and train.grad_accum_steps that fit and run fastest")
+                        help="find the model.remat, train.grad_accum_steps and mesh that fit and run fastest (compiles "
+                             "dozens of programs)")
     parser.add_argument("--timeline", metavar="FILE",
                         help="write a page that shows where a layer's time goes, forward and backward (TPUs)")
     parser.add_argument("--task", choices=("train", "sample"), default="train",
