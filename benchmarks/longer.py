@@ -14,10 +14,9 @@ import platform
 from datetime import date
 
 import jax
-from own_text import AR, add_flags, converted, measure, own_text
+from own_text import AR, add_flags, converted, documents, measure, own_text
 from train_step import processor
 
-from dlm_jax.data.text import read_documents
 from dlm_jax.evaluation.log_likelihood import AR as LEFT_TO_RIGHT
 from dlm_jax.evaluation.log_likelihood import denoising_recipe, likelihood, texts_to_rows
 from dlm_jax.files import write_text
@@ -30,7 +29,7 @@ COLUMNS = {"nelbo": ("NELBO", 3), "ar_nll": ("left to right", 3), "nll": ("under
 
 def likelihoods(lm: LanguageModel, a: argparse.Namespace) -> dict[str, float]:
     """Nats per token of held-out text, as the model denoises (a bound) and left to right."""
-    rows = texts_to_rows([lm.encode(text)[:128] for text in read_documents([a.validation])][:a.rows])
+    rows = texts_to_rows([lm.encode(text)[:128] for text in documents(a.validation, held_out=True)[:a.rows]])
     return {name: float(likelihood(lm.params, lm.config, recipe, lm.spec.mask_token_id, rows, 4))
             for name, recipe in (("nelbo", denoising_recipe(lm.spec)), ("ar_nll", LEFT_TO_RIGHT))}
 

@@ -9,8 +9,11 @@ Prints means and standard deviations over the seeds. Resumes where it stopped if
 """
 
 import argparse
+import ast
+import contextlib
 import json
 import platform
+import re
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -24,7 +27,8 @@ from train_step import processor
 from dlm_jax.adapt import adapt
 from dlm_jax.commands.self_generate import write_samples
 from dlm_jax.config import load_config
-from dlm_jax.data.text import read_documents
+from dlm_jax.data.source import STDLIB
+from dlm_jax.data.text import python_stdlib_files, read_documents
 from dlm_jax.diffusion.cross_entropy import cross_entropy
 from dlm_jax.harness.samples import share_distinct
 from dlm_jax.language_model import LanguageModel, load
@@ -35,13 +39,28 @@ CONFIG = Path(__file__).parent.parent / "configs" / "tiny_stories_blocks.py"
 BEGINNINGS = (8, 13, 20, 30)  # tokens of a text that start a continuation
 
 
+def documents(source: str, held_out: bool) -> list[str]:
+    """The texts of a file, or the functions and classes of Python's standard library, from files that the bundled base
+    has read or from those that it has not."""
+    if source != STDLIB:
+        return list(read_documents([source]))
+    found = []
+    for file in python_stdlib_files()[held_out]:
+        text = file.read_text(encoding="utf-8", errors="ignore")
+        with contextlib.suppress(SyntaxError, ValueError):
+            nodes = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+            found += [ast.get_source_segment(text, node) or "" for node in nodes]
+    order = np.random.default_rng(0).permutation(len(found))
+    return [found[i] for i in order if len(found[i]) > 400]
+
+
 def own_text(base: LanguageModel, a: argparse.Namespace, beginnings: Sequence[int] = BEGINNINGS) -> str:
     """The base's continuations of beginnings of several lengths, as a source for training."""
     files = []
     for tokens in beginnings:
         file = a.workdir / f"own-{tokens}.jsonl"
         if not file.exists():
-            texts = list(read_documents([a.text]))[:a.documents]
+            texts = documents(a.text, held_out=False)[:a.documents]
             write_samples(base, file, len(texts), a.own_tokens, Settings(), prompts=texts, prompt_tokens=tokens,
                           batch=256)
         files.append(f"{file}:1")
@@ -59,7 +78,7 @@ def converted(name: str, source: str, seed: int, a: argparse.Namespace) -> Langu
 
 def measure(lm: LanguageModel, strategy: str, base: LanguageModel, a: argparse.Namespace) -> dict[str, float]:
     """Quality and speed of the continuations of held-out beginnings."""
-    prompts = [" ".join(text.split()[:8]) for text in read_documents([a.validation])][:a.prompts]
+    prompts = [first_words(text) for text in documents(a.validation, held_out=True)[:a.prompts]]
     settings = Settings() if strategy == AR else Settings(unmasking=strategy)
     requests = [lm.continuation(prompt, a.max_tokens) for prompt in prompts]
     samples = lm.fill(requests, settings)
@@ -69,6 +88,13 @@ def measure(lm: LanguageModel, strategy: str, base: LanguageModel, a: argparse.N
     return {"nll": float(np.mean([nll(base, sample) for sample in samples])), "distinct": share_distinct(pairs),
             "per_forward": sum(s.new_tokens for s in samples) / sum(s.nfe for s in samples),
             "alone": sum(s.new_tokens for s in alone) / sum(s.cost.seconds for s in alone)}
+
+
+def first_words(text: str, count: int = 8) -> str:
+    """The beginning of a text, with its white space."""
+    match = re.match(rf"(\s*\S+){{1,{count}}}", text)
+    assert match is not None, "a text has words"
+    return match[0]
 
 
 def nll(base: LanguageModel, sample: Sample) -> float:
@@ -95,8 +121,8 @@ def run_seed(seed: int, base: LanguageModel, a: argparse.Namespace) -> dict[str,
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of what is converted, and of how it is measured."""
     parser.add_argument("--base", required=True)
-    parser.add_argument("--text", required=True)
-    parser.add_argument("--validation", required=True)
+    parser.add_argument("--text", required=True, help=f"a file, or {STDLIB}: the functions of the standard library")
+    parser.add_argument("--validation", required=True, help="the same, of texts that are not trained on")
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--documents", type=int, default=2316, help="texts whose beginnings the base continues")
     parser.add_argument("--own-tokens", type=int, default=120, help="of a continuation")

@@ -1,0 +1,25 @@
+"""An autoregressive model, made faster without changing a word: adapters learn to draft, and the model verifies.
+
+    dlm self-generate MODEL --prompts texts.jsonl --prompt-tokens 16 --documents 2000 --max-tokens 120 --temperature 0 \
+        --out own.jsonl
+    dlm train --config gated --workdir runs/gated \
+        --config.model.base=MODEL --config.data.train=own.jsonl --config.data.validation=held_out.jsonl
+    dlm sample runs/gated --prompt "Once upon a time" --unmasking speculate
+
+The recipe is `hybrid_shifted` without its autoregressive loss. The adapters act on mask tokens only (gated LoRA, arXiv
+2507.11851), so what is no mask is read as by MODEL, bit for bit, and `speculate` writes what MODEL writes.
+"""
+
+from ml_collections import ConfigDict
+
+from dlm_jax.config.shared import tiny_stories_config
+
+
+def get_config() -> ConfigDict:
+    c = tiny_stories_config("hybrid_shifted", ar_weight=0.0)
+    c.train.steps = 760
+    c.optimizer.learning_rate = 1e-2
+    c.lora.gated = True
+    c.lora.rank = 64
+    c.lora.alpha = 64.0
+    return c
