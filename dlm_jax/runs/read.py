@@ -6,6 +6,7 @@ Reading needs Orbax, but neither the optimizer nor the training step.
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def read_trained(workdir: Path) -> tuple[Bundle, Lora]:
     if not steps:
         raise UserError(f"{workdir} has no checkpoint yet; let the run reach its first one")
     directory = checkpoints_of(workdir) / str(steps[-1])
-    with damage(directory, fix="remove it to use the previous one"), ocp.StandardCheckpointer() as checkpointer:
+    with (damage(directory, fix="remove it to use the previous one"), without_notice(),
+          ocp.StandardCheckpointer() as checkpointer):
         about = read_about(directory)
         fields = about["model"]
         config = ModelConfig.from_dict(fields.pop("model"))
@@ -130,3 +132,18 @@ def damage(directory: epath.Path, fix: str = "") -> Iterator[None]:
         advice = f"; {fix}" if fix else ""
         cause = error if isinstance(error, Damage) else type(error).__name__
         raise UserError(f"the checkpoint {directory} is damaged ({cause}){advice}") from error
+
+
+@contextlib.contextmanager
+def without_notice() -> Iterator[None]:
+    """Keeps Orbax from saying that a part of a checkpoint, read by itself, has no metadata of its own."""
+    logger = logging.getLogger("absl")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "Metadata file does not exist" not in record.getMessage()
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)

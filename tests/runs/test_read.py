@@ -37,6 +37,11 @@ def test_loading_and_sampling_a_run_imports_neither_optax_nor_the_training_step(
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
+def test_a_run_is_read_without_a_word(finished, caplog):
+    load_bundle(finished)
+    assert not caplog.records
+
+
 def test_the_newest_checkpoint_is_read_with_its_tokenizer(finished):
     assert checkpoint_steps(finished) == [1, 2]
     bundle = read_work_directory(finished)
