@@ -63,8 +63,9 @@ def kernel_seconds(run: Mapping[str, float], name: str) -> float:
 
 
 def kernel_run(config: Config, model: ModelConfig, count: int, kind: str, peak: DeviceSpec) -> dict[str, float]:
-    """Seconds of each kernel, by its name, in one layer of one micro-batch: attention by its tiles, and `rotate` by
-    what it reads and writes."""
+    """Seconds of each kernel, by its name, in one layer of one micro-batch: attention by its tiles, and what is
+    made of queries and keys before by what is read and written, since that takes longer than the instructions (on
+    v5p they take up to a tenth longer)."""
     assert peak.clock is not None
     records = config.train.global_batch_size / config.train.grad_accum_steps * (2 if config.recipe.complementary else 1)
     tiles = computed_pairs(config) * records / count * model.heads * model.head_dim / 128 / (512 * 1024)
@@ -72,7 +73,9 @@ def kernel_run(config: Config, model: ModelConfig, count: int, kind: str, peak: 
     values = records / count * config.recipe.streams * config.data.seq_length * (
         model.heads + model.kv_heads) * model.head_dim
     moved = 2 * values * jnp.dtype(config.model.dtype).itemsize
-    return {"attention_forward": forward, "attention_backward": backward, "rotate": moved / peak.bandwidth}
+    once = moved / peak.bandwidth  # each of q and k read and written
+    return {"attention_forward": forward, "attention_backward": backward, "rotate": once, "norm_and_rotate": once,
+            "norm_and_rotate_backward": 1.5 * once}
 
 
 def computed_pairs(config: Config) -> int:

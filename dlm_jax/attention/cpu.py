@@ -91,7 +91,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> jax.Array:
 
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> tuple[jax.Array, tuple]:
-    q, k, v = (checkpoint_name(x, "qkv") for x in (q, k, v))
+    q, k, v = checkpoint_name(q, "qk"), checkpoint_name(k, "qk"), checkpoint_name(v, "v")
     out = checkpoint_name(_attend(q, k, v, plan), "attention")
     return out, (q, k, v, plan, out)
 

@@ -104,17 +104,18 @@ def load_implementation(implementation: str) -> Callable[..., jax.Array]:
     return getattr(module, f"attend_{implementation}")
 
 
-def per_device(function: Callable[..., Any], heads: Sequence[Array], shared: Any, own_tokens: bool = False) -> Any:
-    """`function(*heads, shared)`, where `heads` are arrays [b, n, h, k], as its results are, and `shared` is a tree of
-    arrays with a batch axis of b or 1. In a mesh, each device calls it for its own slice of batch and heads; with
-    `own_tokens` also for its own tokens, which in `shared` are on the first axis of size n after the batch.
+def per_device(function: Callable[..., Any], heads: Sequence[Array], shared: Any, own_tokens: bool = False,
+               everywhere: Sequence[Array] = ()) -> Any:
+    """`function(*heads, shared, *everywhere)`, where `heads` are arrays [b, n, h, k], as its results are, and `shared`
+    is a tree of arrays with a batch axis of b or 1. In a mesh, each device calls it for its own slice of batch and
+    heads; with `own_tokens` also for its own tokens, which in `shared` are on the first axis of size n after the batch.
 
     Heads cross into the mesh as [b, n, h k], as the projections have them: a change of shape that the compiler could
     cancel inside a device is a copy at the border.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if axis_size(*AXES) == 1 or AxisType.Manual in mesh.axis_types:
-        return function(*heads, shared)
+        return function(*heads, shared, *everywhere)
     if undivided := next((x.shape[2] for x in heads if x.shape[2] % axis_size("tensor")), None):
         raise UserError(f"mesh.tensor {axis_size('tensor')} does not divide the {undivided} key-value heads; choose "
                         "one that does")
@@ -133,10 +134,11 @@ def per_device(function: Callable[..., Any], heads: Sequence[Array], shared: Any
             spec[x.shape.index(n, 1)] = tokens
         return PartitionSpec(*spec)
 
-    def on_device(*arrays: Any) -> Any:
-        return jax.tree.map(flat, function(*map(split, arrays[:-1]), arrays[-1]))
+    def on_device(heads: tuple[Any, ...], *rest: Any) -> Any:
+        return jax.tree.map(flat, function(*map(split, heads), *rest))
 
     spec = PartitionSpec(batch, tokens, "tensor")
-    found = jax.shard_map(on_device, in_specs=(*[spec] * len(heads), jax.tree.map(shared_spec, shared)),
-                          out_specs=spec, check_vma=False)(*map(flat, heads), shared)
+    specs = ((spec,) * len(heads), jax.tree.map(shared_spec, shared), *[PartitionSpec()] * len(everywhere))
+    found = jax.shard_map(on_device, in_specs=specs, out_specs=spec, check_vma=False)(
+        tuple(map(flat, heads)), shared, *everywhere)
     return jax.tree.map(split, found)

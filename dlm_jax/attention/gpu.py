@@ -124,7 +124,7 @@ def _attend(interpret: Any, scale: float, q: jax.Array, k: jax.Array, v: jax.Arr
 
 def _forward(interpret: Any, scale: float, q: jax.Array, k: jax.Array, v: jax.Array,
              visits: VisitLists) -> tuple[jax.Array, tuple]:
-    q, k, v = (checkpoint_name(x, "qkv") for x in (q, k, v))
+    q, k, v = checkpoint_name(q, "qk"), checkpoint_name(k, "qk"), checkpoint_name(v, "v")
     o, lse = (checkpoint_name(x, "attention") for x in launch_forward(interpret, scale, q, k, v, visits))
     return o, (q, k, v, visits, o, lse)
 

@@ -12,7 +12,7 @@ from dlm_jax.typing import Array, Bool, Float, shape_checked
 def attend_reference(q: Float[Array, "b Q h k"], k: Float[Array, "b K g k"], v: Float[Array, "b K g k"],
                      plan: Plan) -> Float[jax.Array, "b Q h k"]:
     """`attend_dense` under the mask of a plan."""
-    q, k, v = (checkpoint_name(x, "qkv") for x in (q, k, v))
+    q, k, v = checkpoint_name(q, "qk"), checkpoint_name(k, "qk"), checkpoint_name(v, "v")
     return checkpoint_name(attend_dense(q, k, v, plan.visible(jnp.arange(k.shape[1], dtype=jnp.int32))), "attention")
 
 

@@ -19,14 +19,19 @@ VMEM = 15 << 20  # bytes, which every chip has
 def rotate_tpu(q: jax.Array, k: jax.Array, angles: jax.Array, interpret: Any = False) -> tuple[jax.Array, jax.Array]:
     """As `rotate_heads`, for head_dim a multiple of TILE."""
     flat = (x.reshape(*x.shape[:2], -1) for x in (q, k))
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    turned = _rotate(interpret, *flat, jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1))
+    turned = _rotate(interpret, *flat, *rotation_tables(angles))
     return turned[0].reshape(q.shape), turned[1].reshape(k.shape)
+
+
+def rotation_tables(angles: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What `rotate_tile` multiplies a value and the other one of its plane by, [b or 1, n, d]."""
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rotate(interpret: Any, q: jax.Array, k: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """q [b, n, h d], k [b, n, g d]; cos and sin [b or 1, n, d] multiply a value and the other one of its plane."""
+    """q [b, n, h d], k [b, n, g d], cos and sin [b or 1, n, d]."""
     b, n, _ = q.shape
     tokens = tokens_in_vmem(q.shape[2] + k.shape[2], q.dtype.itemsize)
 
@@ -47,12 +52,16 @@ def tokens_in_vmem(width: int, itemsize: int) -> int:
 
 
 def rotate_kernel(q: Any, k: Any, cos: Any, sin: Any, q_out: Any, k_out: Any) -> None:
-    """x cos + (x with the halves of each head exchanged) sin, for a tile of tokens."""
+    """The rotation of every head, for a tile of tokens."""
     d = cos.shape[2]
     for x, out in ((q, q_out), (k, k_out)):
         for i in range(0, x.shape[2], d):
-            head = x[0, :, i:i + d].astype(cos.dtype)
-            out[0, :, i:i + d] = (head * cos[0] + pltpu.roll(head, d // 2, 1) * sin[0]).astype(out.dtype)
+            out[0, :, i:i + d] = rotate_tile(x[0, :, i:i + d].astype(cos.dtype), cos[0], sin[0]).astype(out.dtype)
+
+
+def rotate_tile(head: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """x cos + (x with its halves exchanged) sin, of a head [tokens, d]."""
+    return head * cos + pltpu.roll(head, head.shape[1] // 2, 1) * sin
 
 
 def _forward(interpret: Any, q: jax.Array, k: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[Any, tuple]:

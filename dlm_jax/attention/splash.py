@@ -35,7 +35,7 @@ def attend_splash(q: Float[Array, "b Q h k"], k: Float[Array, "b K g k"], v: Flo
                         "or cached keys; use 'tpu'")
     d = q.shape[-1]
     kernel, sees_something = splash_kernel(plan.rule, k.shape[1], q.shape[2], interpret)
-    q, k, v = (checkpoint_name(to_tiles(x), "qkv") for x in (q * d**-0.5, k, v))
+    q, k, v = (checkpoint_name(to_tiles(x), name) for x, name in ((q * d**-0.5, "qk"), (k, "qk"), (v, "v")))
     out = jnp.swapaxes(jax.vmap(kernel)(q, k, v), 1, 2)[:, :sees_something.size, :, :d]
     return jnp.where(sees_something[:, None, None], out, 0)  # splash averages the values where nothing is visible
 

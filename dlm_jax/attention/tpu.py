@@ -127,7 +127,7 @@ def _forward(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, scalars: jax.
              rows: jax.Array) -> tuple[jax.Array, tuple]:
     (b, keys, _), (_, tiles, data, block), g, r = k.shape, rows.shape, call.kv_heads, call.group
     d, wide = k.shape[2] // g, jnp.promote_types(q.dtype, jnp.float32)
-    q, k, v = (checkpoint_name(x, "qkv") for x in (q, k, v))
+    q, k, v = checkpoint_name(q, "qk"), checkpoint_name(k, "qk"), checkpoint_name(v, "v")
     # Both k and v are prefetched for the next head while those of this head are in use.
     schedule, piece_bytes = call.schedule(k, rows, 4 * k.dtype.itemsize)
     size = schedule.piece * TILE

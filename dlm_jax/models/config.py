@@ -72,6 +72,8 @@ class ModelConfig:
                             "multiple of the second")
         if self.rope is not None and self.head_dim % 2:
             raise UserError(f"rotary positions need an even head_dim, not {self.head_dim}")
+        if self.qk_norm and self.rope is None:
+            raise UserError("qk_norm goes with rotary positions, and the model has learned ones; drop it")
         if self.mask_adapters is not None and not 0 <= self.mask_adapters.mask_token_id < self.vocab_size:
             raise UserError(f"the mask adapters are for the token {self.mask_adapters.mask_token_id}, which is not in "
                             f"the vocabulary of {self.vocab_size}; correct it")

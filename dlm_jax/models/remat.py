@@ -1,8 +1,8 @@
 """Rematerialization: what of a layer is kept for the backward pass, and what is computed again, by named policies.
 
-The model names its activations: `qkv`, the queries, keys and values as attention takes them; `attention`, its output
-and, of a kernel, the log-sum-exp; `out_proj`, what the attention half adds; `mlp_in`, the up and gate projections. What
-the backward pass needs beyond these is elementwise.
+The model names its activations: `qkv`, the queries, keys and values as attention takes them, but where queries and keys
+have a norm these as they are before it; `attention`, its output and, of a kernel, the log-sum-exp; `out_proj`, what the
+attention half adds; `mlp_in`, the up and gate projections. What the backward pass needs beyond these is elementwise.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,19 @@ PRODUCTS = {"qkv": ("attention.q", "attention.k", "attention.v"), "attention": (
             "mlp_in": ("mlp.gate", "mlp.up")}
 
 
-def remat_layer(body: Callable, remat: str) -> Callable:
-    """`body`, the function of one layer, that keeps what `model.remat` says: everything with 'none'."""
+def remat_layer(body: Callable, remat: str, qk_norm: bool = False) -> Callable:
+    """`body`, the function of one layer, that keeps what `model.remat` says: everything with 'none'.
+
+    qk_norm: whether the model has a norm of queries and keys. Its gradient needs what went into it, from which the
+    rest follows.
+    """
     if remat == "none":
         return body
-    names = KEPT[remat]
+    parts = {"qkv": ("qk_proj" if qk_norm else "qk", "v")}
+    names = [name for kept in KEPT[remat] for name in parts.get(kept, (kept,))]
     policies = jax.checkpoint_policies
     policy = (policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=list(names), offload_src="device",
+        names_which_can_be_saved=[], names_which_can_be_offloaded=names, offload_src="device",
         offload_dst="pinned_host") if remat == "offload_projections" else policies.save_only_these_names(*names))
     return jax.checkpoint(body, policy=policy, prevent_cse=False)
 

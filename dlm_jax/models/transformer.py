@@ -15,7 +15,8 @@ from jax.typing import DTypeLike
 from dlm_jax import struct
 from dlm_jax.attention.dispatch import attend, traced_platform
 from dlm_jax.attention.plan import Plan, make_plan, split_plan
-from dlm_jax.attention.rope import rotate_heads
+from dlm_jax.attention.qk_norm import norm_and_rotate_heads, rms_norm
+from dlm_jax.attention.rope import at_least_fp32, rotate_heads
 from dlm_jax.attention.rules import Rule
 from dlm_jax.models.adapters import MaskAdapters
 from dlm_jax.models.config import ModelConfig, Rope
@@ -81,7 +82,7 @@ def forward(params: Params, tokens: Tokens, *, config: ModelConfig, rule: Rule, 
 
     params = cast(params, dtype)
     x = shard_tokens(embed(params, tokens, positions, gate))
-    x, _ = jax.lax.scan(remat_layer(body, remat), x, merge_heads(params["layers"], config, "layers"))
+    x, _ = jax.lax.scan(remat_layer(body, remat, config.qk_norm), x, merge_heads(params["layers"], config, "layers"))
     x = norm(x, params["final_norm"], config)
     return restore(x) if split else x
 
@@ -224,12 +225,14 @@ def attention(x: Float[jax.Array, "b n d"], w: Params, positions: Int[Array, "#b
 
     `attend` decides which keys each query sees: (q [b, n, h, k], k and v [b, n, g, k]) to (out [b, n, h, k], cache).
     """
-    q, k, v = (linear(x, w[name], gate).reshape(*x.shape[:2], -1, config.head_dim) for name in ("q", "k", "v"))
+    q, k, v = (linear(x, w[name], gate) for name in ("q", "k", "v"))
     if config.qk_norm:
-        q, k = rms_norm(q, w["q_norm"]["scale"], config.norm_eps), rms_norm(k, w["k_norm"]["scale"], config.norm_eps)
+        q, k = checkpoint_name(q, "qk_proj"), checkpoint_name(k, "qk_proj")
+    q, k, v = (x.reshape(*x.shape[:2], -1, config.head_dim) for x in (q, k, v))
     if config.rope is not None:
         angles = positions[..., None] * rope_frequencies(config.rope, config.head_dim)
-        q, k = rotate_heads(q, k, angles)
+        q, k = (norm_and_rotate_heads(q, k, w["q_norm"]["scale"], w["k_norm"]["scale"], angles, config.norm_eps)
+                if config.qk_norm else rotate_heads(q, k, angles))
     out, cache = attend(q, k, v)
     return checkpoint_name(linear(out.reshape(*x.shape[:2], -1), w["o"], gate), "out_proj"), cache
 
@@ -276,14 +279,6 @@ def norm(x: Float[jax.Array, "*n d"], w: Params, config: ModelConfig) -> Float[j
     return y.astype(x.dtype) * w["scale"] + w["bias"]
 
 
-@shape_checked
-def rms_norm(x: Float[jax.Array, "*n d"], scale: Float[Array, " d"], eps: float) -> Float[jax.Array, "*n d"]:
-    """x / rms(x) * scale (Zhang & Sennrich 2019), computed in fp32."""
-    y = at_least_fp32(x)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
-    return y.astype(x.dtype) * scale
-
-
 def rope_frequencies(rope: Rope, head_dim: int) -> Float32[jax.Array, " planes"]:
     """Radians per position for each of the head_dim / 2 planes."""
     frequency = rope.theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
@@ -294,11 +289,6 @@ def rope_frequencies(rope: Rope, head_dim: int) -> Float32[jax.Array, " planes"]
         smooth = jnp.clip((turns - rope.low_factor) / (rope.high_factor - rope.low_factor), 0.0, 1.0)
         return frequency * (smooth + (1 - smooth) / rope.factor)
     return frequency
-
-
-def at_least_fp32(x: Array) -> jax.Array:
-    """x in fp32, or in fp64 where the caller works in it."""
-    return jnp.asarray(x).astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def cast(params: Params, dtype: DTypeLike) -> Params:

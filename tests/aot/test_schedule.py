@@ -101,6 +101,7 @@ def test_kernels_take_as_long_as_the_tiles_that_they_visit():
     assert run["attention_forward"] == pytest.approx(tiles * 2048 / 2 / clock)
     assert run["attention_backward"] == pytest.approx(tiles * 5120 / 2 / clock)
     assert run["rotate"] == pytest.approx(2 * 2 * (2 * 2048 * 4096) * 2 / 2.765e12)  # q and k, in and out, in bfloat16
+    assert run["norm_and_rotate"] == run["rotate"] and run["norm_and_rotate_backward"] == 1.5 * run["rotate"]
     assert kernel_seconds(run, "attention_backward_3_of_4") == run["attention_backward"] / 4
     blocks = load_config("diffullama_7b", ["recipe=bd3lm"])
     assert 1.0 < computed_pairs(blocks) / 2048**2 < 1.2  # two streams: not 4

@@ -31,25 +31,26 @@ def equations(jaxpr: Jaxpr) -> typing.Iterator[JaxprEqn]:
                 yield from equations(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
 
 
-def gradient_of_a_layer(random_model, remat, attend):
+def gradient_of_a_layer(random_model, remat, attend, family="qwen2"):
     """The equations of its gradient, for its input and its weights."""
-    config, params = random_model("qwen2", qkv_bias=False)
+    config, params = random_model(family, qkv_bias=False)
     weights, plan = jax.tree.map(lambda w: w[0], params["layers"]), make_plan(Causal(), N)
 
     def body(x, w):
         return layer(x, w, jnp.arange(N)[None], config, lambda q, k, v: (attend(q, k, v, plan=plan), None))[0]
 
     def loss(x, w):
-        return jnp.sum(jnp.sin(remat_layer(body, remat)(x, w)))
+        return jnp.sum(jnp.sin(remat_layer(body, remat, config.qk_norm)(x, w)))
 
     jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(jnp.ones((1, N, config.width)), weights).jaxpr
     return list(equations(jaxpr))
 
 
 @pytest.mark.parametrize("attend", [attend_reference, attend_cpu, TPU], ids=["reference", "cpu", "tpu"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("remat", typing.get_args(Remat))
-def test_a_policy_repeats_the_products_that_it_does_not_keep(random_model, remat, attend):
-    found = gradient_of_a_layer(random_model, remat, attend)
+def test_a_policy_repeats_the_products_that_it_does_not_keep(random_model, remat, attend, family):
+    found = gradient_of_a_layer(random_model, remat, attend, family)
     products = [eqn for eqn in found if eqn.primitive.name == "dot_general" and eqn.invars[0].aval.ndim == 2]
     repeated = sum(len(PRODUCTS[name]) for name in recomputed(remat))
     assert len(products) == 3 * WEIGHTS + repeated  # each weight forward, and for the gradients of both operands

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from dlm_jax.aot.topology import compile_for_chip
+from dlm_jax.attention.qk_norm import norm_and_rotate_heads
+from dlm_jax.attention.qk_norm_tpu import norm_and_rotate_tpu
 from dlm_jax.attention.rope import rotate
 from dlm_jax.attention.rope_tpu import rotate_tpu, tokens_in_vmem
 from dlm_jax.models.config import Rope
@@ -61,7 +63,14 @@ def test_rotate_turns_each_plane_of_the_half_split_layout():
 def test_the_tpu_compiler_accepts_the_kernel_at_every_width(topology, dtype, heads):
     q, k = (jax.ShapeDtypeStruct((2, 256, h, 128), dtype) for h in (heads, 32))
     assert tokens_in_vmem((heads + 32) * 128, q.dtype.itemsize) % 8 == 0
-    compile_for_chip(topology, rotate_tpu, q, k, jax.ShapeDtypeStruct((1, 256, 64), "float32"))
+    angles, scale = jax.ShapeDtypeStruct((1, 256, 64), "float32"), jax.ShapeDtypeStruct((128,), "float32")
+    compile_for_chip(topology, rotate_tpu, q, k, angles)
+
+    def gradients(q, k, angles, *scales):
+        out, back = jax.vjp(lambda q, k, *scales: norm_and_rotate_tpu(q, k, angles, *scales, 1e-6), q, k, *scales)
+        return back(out)
+
+    compile_for_chip(topology, gradients, q, k, angles, scale, scale)
 
 
 @pytest.mark.parametrize("batch, n, head_dim", [(1, 130, 128), (2, 128, 128), (2, 40, 256)])
@@ -73,3 +82,17 @@ def test_the_kernel_rotates_as_the_formula_and_so_do_its_gradients(batch, n, hea
     found, found_back = jax.vjp(lambda q, k: rotate_tpu(q, k, angles, interpret=True), q, k)
     for a, b in zip((*found, *found_back((dq, dk))), (*expected, *back((dq, dk)))):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch, n, head_dim", [(1, 130, 128), (2, 128, 128), (2, 40, 256)])
+def test_the_kernel_of_the_norm_computes_as_the_formula_and_so_do_its_gradients(batch, n, head_dim):
+    random = np.random.default_rng(1)
+    q, k, dq, dk = (jnp.asarray(3 * random.standard_normal((2, n, heads, head_dim)), jnp.float32)
+                    for heads in (4, 2, 4, 2))
+    scales = [jnp.asarray(random.standard_normal(head_dim), jnp.float32) for _ in range(2)]
+    angles = jnp.asarray(random.standard_normal((batch, n, head_dim // 2)) * 9, jnp.float32)
+    expected, back = jax.vjp(lambda *x: norm_and_rotate_heads(*x, angles, 1e-6), q, k, *scales)
+    found, found_back = jax.vjp(lambda q, k, *scales: norm_and_rotate_tpu(q, k, angles, *scales, 1e-6, interpret=True),
+                                q, k, *scales)
+    for a, b in zip((*found, *found_back((dq, dk))), (*expected, *back((dq, dk))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)

@@ -162,6 +162,41 @@ def test_one_device_has_no_mesh_and_everything_is_a_no_op_without_one():
     assert process_shard(8) == (0, 1) and axis_size("fsdp", "tensor") == 1
 
 
+NORMS = """
+import functools
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import PartitionSpec
+from dlm_jax.attention.dispatch import per_device
+from dlm_jax.attention.qk_norm_tpu import norm_and_rotate_tpu
+from dlm_jax.parallel.mesh import auto_sharded, make_mesh
+
+random = np.random.default_rng(0)
+q, k = (jnp.asarray(random.standard_normal((4, 32, heads, 128)), jnp.float32) for heads in (4, 2))
+scales = [jnp.asarray(random.standard_normal(128), jnp.float32) for _ in range(2)]
+angles = jnp.asarray(random.standard_normal((1, 32, 64)), jnp.float32)
+kernel = functools.partial(norm_and_rotate_tpu, eps=1e-6, interpret=True)
+
+def gradients(q, k, *scales):
+    def loss(q, k, *scales):
+        return sum(jnp.sum(jnp.sin(x)) for x in per_device(kernel, (q, k), angles, True, scales))
+    return jax.grad(loss, (0, 1, 2, 3))(q, k, *scales)
+
+alone = gradients(q, k, *scales)
+for replica, fsdp, tensor, context in ((4, 1, 2, 1), (2, 2, 2, 1), (1, 2, 2, 2)):
+    with jax.set_mesh(make_mesh(replica, fsdp, tensor, context=context)):
+        found = jax.jit(auto_sharded(gradients, PartitionSpec()))(q, k, *scales)
+    for a, b in zip(found, alone):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+"""
+
+
+def test_the_kernel_of_queries_and_keys_has_the_same_gradients_in_every_mesh():
+    flags = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    done = subprocess.run([sys.executable, "-c", NORMS], env=os.environ | flags,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.parametrize("shape", [(3, 1, 1), (-1, -1, 1), (1, 0, 1), (2, -1, 1)])
 def test_sizes_that_do_not_multiply_to_the_devices_are_refused(shape):
     with pytest.raises(UserError, match="does not make up the 1 devices"):
