@@ -180,7 +180,7 @@ def prepare_data(a: argparse.Namespace) -> None:
 
 
 def report(findings: list[Finding], a: argparse.Namespace, figure: str) -> str:
-    """The text of docs/claims.md."""
+    """The text of docs/claims_stories.md."""
     command = shlex.join(["python", "benchmarks/claims.py", "--base", Path(a.base).name, "--train", Path(a.train).name,
                           "--workdir", "runs/claims", "--validation", Path(a.validation).name, "--steps", str(a.steps),
                           "--seeds", str(a.seeds), "--records", str(a.records),
@@ -207,7 +207,7 @@ first. The base has an AR NLL of {a.base_measures["ar_nll"]:.3f}.
 
 {table(findings)}
 
-What parallel decoding gains has [a page of its own](parallel_decoding.md).
+The claims about parallel decoding are [among the others](claims.md).
 
 ![gains]({figure})
 

@@ -69,11 +69,11 @@ RECIPES = {
                loss_weight="none", normalizer="masked", clean_half="token_causal", ar_weight=1.0, certainty_weight=2.0),
 
         # Our own: shifted, with a token-causal clean half, an AR loss beside the diffusion loss, and position-dependent
-        # masking. The argument is in docs/claims.md (a 260k model, 0.8M tokens; numbers in nats). A token-causal clean
-        # half costs nothing and leaves an AR model inside. With the shift, both halves predict a token from the
-        # position before it; so an AR loss, which costs the diffusion loss 0.30 at the same position, improves it by
-        # 0.04 and keeps the AR likelihood to within 0.06. The shift itself gains 0.39 without that loss and 0.63 with
-        # it. Position-dependent masks gain 0.03 to 0.06 at one to four tokens per forward pass. Left out: growing
+        # masking. The argument is in docs/claims_stories.md (a 260k model, 0.8M tokens; numbers in nats). A token-
+        # causal clean half costs nothing and leaves an AR model inside. With the shift, both halves predict a token
+        # from the position before it; so an AR loss, which costs the diffusion loss 0.30 at the same position, improves
+        # it by 0.04 and keeps the AR likelihood to within 0.06. The shift itself gains 0.39 without that loss and 0.63
+        # with it. Position-dependent masks gain 0.03 to 0.06 at one to four tokens per forward pass. Left out: growing
         # blocks (-0.14 in so short a run) and complementary masks (+0.06 at twice the cost). With exact counts the true
         # weight is m/k, at most m since every block has a mask. In longer runs same-position training has the lower
         # NELBO (docs/performance.md, and a point of accuracy in Efficient-DLM), no AR model inside any longer, and

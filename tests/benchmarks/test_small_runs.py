@@ -13,6 +13,8 @@ import jax
 import pytest
 
 import dlm_jax
+from dlm_jax.adapt import adapt
+from dlm_jax.config import load_config
 from dlm_jax.models.shapes import SHAPES
 
 BUNDLED = Path(dlm_jax.__file__).parent / "assets" / "base"
@@ -213,6 +215,17 @@ def test_a_base_is_converted_for_longer_by_recipes_that_can_and_cannot_verify(pr
     assert [(row[0], row[2]) for row in found] == [("hybrid_shifted", "threshold:0.9"), ("hybrid_shifted", "speculate"),
                                                    ("bd3lm", "threshold:0.9")]
     assert all(positive(*row[3:]) for row in found)
+
+
+@pytest.mark.slow
+def test_selectors_are_compared_with_one_token_per_pass(printed, texts, tmp_path):
+    adapt(load_config("tiny_stories_blocks", [f"data.train={texts}", f"data.validation={texts}", "train.steps=1",
+                                              "data.validation_records=2", "data.seq_length=64"]), tmp_path / "run")
+    table = printed("selection", tmp_path / "run", "--base", BUNDLED, "--validation", "python-stdlib", "--prompts", 3,
+                    "--max-tokens", 8, "--selectors", "threshold:0.9,frechet:0.5")
+    found = rows(table, 4)
+    assert [row[0] for row in found] == ["confidence", "threshold:0.9", "frechet:0.5"]
+    assert all(positive(row[1], row[3]) for row in found) and all("±" in row[2] for row in found[1:])
 
 
 @pytest.fixture(scope="module")
