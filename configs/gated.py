@@ -10,9 +10,9 @@ The recipe is `hybrid_shifted` without its autoregressive loss. The adapters act
 2507.11851), so what is no mask is read as by MODEL, bit for bit, and `speculate` writes what MODEL writes.
 
 With the 260k-parameter stories LLaMA and its greedy continuations of 2,316 TinyStories, from beginnings of 16 lengths,
-the 760 steps (3.1M tokens) give 2.2 tokens per forward pass with `speculate` and 2.6 with `speculate:4`, three seeds
-within 0.05; four times the steps give 2.7 and 3.2. A pass of this took five minutes on one core of an AMD EPYC (jax
-0.10.2, 2026-11-30).
+the 760 steps (3.1M tokens) give 2.24 ± 0.06 tokens per forward pass with `speculate` and 2.63 ± 0.11 with
+`speculate:4` (three seeds); four times the steps give 2.7 and 3.2. The run took six minutes on one core of an AMD EPYC
+(jax 0.10.2, 2026-11-30).
 """
 
 from ml_collections import ConfigDict

@@ -1,3 +1,4 @@
+from .adapters import MaskAdapters as MaskAdapters
 from .bundle import Bundle as Bundle
 from .config import ModelConfig as ModelConfig
 from .diffusion_spec import DiffusionSpec as DiffusionSpec
