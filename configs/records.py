@@ -6,6 +6,10 @@
 
 MODEL already answers such pairs left to right (`--config.recipe=ar`). `dlm demo` and `benchmarks/frontier.py records`
 run both, on contacts that they make (`dlm_jax/data/contacts.py`).
+
+After 300 steps of 32 pairs the bundled base's conversion writes 100 % of new lines exactly, 9.2 tokens per forward pass
+with `speculate`, 2.6 times as fast as the base alone (three seeds, two cores of an Intel Xeon, jax 0.10.2, 2026-11-27;
+docs/parallel_decoding.md).
 """
 
 from ml_collections import ConfigDict
