@@ -14,7 +14,9 @@ from scipy.special import softmax
 import dlm_jax
 from dlm_jax.errors import UserError
 from dlm_jax.hashing import hash32
+from dlm_jax.models.adapters import MaskAdapters
 from dlm_jax.models.diffusion_spec import DiffusionSpec
+from dlm_jax.models.weights import flatten, unflatten
 from dlm_jax.sampling.requests import Request
 from dlm_jax.sampling.speculation import GUESSES, agreed_prefix
 
@@ -106,6 +108,15 @@ def test_jacobi_iteration_takes_as_many_passes_as_its_guesses_deserve(toy, promp
     assert [s.nfe for s in samples] == counts and min(counts) < 30
 
 
+def test_a_model_with_gated_adapters_speculates_the_text_of_its_base(toy, prompts):
+    base = toy("causal")
+    model = toy("block_causal", "shifted", 4, half="token_causal", mask_adapters=MaskAdapters(30, 2, 1.0))
+    leaves, old = flatten(model.params), flatten(base.params)
+    model = dataclasses.replace(model, params=unflatten({path: old.get(path, w) for path, w in leaves.items()}))
+    expected = [s.tokens for s in base.continued(prompts, 20, suppress_tokens=(30,))]
+    assert [s.tokens for s in model.continued(prompts, 20, unmasking="speculate:2")] == expected
+
+
 def test_a_perfect_draft_gives_one_block_per_forward_pass(toy):
     """A model that is sure of the same token everywhere: every draft is right."""
     model = toy("block_causal", "shifted", 4, half="token_causal", family="gpt2")
@@ -153,10 +164,11 @@ def passes(model, text, prompt_length, size, outcomes):
 
 
 @pytest.mark.parametrize("alignment", ("same_position", "shifted"))
+@pytest.mark.parametrize("adapters", (None, MaskAdapters(30, 2, 1.0)), ids=("plain", "gated"))
 @pytest.mark.parametrize("outcomes", (1, 2, 4, 16))
-def test_speculation_takes_as_many_passes_as_its_drafts_deserve(toy, prompts, alignment, outcomes):
+def test_speculation_takes_as_many_passes_as_its_drafts_deserve(toy, prompts, alignment, outcomes, adapters):
     """A worse draft changes no text, only this count. A narrow vocabulary makes some drafts right."""
-    model = toy("block_causal", alignment, 4, half="token_causal")
+    model = toy("block_causal", alignment, 4, half="token_causal", mask_adapters=adapters)
     head = {"weight": model.params["head"]["weight"].at[4:].set(0)} if "head" in model.params else None
     model = dataclasses.replace(model, params=model.params | ({"head": head} if head else {}))
     samples = model.continued(prompts, 21, unmasking=f"speculate:{outcomes}")
