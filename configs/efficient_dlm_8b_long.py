@@ -4,8 +4,8 @@
     dlm train --config efficient_dlm_8b_long --workdir runs/efficient_dlm_8b_long --config.model.base=MODEL
 
 The number of steps is ours. Compiled but not run yet (`dlm aot --topology v5p:4x4x4`, 2026-11-30; docs/pods.md): it
-takes 24.91 GiB of a chip's 95, and a step 16.5 s on 64 chips by the compiler's schedule; on 64 of v6e with
-mesh.context=8 and train.grad_accum_steps=8, 20.80 GiB of 32 and 13.6 s.
+takes 24.91 GiB of a chip's 95, and a step 15.8 s on 64 chips by the compiler's schedule; on 64 of v6e with
+mesh.context=8 and train.grad_accum_steps=8, 20.80 GiB of 32 and 12.6 s.
 """
 
 from ml_collections import ConfigDict

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -44,7 +45,7 @@ def model_fields(config: ModelConfig, spec: DiffusionSpec, lora: Lora) -> dict[s
 
 
 def read_work_directory(workdir: Path, base: Params | None = None) -> Bundle:
-    """The model of the newest checkpoint. If the run trained adapters, they are merged into its `base`.
+    """The model of the newest checkpoint, in fp32. If the run trained adapters, they are merged into its `base`.
 
     Raises `UserError` if there is no checkpoint yet, if it is damaged, or if a run with adapters lacks its base.
     """
@@ -55,7 +56,8 @@ def read_work_directory(workdir: Path, base: Params | None = None) -> Bundle:
         raise UserError(f"{workdir} holds adapters but not the base model they were trained on; copy the entire "
                         "directory")
     trained = flatten(bundle.params)
-    frozen = {path: weight for path, weight in flatten(base).items() if path not in trained}
+    # In fp32, as training has held them: with parts in another dtype the model would compute in that.
+    frozen = {path: np.asarray(weight, np.float32) for path, weight in flatten(base).items() if path not in trained}
     return dataclasses.replace(bundle, params=merge_trained(bundle.params, unflatten(frozen), lora))
 
 

@@ -13,6 +13,7 @@ import pytest
 from dlm_jax.adapt import adapt
 from dlm_jax.config import load_config
 from dlm_jax.errors import UserError
+from dlm_jax.language_model import load
 from dlm_jax.loading import load_bundle
 from dlm_jax.runs import checkpoint_steps, read_work_directory
 from dlm_jax.runs.read import read_trained
@@ -81,9 +82,11 @@ def test_no_flipped_bit_of_a_run_changes_the_model_that_is_read(finished, tmp_pa
     assert refused > 3
 
 
-def test_adapters_are_merged_into_the_base_beside_them(tiny_config, tiny_run, tmp_path):
+def test_adapters_are_merged_in_fp32_into_the_base_beside_them(tiny_config, tiny_run, base, tmp_path):
     workdir = tmp_path / "run"
-    adapt(load_config(tiny_config, [*tiny_run, *TWO_STEPS, "lora.rank=2"]), workdir)
+    load(base).export(tmp_path / "half", dtype="bfloat16")
+    adapt(load_config(tiny_config, [*tiny_run, *TWO_STEPS, "lora.rank=2", f"model.base={tmp_path / 'half'}"]), workdir)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(load_bundle(workdir).params)} == {"float32"}
     trained, lora = read_trained(workdir)
     assert lora.rank == 2 and "lora" in trained.params
     assert "lora" not in load_bundle(workdir).params
