@@ -10,8 +10,8 @@ The recipe is `hybrid_shifted` without its autoregressive loss. The adapters act
 2507.11851), so what is no mask is read as by MODEL, bit for bit, and `speculate` writes what MODEL writes.
 
 With the 260k-parameter stories LLaMA and its greedy continuations of 2,316 TinyStories, from beginnings of 16 lengths,
-the 760 steps (3.1M tokens) give 2.65 tokens per forward pass with `speculate` and 3.08 with `speculate:4` (one seed),
-and with the masks of `hybrid_shifted` 2.24 and 2.63. The run took six minutes on one core of an AMD EPYC (jax 0.10.2,
+the 760 steps (3.1M tokens) give 2.6 tokens per forward pass with `speculate` and 3.0 with `speculate:4` (two seeds),
+and with the masks of `hybrid_shifted` 2.2 and 2.6. The run took six minutes on one core of an AMD EPYC (jax 0.10.2,
 2026-11-30; docs/parallel_decoding.md).
 """
 
