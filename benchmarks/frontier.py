@@ -14,7 +14,7 @@ import argparse
 import itertools
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -50,8 +50,8 @@ TASKS: dict[str, tuple[Callable[[int], list[Pair]], Callable[[Pair, str], bool]]
 }
 
 
-def train(recipe: str, base: str | Path, steps: int, pairs: list[Pair], seed: int, a: argparse.Namespace,
-          overrides: Sequence[str] = ()) -> LanguageModel:
+def train(recipe: str, base: str | Path, steps: int, pairs: list[Pair], seed: int, a: argparse.Namespace
+          ) -> LanguageModel:
     """The model that `base` becomes by a recipe on the pairs; resumes if interrupted."""
     count = end_tokens(RECIPES[recipe])
     records = a.workdir / f"records-{count}"
@@ -61,7 +61,7 @@ def train(recipe: str, base: str | Path, steps: int, pairs: list[Pair], seed: in
                "data.seq_length": a.length, "train.steps": steps, "train.seed": seed, "evaluate.every": steps,
                "checkpoint.every": max(steps // 4, 1), "optimizer.learning_rate": a.learning_rate}
     workdir = a.workdir / f"{recipe}-{seed}"
-    adapt(load_config(CONFIG, [*(f"{key}={value}" for key, value in changes.items()), *overrides]), workdir)
+    adapt(load_config(CONFIG, [f"{key}={value}" for key, value in changes.items()]), workdir)
     return load(workdir)
 
 
@@ -88,7 +88,7 @@ def run_seed(seed: int, train_pairs: list[Pair], test: list[Pair], a: argparse.N
     """The figures of each way to decode, for one seed."""
     base = train("ar", a.base, a.ar_steps, train_pairs, seed, a)
     found = {AR: measure(base, AR, test, a)}
-    converted = train(a.recipe, a.workdir / f"ar-{seed}", a.steps, train_pairs, seed, a, a.changes)
+    converted = train(a.recipe, a.workdir / f"ar-{seed}", a.steps, train_pairs, seed, a)
     for strategy in a.strategies.split(","):
         found[strategy] = measure(converted, strategy, test, a)
     for figures in found.values():
@@ -146,7 +146,6 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=20_000, help="pairs to learn from")
     parser.add_argument("--test", type=int, default=100, help="questions to answer")
     parser.add_argument("--alone", type=int, default=20, help="of these, how many are also answered alone, three times")
-    parser.add_argument("--changes", nargs="*", default=[], metavar="KEY=VALUE", help="to the config of the conversion")
     parser.add_argument("--figure", type=Path, help="where to draw it")
     a = parser.parse_args()
     pairs = TASKS[a.task][0](a.train + a.test)

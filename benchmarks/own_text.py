@@ -11,6 +11,7 @@ Prints means and standard deviations over the seeds. Resumes where it stopped if
 import argparse
 import ast
 import contextlib
+import functools
 import json
 import platform
 import re
@@ -39,6 +40,7 @@ CONFIG = Path(__file__).parent.parent / "configs" / "tiny_stories_blocks.py"
 BEGINNINGS = (8, 13, 20, 30)  # tokens of a text that start a continuation
 
 
+@functools.cache
 def documents(source: str, held_out: bool) -> list[str]:
     """The texts of a file, or the functions and classes of Python's standard library, from files that the bundled base
     has read or from those that it has not."""
@@ -78,7 +80,7 @@ def converted(name: str, source: str, seed: int, a: argparse.Namespace) -> Langu
 
 def measure(lm: LanguageModel, strategy: str, base: LanguageModel, a: argparse.Namespace) -> dict[str, float]:
     """Quality and speed of the continuations of held-out beginnings."""
-    prompts = [first_words(text) for text in documents(a.validation, held_out=True)[:a.prompts]]
+    prompts = beginnings_held_out(a)
     settings = Settings() if strategy == AR else Settings(unmasking=strategy)
     requests = [lm.continuation(prompt, a.max_tokens) for prompt in prompts]
     samples = lm.fill(requests, settings)
@@ -88,6 +90,11 @@ def measure(lm: LanguageModel, strategy: str, base: LanguageModel, a: argparse.N
     return {"nll": float(np.mean([nll(base, sample) for sample in samples])), "distinct": share_distinct(pairs),
             "per_forward": sum(s.new_tokens for s in samples) / sum(s.nfe for s in samples),
             "alone": sum(s.new_tokens for s in alone) / sum(s.cost.seconds for s in alone)}
+
+
+def beginnings_held_out(a: argparse.Namespace) -> list[str]:
+    """The first words of texts that are not trained on."""
+    return [first_words(text) for text in documents(a.validation, held_out=True)[:a.prompts]]
 
 
 def first_words(text: str, count: int = 8) -> str:

@@ -12,7 +12,7 @@ from datetime import date
 
 import jax
 import numpy as np
-from own_text import documents, first_words, nll
+from own_text import beginnings_held_out, nll
 from train_step import processor
 
 from dlm_jax.language_model import LanguageModel, load
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     a = parser.parse_args()
     lm, base = load(a.model), load(a.base)
-    prompts = [first_words(text) for text in documents(a.validation, held_out=True)[:a.prompts]]
+    prompts = beginnings_held_out(a)
     print(f"{len(prompts)} beginnings; {date.today()}, {processor()}, Python {platform.python_version()}, jax "
           f"{jax.__version__}")
     print("| selector | nats per token under the base | more than one by one | tokens per forward |")

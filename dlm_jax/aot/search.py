@@ -10,7 +10,7 @@ from dlm_jax.aot.report import Report, aot, shape_of
 from dlm_jax.aot.topology import devices
 from dlm_jax.config import Config, Remat
 from dlm_jax.config.fields import MeshConfig
-from dlm_jax.parallel.mesh import AXES, mesh_sizes
+from dlm_jax.parallel.mesh import AXES, count_slices, mesh_sizes
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def sizes_of(config: Config, topology: str, slices: int) -> tuple[int, ...]:
 def neighbours(config: Config, topology: str, slices: int) -> Iterator[tuple[int, ...]]:
     """The meshes in which one axis is half and another twice as large, where these divide the batch, the record, the
     heads, and the slices of a TPU or hosts of GPUs."""
-    sizes, hosts = sizes_of(config, topology, slices), slices_of(topology, slices)
+    sizes, hosts = sizes_of(config, topology, slices), count_slices(devices(topology, slices))
     heads, batch = shape_of(config).kv_heads, config.train.global_batch_size
     for smaller in range(len(AXES)):
         for larger in range(len(AXES)):
@@ -74,14 +74,9 @@ def neighbours(config: Config, topology: str, slices: int) -> Iterator[tuple[int
                 yield tuple(mesh)
 
 
-def slices_of(topology: str, slices: int) -> int:
-    """How many slices of a TPU, or hosts of GPUs, there are."""
-    return len({getattr(device, "slice_index", 0) for device in devices(topology, slices)})
-
-
 def largest_micro_batch(config: Config, topology: str, slices: int) -> Report:
     """The report of the smallest `train.grad_accum_steps` that fits, by bisection: memory falls as it grows."""
-    choices = accumulations(config, len(devices(topology, slices)))
+    choices = accumulations(config, sizes_of(config, topology, slices))
     low, high, reports = 0, len(choices) - 1, {}
     while low not in reports:
         middle = (low + high) // 2
@@ -93,8 +88,8 @@ def largest_micro_batch(config: Config, topology: str, slices: int) -> Report:
     return reports[low]
 
 
-def accumulations(config: Config, count: int) -> list[int]:
-    """Every `train.grad_accum_steps` whose micro-batches divide over `count` devices, the smallest first."""
-    replica, fsdp, *_ = mesh_sizes(**dataclasses.asdict(config.mesh), count=count)
+def accumulations(config: Config, sizes: tuple[int, ...]) -> list[int]:
+    """Every `train.grad_accum_steps` whose micro-batches divide over a mesh of these sizes, the smallest first."""
+    replica, fsdp, *_ = sizes
     rows = config.train.global_batch_size // (replica * fsdp)
     return [steps for steps in range(1, rows + 1) if rows % steps == 0] or [1]

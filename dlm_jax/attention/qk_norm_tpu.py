@@ -11,12 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
-from dlm_jax.attention.rope_tpu import VMEM, rotate_tile, rotation_tables, tokens_in_vmem
-
-SUBLANES = 8  # rows of a register: so many partial sums of the scales' gradients leave each tile
+from dlm_jax.attention.rope_tpu import SUBLANES, call_by_tiles, rotate_tile, rotation_tables
 
 
 def norm_and_rotate_tpu(q: jax.Array, k: jax.Array, angles: jax.Array, q_scale: jax.Array, k_scale: jax.Array,
@@ -32,30 +29,8 @@ def norm_and_rotate_tpu(q: jax.Array, k: jax.Array, angles: jax.Array, q_scale: 
 def _norm_and_rotate(interpret: Any, eps: float, q: jax.Array, k: jax.Array, cos: jax.Array, sin: jax.Array,
                      q_scale: jax.Array, k_scale: jax.Array) -> tuple[jax.Array, jax.Array]:
     """q [b, n, h d], k [b, n, g d], cos and sin [b or 1, n, d], scales [1, d]."""
-    return _call(functools.partial(forward_kernel, eps=eps), "norm_and_rotate", interpret, (q, k),
-                 (cos, sin, q_scale, k_scale))
-
-
-def _call(kernel: Any, name: str, interpret: Any, heads: tuple[jax.Array, ...], shared: tuple[jax.Array, ...],
-          scales: int = 0) -> Any:
-    """Calls the kernel for each tile of tokens. It writes the first two of `heads` anew, and so many gradients of
-    scales, fp32 [b, tiles, SUBLANES, d]."""
-    (b, n, _), d = heads[0].shape, shared[0].shape[2]
-    tokens = tokens_in_vmem(sum(x.shape[2] for x in (*heads, *heads[:2])) // 2, heads[0].dtype.itemsize)
-    tiles = pl.cdiv(n, tokens)
-
-    def spec(x: jax.Array) -> pl.BlockSpec:
-        if x.ndim == 2:  # scales
-            return pl.BlockSpec(x.shape, lambda b, i: (0, 0))
-        return pl.BlockSpec((1, tokens, x.shape[2]), lambda b, i: (b if x.shape[0] > 1 else 0, i, 0))
-
-    sums = [jax.ShapeDtypeStruct((b, tiles, SUBLANES, d), jnp.float32)] * scales
-    return pl.pallas_call(
-        kernel, grid=(b, tiles), in_specs=[spec(x) for x in (*heads, *shared)],
-        out_specs=[*map(spec, heads[:2]), *[pl.BlockSpec((1, 1, SUBLANES, d), lambda b, i: (b, i, 0, 0))] * scales],
-        out_shape=[*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in heads[:2]), *sums],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=[pltpu.PARALLEL] * 2, vmem_limit_bytes=VMEM),
-        interpret=interpret, name=name)(*heads, *shared)
+    return call_by_tiles(functools.partial(forward_kernel, eps=eps), "norm_and_rotate", interpret, (q, k),
+                         (cos, sin, q_scale, k_scale))
 
 
 def normalize(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
@@ -114,7 +89,8 @@ def _forward(interpret: Any, eps: float, *operands: jax.Array) -> tuple[Any, tup
 def _backward(interpret: Any, eps: float, operands: tuple, gradients: tuple[jax.Array, jax.Array]) -> tuple:
     q, k, *shared = operands
     kernel = functools.partial(backward_kernel, eps=eps, n=q.shape[1])
-    dq, dk, *sums = _call(kernel, "norm_and_rotate_backward", interpret, (q, k, *gradients), tuple(shared), scales=2)
+    dq, dk, *sums = call_by_tiles(kernel, "norm_and_rotate_backward", interpret, (q, k, *gradients), tuple(shared),
+                                  scales=2)
     return dq, dk, None, None, *(jnp.sum(x, (0, 1, 2))[None] for x in sums)
 
 

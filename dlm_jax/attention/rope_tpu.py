@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from dlm_jax.attention.tiles import TILE
 
 VMEM = 15 << 20  # bytes, which every chip has
+SUBLANES = 8  # rows of a register: so many partial sums of the scales' gradients leave each tile
 
 
 def rotate_tpu(q: jax.Array, k: jax.Array, angles: jax.Array, interpret: Any = False) -> tuple[jax.Array, jax.Array]:
@@ -32,17 +33,29 @@ def rotation_tables(angles: jax.Array) -> tuple[jax.Array, jax.Array]:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rotate(interpret: Any, q: jax.Array, k: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
     """q [b, n, h d], k [b, n, g d], cos and sin [b or 1, n, d]."""
-    b, n, _ = q.shape
-    tokens = tokens_in_vmem(q.shape[2] + k.shape[2], q.dtype.itemsize)
+    return tuple(call_by_tiles(rotate_kernel, "rotate", interpret, (q, k), (cos, sin)))
+
+
+def call_by_tiles(kernel: Any, name: str, interpret: Any, heads: tuple[jax.Array, ...], shared: tuple[jax.Array, ...],
+                  scales: int = 0) -> Any:
+    """Calls the kernel for each tile of tokens. It writes the first two of `heads` anew, and so many gradients of
+    scales, fp32 [b, tiles, SUBLANES, d]."""
+    (b, n, _), d = heads[0].shape, shared[0].shape[2]
+    tokens = tokens_in_vmem(sum(x.shape[2] for x in (*heads, *heads[:2])) // 2, heads[0].dtype.itemsize)
+    tiles = pl.cdiv(n, tokens)
 
     def spec(x: jax.Array) -> pl.BlockSpec:
+        if x.ndim == 2:  # scales
+            return pl.BlockSpec(x.shape, lambda b, i: (0, 0))
         return pl.BlockSpec((1, tokens, x.shape[2]), lambda b, i: (b if x.shape[0] > 1 else 0, i, 0))
 
+    sums = [jax.ShapeDtypeStruct((b, tiles, SUBLANES, d), jnp.float32)] * scales
     return pl.pallas_call(
-        rotate_kernel, grid=(b, pl.cdiv(n, tokens)), in_specs=[spec(x) for x in (q, k, cos, sin)],
-        out_specs=[spec(q), spec(k)], out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k)],
+        kernel, grid=(b, tiles), in_specs=[spec(x) for x in (*heads, *shared)],
+        out_specs=[*map(spec, heads[:2]), *[pl.BlockSpec((1, 1, SUBLANES, d), lambda b, i: (b, i, 0, 0))] * scales],
+        out_shape=[*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in heads[:2]), *sums],
         compiler_params=pltpu.CompilerParams(dimension_semantics=[pltpu.PARALLEL] * 2, vmem_limit_bytes=VMEM),
-        interpret=interpret, name="rotate")(q, k, cos, sin)
+        interpret=interpret, name=name)(*heads, *shared)
 
 
 def tokens_in_vmem(width: int, itemsize: int) -> int:

@@ -72,11 +72,11 @@ def trained_table(config: ModelConfig, lora: Lora) -> dict[str, Weight]:
     table = weight_table(config)
     if not lora.rank:
         return table
+    adapters = adapters_of(table, lora.target_modules, lora.rank)
     if lora.gated:
-        return {path: w for path, w in table.items() if path.endswith((".a", ".b")) or path == MASK_VECTOR}
+        return {MASK_VECTOR: table[MASK_VECTOR]} | adapters
     parts = [SAVED_MODULES[name] for name in comma_separated(lora.modules_to_save)]
     saved = {path: w for path, w in table.items() if any(part in path for part in parts)}
-    adapters = adapters_of(table, lora.target_modules, lora.rank)
     return saved | {f"lora.{path}": w for path, w in adapters.items()}
 
 

@@ -4,6 +4,7 @@ Letters in shapes: b batch, n tokens, d width, h heads, g key-value heads, k hea
 of a cache: layers, s positions.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypedDict
 
@@ -256,16 +257,19 @@ def linear(x: Float[Array, "b n inputs"], w: Params, gate: Gate = None) -> Float
     It is one plain matrix product: with separate batch axes XLA's CPU compiler takes twice as long for gradients.
     """
     b, n, inputs = x.shape
-    rows = x.reshape(b * n, inputs)
+    rows = jnp.asarray(x).reshape(b * n, inputs)
     if b * n < FEW_ROWS and traced_platform() == "tpu":
         rows = jnp.pad(rows, ((0, FEW_ROWS - b * n), (0, 0)))
-    y = (rows @ w["weight"].reshape(inputs, -1))[:b * n].reshape(b, n, -1)
+
+    def times(*matrices: Array) -> jax.Array:
+        return functools.reduce(jnp.matmul, matrices, rows)[:b * n].reshape(b, n, -1)
+
+    y = times(w["weight"].reshape(inputs, -1))
     y = y + w["bias"].reshape(-1) if "bias" in w else y
     if gate is None or "a" not in w:
         return y
     rank = w["b"].shape[0]
-    return y + gate * ((x.reshape(b * n, inputs) @ w["a"].reshape(inputs, rank)) @ w["b"].reshape(rank, -1)
-                       ).reshape(y.shape)
+    return y + gate * times(w["a"].reshape(inputs, rank), w["b"].reshape(rank, -1))
 
 
 @shape_checked

@@ -40,13 +40,18 @@ def make_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[jax.Device
     sizes = mesh_sizes(replica, fsdp, tensor, len(devices), context)
     if len(devices) == 1:
         return None
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = count_slices(devices)
     check_slices(sizes[0], slices)
     if slices > 1:
         from jax.experimental.mesh_utils import create_hybrid_device_mesh
         grid = create_hybrid_device_mesh([sizes[0] // slices, *sizes[1:]], [slices, 1, 1, 1], devices)
         return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 4)
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Explicit,) * 4, devices=devices)
+
+
+def count_slices(devices: Sequence[jax.Device]) -> int:
+    """How many slices of a TPU, or hosts of GPUs, the devices are on."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def check_slices(replica: int, slices: int) -> None:

@@ -92,8 +92,8 @@ print(json.dumps([list(losses(config, *each)) for each in shapes]))
                                      pytest.param(["recipe=jacobi_forcing", "recipe.block_size=8", "recipe.ar_weight=5",
                                                    "train.grad_accum_steps=2"], marks=pytest.mark.slow, id="jacobi"),
                                      pytest.param(["recipe=hybrid_shifted", "recipe.block_size=8", "recipe.ar_weight=0",
-                                                   "train.grad_accum_steps=2", "lora.rank=8", "lora.alpha=999",
-                                                   "lora.gated=true"],
+                                                   "recipe.normalizer=masked", "train.grad_accum_steps=2",
+                                                   "lora.rank=8", "lora.alpha=999", "lora.gated=true"],
                                                   marks=pytest.mark.slow, id="gated"),
                                      pytest.param([
                                          "recipe=hybrid_shifted", "recipe.block_size=8", "recipe.kl_weight=0.5",
@@ -106,7 +106,7 @@ def test_every_mesh_gives_the_losses_of_one_device(changes, tiny_config):
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     alone, *meshes = json.loads(done.stdout)
-    assert abs(alone[2][0] - alone[0][0]) > 0.005
+    assert abs(alone[2][0] - alone[0][0]) > 0.01
     for mesh in meshes:
         np.testing.assert_allclose(mesh, alone, rtol=2e-4)
         np.testing.assert_allclose(mesh[0][:2], alone[0][:2], rtol=1e-6)  # of the same weights
