@@ -79,10 +79,12 @@ def row(config: str, r: dict) -> str:
 
 
 def estimates(r: dict) -> str:
-    """What the schedule says, where the compiler estimates it: seconds of a step, MFU, copies and hidden traffic."""
-    if r["seconds_step"] is None:
+    """What the schedule says, of GPUs as bounds: seconds of a step, MFU, copies and hidden traffic."""
+    if r["seconds_step"] is None:  # it does not fit
         return " | ".join(["-"] * 4)
-    return f"{r['seconds_step']:.3g} | {r['mfu']:.0%} | {r['copies_share']:.1%} | {r['hidden_share']:.0%}"
+    least, most = ("≥ ", "≤ ") if r["topology"].startswith(("h100", "h200")) else ("", "")
+    return (f"{least}{r['seconds_step']:.3g} | {most}{r['mfu']:.0%} | {r['copies_share']:.1%} "
+            f"| {r['hidden_share']:.0%}")
 
 
 def predicted(copies: int) -> float:

@@ -35,7 +35,7 @@ from dlm_jax.models.diffusion_spec import CLEAN_HALVES, VISIBILITIES, DiffusionS
 from dlm_jax.models.sharding import place_params
 from dlm_jax.models.transformer import forward, unembed
 from dlm_jax.models.weights import Params, parameter_count
-from dlm_jax.parallel.mesh import tensor_mesh
+from dlm_jax.parallel.mesh import sampling_mesh
 from dlm_jax.sampling.generation import generate
 from dlm_jax.sampling.requests import Request, check, check_length, continuation, with_holes
 from dlm_jax.sampling.sample import Sample
@@ -281,11 +281,12 @@ def _logits(params: Params, tokens: Int[jax.Array, "b n"], rule: Rule, config: M
     return unembed(params, forward(params, tokens, config=config, rule=rule), config)
 
 
-def load(source: str | Path, tensor: int = 1) -> LanguageModel:
+def load(source: str | Path, tensor: int = 1, fsdp: int = 1) -> LanguageModel:
     """Loads a model: a native, work or Hugging Face directory, a hub id, or 'bundled' for the one in the package.
 
-    tensor: how many devices of this host hold the weights together, each its own heads and columns, for a model that
-    one device cannot hold; such a model is for sampling and evaluating.
+    tensor, fsdp: how many devices of this host hold the weights together, for a model that one device cannot hold; such
+    a model is for sampling and evaluating. `tensor` devices compute a text together, each its own heads and columns;
+    `fsdp` compute their own texts and gather the weights of each layer just before use, which only large batches pay.
 
     Raises `UserError` if there is no such model, it is incomplete or damaged, or cannot be so divided.
     """
@@ -294,8 +295,8 @@ def load(source: str | Path, tensor: int = 1) -> LanguageModel:
     if tokenizer is not None:  # start and end tokens that the model does not name come from its tokenizer
         bos_id = tokenizer.bos_id if spec.start_id is None else spec.bos_token_id
         spec = dataclasses.replace(spec, bos_token_id=bos_id, eos_token_id=tokenizer.eos_id)
-    if tensor != 1:
-        params = place_params(bundle.params, bundle.config, tensor_mesh(tensor))
+    if (tensor, fsdp) != (1, 1):
+        params = place_params(bundle.params, bundle.config, sampling_mesh(tensor, fsdp))
     else:
         params = jax.tree.map(jnp.asarray, bundle.params)
     return LanguageModel(bundle.config, params, spec, tokenizer)

@@ -1,5 +1,6 @@
-"""The time of a training step on a TPU, estimated: the compiler's schedule, our kernels by theirs, and what the core
-waits for."""
+"""The time of a training step, estimated: the compiler's schedule, our kernels by theirs, and what the core waits for.
+
+Of GPUs the compiler says only the order, so there everything counts at the chip's peak: see `gpu_program.py`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -22,8 +23,13 @@ TILE_CYCLES = {"TPU v4": (2048, 5120), "TPU v5 lite": (2048, 5120), "TPU v5": (2
 CORES = {"TPU v4": 2, "TPU v5": 2}  # of a device; 1 for the others
 
 
+# Of our kernels on GPUs, products of matrices for each pair of a query and a key.
+GPU_PRODUCTS = {"forward_kernel": 2, "d_queries_kernel": 3, "d_keys_kernel": 4}
+
+
 class Estimate(NamedTuple):
-    """What the compiler's schedule says about a step; None where there is no program or its device has no estimates."""
+    """What the compiler's schedule says about a step; None where there is no program. On GPUs the seconds are at least
+    those and the MFU at most that."""
 
     seconds_step: float | None = None
     spent: dict[str, float] | None = None  # those seconds: products, kernels, copies, other, waiting
@@ -35,7 +41,7 @@ class Estimate(NamedTuple):
 def estimate(program: Sequence[Event | Loop], flops: float, config: Config, model: ModelConfig, count: int, kind: str,
              peak: DeviceSpec) -> Estimate:
     """The estimate for a step of so many `flops` on `count` devices of a kind, from its program."""
-    if not program or peak.clock is None:
+    if not program:
         return Estimate()
     run = kernel_run(config, model, count, kind, peak)
     spent, hidden = time_spent(program, peak, lambda name: kernel_seconds(run, name))
@@ -46,8 +52,7 @@ def estimate(program: Sequence[Event | Loop], flops: float, config: Config, mode
 def time_spent(program: Sequence[Event | Loop], peak: DeviceSpec, kernel: Callable[[str], float]
                ) -> tuple[dict[str, float], float]:
     """(seconds of products, copies, other, kernels and waiting, share of the collectives' bytes behind work) of a
-    program for a device with estimates; kernel(name): seconds of one run of that kernel."""
-    assert peak.clock is not None
+    program; kernel(name): seconds of one run of that kernel."""
     schedule = schedule_of(program)
     waiting, hidden = schedule.waiting(peak.interconnect_bandwidth, peak.clock)
     spent = {name: schedule.cycles[name] / peak.clock for name in ("products", "copies", "other")}
@@ -66,9 +71,11 @@ def kernel_run(config: Config, model: ModelConfig, count: int, kind: str, peak: 
     """Seconds of each kernel, by its name, in one layer of one micro-batch: attention by its tiles, and what is
     made of queries and keys before by what is read and written, since that takes longer than the instructions (on
     v5p they take up to a tenth longer)."""
-    assert peak.clock is not None
     records = config.train.global_batch_size / config.train.grad_accum_steps * (2 if config.recipe.complementary else 1)
-    tiles = computed_pairs(config) * records / count * model.heads * model.head_dim / 128 / (512 * 1024)
+    pairs = computed_pairs(config) * records / count * model.heads * model.head_dim  # each with a number of a head
+    if kind not in TILE_CYCLES:
+        return {name: number * 2 * pairs / peak.flops for name, number in GPU_PRODUCTS.items()}
+    tiles = pairs / 128 / (512 * 1024)
     forward, backward = (tiles * cycles / CORES.get(kind, 1) / peak.clock for cycles in TILE_CYCLES[kind])
     values = records / count * config.recipe.streams * config.data.seq_length * (
         model.heads + model.kv_heads) * model.head_dim

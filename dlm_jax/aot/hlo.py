@@ -91,7 +91,7 @@ def constant(computation: Computation, name: str) -> int | None:
 def received(operation: re.Match[str], line: str) -> int:
     """Bytes that one device receives in one collective."""
     sizes = [shape_bytes(kind, shape) for kind, shape in SHAPE.findall(operation[1]) if shape]
-    if "-start(" in operation[0]:  # lists operands and results; the larger of the two travels
+    if "-start(" in operation[0] and operation[2] != "all-reduce":  # operands and results; the larger travels
         half = len(sizes) // 2
         return max(sum(sizes[:half]), sum(sizes[half:]))
     return sum(sizes) * (group(line) if operation[2] == "reduce-scatter" else 1)

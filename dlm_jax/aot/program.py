@@ -1,6 +1,6 @@
-"""A compiled TPU program as its operations in the order in which they run, from its text.
+"""A compiled program as its operations in the order in which they run, from its text.
 
-Beside each fusion and copy stands how many cycles the compiler expects of it.
+The TPU compiler writes beside each fusion and copy how many cycles it expects of it.
 """
 
 import dataclasses
@@ -8,13 +8,15 @@ import re
 from collections.abc import Iterator
 from typing import Literal
 
-from dlm_jax.aot.hlo import CHANNEL, KINDS, LOOP, SHAPE, Computation, parse, shape_bytes, trips
+from dlm_jax.aot.hlo import CHANNEL, KINDS, LOOP, OPERATION, SHAPE, Computation, parse, received, shape_bytes, trips
 
 OPCODE = re.compile(r"[\s)}\]]([a-z][a-z0-9-]*)\(")
 CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 CALLED = re.compile(r"(?:calls|to_apply|called_computations|branch_computations)=\{?%?([\w.-]+)")
 OPERAND = re.compile(r"%([\w.-]+)")
 NAME = re.compile(r'op_name="([^"]*)"')
+PRODUCTS = ("convolution", "dot")
+KERNELS = ("tpu_custom_call", "mosaic_gpu")  # what our kernels are called through
 MEMORY_MOVES = ("copy", "slice", "dynamic-slice")  # whose -start and -done are within the chip
 
 
@@ -39,13 +41,14 @@ class Loop:
 
 
 def read_program(text: str) -> tuple[Event | Loop, ...]:
-    """The operations of a compiled program that take time, from its text."""
+    """The operations of a compiled TPU program that take time, from its text."""
     computations, entry = parse(text)
-    return _Reader(computations).operations(entry)
+    return Reader(computations).operations(entry)
 
 
-class _Reader:
-    """Walks through the computations of a program in the order in which they run."""
+class Reader:
+    """Walks through the computations of a program in the order in which they run. The methods `cycles` and `sort` are a
+    compiler's own: these are for TPUs."""
 
     def __init__(self, computations: dict[str, Computation]) -> None:
         self.computations = computations
@@ -54,7 +57,8 @@ class _Reader:
     def operations(self, name: str) -> tuple[Event | Loop, ...]:
         """Those of a computation and of what it calls."""
         lines, found = self.computations.get(name, {}), list[Event | Loop]()
-        started: dict[str, tuple[str, str]] = {}  # by the instruction that passes it on: its kind, and what started it
+        # By the instruction that passes it on: its kind, what started it, and its bytes if they are known by then.
+        started: dict[str, tuple[str, str, int]] = {}
         carried = {instruction: inner for instruction, line in lines.items() if opcode(line) == "fusion"
                    and (inner := self._collective(line))}
         pieces = [channel_of(inner) for inner in carried.values()]
@@ -68,18 +72,19 @@ class _Reader:
             elif instruction in carried:
                 found += self._fused(line, carried[instruction], pieces, name)
             elif operation == base or base in MEMORY_MOVES:
-                found += self._single(operation, line, instruction)
+                found += self._single(operation, line, instruction, lines)
             elif operation.endswith("-start"):
                 if inner := self._collective(line, base):
-                    started[instruction] = opcode(inner).removesuffix("-start"), f"{name} {instruction}"
-                    found.append(Event(started[instruction][0], origin(line), part="start",
-                                       transfer=started[instruction][1]))
+                    kind, transfer = opcode(inner).removesuffix("-start"), f"{name} {instruction}"
+                    stated = OPERATION.search(line)
+                    started[instruction] = kind, transfer, received(stated, line) if stated else 0
+                    found.append(Event(kind, origin(line), part="start", transfer=transfer))
             elif passed := next((operand for operand in OPERAND.findall(line) if operand in started), None):
-                kind, transfer = started.pop(passed)
+                kind, transfer, size = started.pop(passed)
                 if operation.endswith("-update"):
-                    started[instruction] = kind, transfer
+                    started[instruction] = kind, transfer, size
                 else:
-                    found.append(Event(kind, origin(line), size=size_of(line), part="done", transfer=transfer))
+                    found.append(Event(kind, origin(line), size=size or size_of(line), part="done", transfer=transfer))
         return tuple(found)
 
     def _fused(self, line: str, inner: str, pieces: list[str], name: str) -> Iterator[Event]:
@@ -90,8 +95,8 @@ class _Reader:
         if transfer not in self.underway:
             self.underway.add(transfer)
             yield Event(kind, origin(inner), part="start", transfer=transfer)
-        if estimate := CYCLES.search(line):
-            yield Event(self._sort("fusion", line), origin(line), int(estimate[1]))
+        if cycles := self.cycles(line, self.computations[name]):
+            yield Event(self.sort("fusion", line), origin(line), cycles)
         pieces.remove(channel)
         if channel not in pieces:
             self.underway.discard(transfer)
@@ -102,23 +107,30 @@ class _Reader:
         count = trips(line, self.computations.get(condition, {}), self.computations.get(body, {}))
         return Loop(count, self.operations(body))
 
-    def _single(self, operation: str, line: str, instruction: str) -> list[Event]:
+    def _single(self, operation: str, line: str, instruction: str, lines: Computation) -> list[Event]:
         """An operation that the core runs from its beginning to its end."""
-        estimate = CYCLES.search(line)
-        cycles, name = int(estimate[1]) if estimate else 0, origin(line)
-        if operation == "custom-call" and "tpu_custom_call" in line:
-            traced = name.removesuffix("/pallas_call").rpartition("/")[2]
+        name = origin(line)
+        if operation == "custom-call" and any(target in line for target in KERNELS):
+            traced = name.removesuffix("/pallas_call").removesuffix("/mpmd_map").rpartition("/")[2]
             return [Event("kernels", traced or instruction.rstrip(".0123456789"))]
-        inner = self._collective(line)
+        inner, cycles = self._collective(line), self.cycles(line, lines)
         return ([Event(opcode(inner), name, size=size_of(line))] if inner else []) + (
-            [Event(self._sort(operation, line), name, cycles)] if cycles else [])
+            [Event(self.sort(operation, line), name, cycles)] if cycles else [])
 
-    def _sort(self, operation: str, line: str) -> str:
+    def cycles(self, line: str, lines: Computation) -> int:
+        """How many cycles an instruction among `lines` takes; 0 if it takes none, or none are known."""
+        estimate = CYCLES.search(line)
+        return int(estimate[1]) if estimate else 0
+
+    def sort(self, operation: str, line: str) -> str:
         """What an operation is: a product of matrices, a copy, or something else."""
         if operation.startswith("copy"):
             return "copies"
-        inside = [part for called in CALLED.findall(line) for part in self.computations.get(called, {}).values()]
-        return "products" if any(opcode(part) in ("convolution", "dot") for part in (line, *inside)) else "other"
+        return "products" if any(opcode(part) in PRODUCTS for part in (line, *self.inside(line))) else "other"
+
+    def inside(self, line: str) -> list[str]:
+        """The instructions of what an instruction calls."""
+        return [part for called in CALLED.findall(line) for part in self.computations.get(called, {}).values()]
 
     def _collective(self, line: str, operation: str = "", depth: int = 3) -> str | None:
         """The instruction of the collective that one is or, a few calls deep, contains; None if it is none."""
@@ -127,8 +139,7 @@ class _Reader:
             return line
         if operation not in ("fusion", "async", "call", "custom-call") or not depth:
             return None
-        parts = [part for called in CALLED.findall(line) for part in self.computations.get(called, {}).values()]
-        return next((inner for part in parts if (inner := self._collective(part, depth=depth - 1))), None)
+        return next((inner for part in self.inside(line) if (inner := self._collective(part, depth=depth - 1))), None)
 
 
 def opcode(line: str) -> str:

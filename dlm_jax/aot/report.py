@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dlm_jax.aot.estimate import TILE_CYCLES, estimate
+from dlm_jax.aot.gpu_program import read_gpu_program
 from dlm_jax.aot.hlo import collective_bytes
 from dlm_jax.aot.program import Event, Loop, read_program
 from dlm_jax.aot.timeline import pace_of, page
@@ -106,7 +107,7 @@ def shape_of(config: Config) -> ModelConfig:
 def aot(config: Config, topology: str, slices: int = 1, timeline: str | Path | None = None) -> Report:
     """Compiles the training step of `config` for `topology`, such as `v5p:4x4x4` (times `slices`) or `h200:8`.
 
-    timeline: a page to write, with what a layer's time goes into (TPUs only).
+    timeline: a page to write, with what a layer's time goes into.
     On TPUs a step that does not fit has no program, so its code size and collectives are unknown. Raises `UserError`
     for an unknown topology, a mesh that does not fit it, or where its compiler is not installed.
     """
@@ -119,9 +120,9 @@ def aot(config: Config, topology: str, slices: int = 1, timeline: str | Path | N
     if peak is None:
         raise UserError(f"the memory of a '{kind}' is not known; choose another generation")
     if timeline is not None:
-        check_timeline(Path(timeline), kind)
+        check_timeline(Path(timeline))
     memory, text = compile_step(config, model, found)
-    sent, program = collective_bytes(text), read_program(text) if kind in TILE_CYCLES else ()
+    sent, program = collective_bytes(text), read_compiled(text, found[0], peak)
     chips = len({(*getattr(device, "coords", (device.id,)), getattr(device, "slice_index", 0)) for device in found})
     flops, times = roofline(config, model, memory, sent, len(found), peak)
     report = Report(
@@ -143,10 +144,8 @@ def mesh_text(config: Config, count: int) -> str:
     return " ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "fsdp=1"
 
 
-def check_timeline(file: Path, kind: str) -> None:
-    """Raises `UserError` where no timeline can be drawn, or written to `file`."""
-    if kind not in TILE_CYCLES:
-        raise UserError(f"a timeline needs the estimates of the TPU compiler, and '{kind}' is no TPU; leave it out")
+def check_timeline(file: Path) -> None:
+    """Raises `UserError` where no timeline can be written to `file`."""
     if not file.parent.is_dir() or file.is_dir():
         raise UserError(f"cannot write {file}; name a file in a directory that exists")
 
@@ -158,9 +157,12 @@ def write_timeline(file: Path, program: Sequence[Event | Loop], report: Report, 
         raise UserError(f"the step needs {report.peak_gib:.1f} GiB of {report.capacity_gib:.0f}, so there is no "
                         "program to draw; leave out the timeline to see its memory")
     title = f"{config.model.base}, {config.recipe.name}, on {report.topology}"
-    summary = (f"A step takes {report.seconds_step:.3g} s by the compiler's estimates, at {report.mfu:.0%} of the peak "
-               f"in useful operations (MFU). {report.global_batch_size} records of {config.data.seq_length} tokens on "
-               f"{report.devices} devices, {report.grad_accum_steps} micro-batches, remat {report.remat}.")
+    time = (f"{report.seconds_step:.3g} s by the compiler's estimates, at" if kind in TILE_CYCLES else
+            f"at least {report.seconds_step:.3g} s, with everything at the GPU's peak, at most")
+    batches = f"{report.grad_accum_steps} micro-batch{'es' if report.grad_accum_steps > 1 else ''}"
+    summary = (f"A step takes {time} {report.mfu:.0%} of the peak in useful operations (MFU). "
+               f"{report.global_batch_size} records of {config.data.seq_length} tokens on {report.devices} devices, "
+               f"{batches}, remat {report.remat}.")
     write_text(file, page(title, summary, program, pace_of(config, model, report.devices, kind)))
 
 
@@ -182,6 +184,13 @@ def compile_step(config: Config, model: ModelConfig, found: list[Any]) -> tuple[
         except jax.errors.JaxRuntimeError as error:
             return out_of_memory(error, (state, rows, rows)), ""
     return Memory.of(compiled.memory_analysis()), compiled.as_text()
+
+
+def read_compiled(text: str, device: Any, peak: DeviceSpec) -> tuple[Event | Loop, ...]:
+    """The operations of a program that was compiled for such a device, from its text; none of an empty one."""
+    if not text:
+        return ()
+    return read_gpu_program(text, peak) if platform_of(device) == "cuda" else read_program(text)
 
 
 def abstract_arguments(config: Config, model: ModelConfig,

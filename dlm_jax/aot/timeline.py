@@ -18,6 +18,7 @@ COLORS = {"products": "#1b7f5c", "kernels": "#4c78a8", "copies": "#d08327", "oth
           "collectives": "#8c6bb1"}
 LABELS = {"products": "products of matrices", "kernels": "attention kernels", "copies": "copies",
           "other": "other fusions", "waiting": "waiting for a collective", "collectives": "a collective on its way"}
+BACKWARD_KERNELS = ("attention_backward", "d_queries_kernel", "d_keys_kernel")
 WIDTH, CORE, LINK = 1000, 44, 14  # of a drawing, of the core's row and of a row of transfers, in pixels
 SHORT = 0.003  # neighbors below this share of the trip are drawn as one bar
 
@@ -71,9 +72,9 @@ class Trip(NamedTuple):
 
 
 def pace_of(config: Config, model: ModelConfig, count: int, kind: str) -> Pace:
-    """That of a step on `count` TPUs of a kind that has estimates."""
+    """That of a step on `count` devices of a kind whose peaks are known."""
     peak = device_spec(kind)
-    assert peak is not None and peak.clock is not None
+    assert peak is not None
     return Pace(peak.clock, peak.interconnect_bandwidth, kernel_run(config, model, count, kind, peak))
 
 
@@ -113,7 +114,7 @@ def layers(program: Sequence[Event | Loop], runs: int = 1) -> Iterator[tuple[int
 
 def direction(events: Sequence[Event]) -> str:
     """Whether a layer runs forward or backward, by its kernels."""
-    return "backward" if any(event.name.startswith("attention_backward") for event in events) else "forward"
+    return "backward" if any(event.name.startswith(BACKWARD_KERNELS) for event in events) else "forward"
 
 
 def merged(bars: Sequence[Bar], total: float) -> list[Bar]:

@@ -21,14 +21,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="find the model.remat, train.grad_accum_steps and mesh that fit and run fastest (compiles "
                              "dozens of programs)")
     parser.add_argument("--timeline", metavar="FILE",
-                        help="write a page that shows where a layer's time goes, forward and backward (TPUs)")
+                        help="write a page that shows where a layer's time goes, forward and backward")
     parser.add_argument("--task", choices=("train", "sample"), default="train",
                         help="what to plan: the training step (default), or sampling from its model in bf16")
     parser.add_argument("--batch", type=integer_at_least(1), metavar="N", help="sequences to sample (default 8)")
     parser.add_argument("--length", type=integer_at_least(2), metavar="N",
                         help="tokens of a sequence to sample, half of them prompt (default 2048)")
     parser.add_argument("--tensor", type=integer_at_least(1), metavar="N",
-                        help="devices that hold the weights together in sampling (default 1)")
+                        help="devices that share each weight by heads and columns in sampling (default 1)")
+    parser.add_argument("--fsdp", type=integer_at_least(1), metavar="N",
+                        help="devices that gather the weights of each layer from each other in sampling (default 1)")
     parser.epilog = ("Override keys of the config as for `train`. The shapes of these bases are known, so they need "
                      f"not be downloaded: {', '.join(SHAPES)}.")
 
@@ -39,7 +41,7 @@ def run(a: Arguments) -> dict[str, Any]:
     from dlm_jax.aot.search import search
     from dlm_jax.config import load_config
     config = load_config(a.config, a.overrides)
-    chosen = {name: value for name in ("batch", "length", "tensor") if (value := getattr(a, name)) is not None}
+    chosen = {name: value for name in ("batch", "length", "tensor", "fsdp") if (value := getattr(a, name)) is not None}
     if a.task == "sample":
         if a.search or a.timeline or a.slices > 1:
             raise UserError("--search, --timeline and --slices are for the training step; leave them out to plan "

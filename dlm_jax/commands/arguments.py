@@ -70,6 +70,13 @@ def add_tensor_flag(parser: argparse.ArgumentParser) -> None:
                         help="devices of this host that hold the weights together, where one cannot (default 1)")
 
 
+def add_fsdp_flag(parser: argparse.ArgumentParser) -> None:
+    """How many devices gather the weights from each other."""
+    parser.add_argument("--fsdp", type=integer_at_least(1), default=1, metavar="N",
+                        help="the same for large batches: devices of this host that have texts of their own and gather "
+                             "the weights of each layer from each other (default 1)")
+
+
 def add_seed_flag(parser: argparse.ArgumentParser) -> None:
     """The seed of all draws."""
     parser.add_argument("--seed", type=integer_at_least(0), default=0, metavar="N", help="random seed (default 0)")

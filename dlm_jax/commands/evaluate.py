@@ -14,6 +14,7 @@ from dlm_jax.commands.arguments import (
     TEXT_FIELD_HELP,
     Arguments,
     add_decoding_flags,
+    add_fsdp_flag,
     add_seed_flag,
     add_tensor_flag,
     integer_at_least,
@@ -63,6 +64,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                         help="run the programs that the model writes for humaneval_..., confined: without files, "
                              "processes and network")
     add_tensor_flag(parser)
+    add_fsdp_flag(parser)
     harness = parser.add_argument_group("tasks of lm-evaluation-harness, which needs pip install 'dlm-jax[eval]'")
     harness.add_argument("--against", metavar="MODEL",
                          help="ask this model the same and say where the difference exceeds noise, such as the "
@@ -98,7 +100,7 @@ def run(a: Arguments) -> dict[str, Any]:
     documents: Iterator[str] = iter(())
     if own:
         documents = iter((text_or_stdin("-"),)) if a.text == ["-"] else read_documents(a.text, a.text_field)
-    lm = load(a.model, a.tensor)
+    lm = load(a.model, a.tensor, a.fsdp)
     texts = list(itertools.islice(documents, a.limit))
     with in_mesh_of(lm.params):
         results = {task: likelihood_of(lm, task, texts, a) for task in own}
@@ -138,7 +140,7 @@ def generated_and_asked(lm: Any, a: Arguments, out: Path | None) -> dict[str, An
     from dlm_jax.language_model import load
     results = {task: infilling_result(lm, task, a) for task in a.tasks if task in INFILLING}
     if GENERATIVE in a.tasks:
-        results[GENERATIVE] = generative_result(lm, load(a.judge, a.tensor), a)
+        results[GENERATIVE] = generative_result(lm, load(a.judge, a.tensor, a.fsdp), a)
     return results | (harness_results(lm, harness_tasks(a), a, out) if harness_tasks(a) else {})
 
 
@@ -228,7 +230,7 @@ def harness_results(lm: Any, tasks: list[str], a: Arguments, out: Path | None) -
         return results
     from dlm_jax.harness.compare import compare
     from dlm_jax.language_model import load
-    theirs, their_samples = asked(load(a.against, a.tensor), None if out is None else out / "against")
+    theirs, their_samples = asked(load(a.against, a.tensor, a.fsdp), None if out is None else out / "against")
     differences = {task: compare(samples[task], their_samples[task]) for task in samples}
     return {**results, "against": theirs, "difference": {
         task: {name: {**found._asdict(), "exceeds_noise": found.exceeds_noise} for name, found in each.items()}

@@ -8,6 +8,7 @@ from typing import Any
 from dlm_jax.commands.arguments import (
     MODEL_HELP,
     Arguments,
+    add_fsdp_flag,
     add_sampling_flags,
     add_tensor_flag,
     integer_at_least,
@@ -37,6 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", type=unicode_text, metavar="TOKEN",
                         help="token that ends a text (default: the model's own)")
     add_tensor_flag(parser)
+    add_fsdp_flag(parser)
     add_sampling_flags(parser)
 
 
@@ -46,7 +48,7 @@ def run(a: Arguments) -> dict[str, Any]:
         return run_file(a)
     from dlm_jax.commands.show_sample import recording, settings_of, show_sample
     from dlm_jax.language_model import load
-    lm = load(a.model, a.tensor)
+    lm = load(a.model, a.tensor, a.fsdp)
     with recording(lm, a) as recorder:
         sample = lm.sample(a.prompt, max_tokens=a.max_tokens, stop=a.stop, callback=recorder, **settings_of(a))
     return show_sample(lm, sample, recorder, a)
@@ -65,7 +67,7 @@ def run_file(a: Arguments) -> dict[str, Any]:
     from dlm_jax.commands.show_sample import settings_of
     from dlm_jax.language_model import load
     from dlm_jax.sampling.settings import Settings
-    lm = load(a.model, a.tensor).ending_with(a.stop)
+    lm = load(a.model, a.tensor, a.fsdp).ending_with(a.stop)
     settings, host = Settings(**settings_of(a)), (jax.process_index(), jax.process_count())
     content = stdin_bytes() if a.prompts == "-" else content_of(Path(a.prompts))
     with count_progress("served") as progress:

@@ -135,11 +135,12 @@ def forward_planned(params: Params, tokens: Tokens, positions: Int[Array, "#b n"
             k, v = (read_layer(x, index).reshape(*x.shape[1:3], *k.shape[2:]) for x in (new.k, new.v))
             return attend(q, k, v, plan), new
 
-        return layer(x, w, positions, config, attend_cache, gate), None
+        x, cache = layer(x, gather_weights(w, config, "layers"), positions, config, attend_cache, gate)
+        return (shard_tokens(x), cache), None
 
     params = cast(params, cache.k.dtype)
     layers = jnp.arange(config.depth), merge_heads(params["layers"], config, "layers")
-    x = embed(params, tokens, positions, gate)
+    x = shard_tokens(embed(params, tokens, positions, gate))
     (x, cache), _ = jax.lax.scan(body, (x, cache), layers)
     return norm(x, params["final_norm"], config), cache
 

@@ -13,12 +13,12 @@ class DeviceSpec:
     memory: float  # bytes
     bandwidth: float  # bytes per second from that memory
     interconnect_bandwidth: float  # bytes per second that it can send to its neighbors
-    flops_per_cycle: int | None = None  # bf16 operations of its matrix units
+    flops_per_cycle: int  # bf16 operations of its matrix units
 
     @property
-    def clock(self) -> float | None:
-        """Cycles per second, where known."""
-        return self.flops / self.flops_per_cycle if self.flops_per_cycle else None
+    def clock(self) -> float:
+        """Cycles per second."""
+        return self.flops / self.flops_per_cycle
 
 
 GIB = 2**30
@@ -29,9 +29,9 @@ DEVICE_SPECS = {
     "TPU v5": DeviceSpec(459e12, 95 * GIB, 2.765e12, 600e9, 2 * 4 * 2 * 128**2),
     "TPU v6 lite": DeviceSpec(918e12, 32 * GIB, 1.640e12, 448e9, 4 * 2 * 256**2),
     "TPU7x": DeviceSpec(1155e12, 96 * GIB, 3.690e12, 600e9, 4 * 2 * 256**2),
-    "NVIDIA A100-SXM4-80GB": DeviceSpec(312e12, 80e9, 2.039e12, 300e9),
-    "NVIDIA H100 80GB HBM3": DeviceSpec(989e12, 80e9, 3.350e12, 450e9),
-    "NVIDIA H200": DeviceSpec(989e12, 141e9, 4.800e12, 450e9),
+    "NVIDIA A100-SXM4-80GB": DeviceSpec(312e12, 80e9, 2.039e12, 300e9, 108 * 2048),
+    "NVIDIA H100 80GB HBM3": DeviceSpec(989e12, 80e9, 3.350e12, 450e9, 132 * 4096),
+    "NVIDIA H200": DeviceSpec(989e12, 141e9, 4.800e12, 450e9, 132 * 4096),
 }
 
 

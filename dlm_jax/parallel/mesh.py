@@ -79,13 +79,15 @@ def local_mesh(batch: int) -> Mesh | None:
     return Mesh(np.asarray(jax.local_devices()[:count]), ("batch",)) if count > 1 else None
 
 
-def tensor_mesh(tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The devices of this host as groups of `tensor` that share each weight by heads and columns, for sampling; a batch
-    is split over the groups. Raises `UserError` where the groups do not come out even."""
+def sampling_mesh(tensor: int, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices of this host as groups of `fsdp` x `tensor` that hold the weights together, for sampling: `tensor`
+    devices share each weight by heads and columns, `fsdp` by its width, and gather it for one layer after the other.
+    A batch is split over all but `tensor`. Raises `UserError` where the groups do not come out even."""
     devices = jax.local_devices() if devices is None else devices
-    if tensor < 1 or len(devices) % tensor:
-        raise UserError(f"tensor {tensor} does not divide the {len(devices)} devices; choose a divisor of that")
-    grid = np.asarray(devices).reshape(-1, 1, 1, tensor)
+    if min(tensor, fsdp) < 1 or len(devices) % (fsdp * tensor):
+        raise UserError(f"fsdp {fsdp} x tensor {tensor} does not divide the {len(devices)} devices; choose a divisor "
+                        "of that")
+    grid = np.asarray(devices).reshape(-1, fsdp, 1, tensor)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 4)
 
 

@@ -16,7 +16,7 @@ from dlm_jax.models.diffusion_spec import DiffusionSpec
 from dlm_jax.models.padding import next_power_of_two
 from dlm_jax.models.sharding import mesh_of
 from dlm_jax.models.weights import Params
-from dlm_jax.parallel.mesh import local_mesh
+from dlm_jax.parallel.mesh import batch_axes, local_mesh
 from dlm_jax.sampling.engine import run
 from dlm_jax.sampling.requests import Request, check, check_left_to_right, check_suppressed
 from dlm_jax.sampling.sample import BatchCost, Sample, peak_bytes
@@ -45,7 +45,8 @@ def generate(params: Params, config: ModelConfig, spec: DiffusionSpec, requests:
     if not requests:
         return []
     if callback and mesh_of(params):
-        raise UserError("a text is watched on one device, and this model is spread over several; leave out tensor")
+        raise UserError("a text is watched on one device, and this model is spread over several; leave out tensor "
+                        "and fsdp")
     canvas, keys, sampler = prepare(config, spec, requests, settings, numbers, callback)
     mesh = mesh_of(params) or (None if callback else local_mesh(len(canvas.tokens)))
     trace, seconds = run_timed(params, canvas, keys, sampler, config, anonymous(spec), mesh)
@@ -112,18 +113,14 @@ def run_timed(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: S
     weights are spread over."""
     if mesh is not None and "tensor" in mesh.shape:
         with jax.set_mesh(mesh):
-            canvas, keys, sampler = jax.device_put((canvas, keys, sampler), by_replica(mesh, len(canvas.tokens)))
+            by_row = NamedSharding(mesh, PartitionSpec(batch_axes(len(canvas.tokens))))
+            canvas, keys, sampler = jax.device_put((canvas, keys, sampler), by_row)
             return run_timed_here(params, canvas, keys, sampler, config, spec, None)
     if mesh is not None:
         params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
         by_sequence = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
         canvas, keys, sampler = jax.device_put((canvas, keys, sampler), by_sequence)
     return run_timed_here(params, canvas, keys, sampler, config, spec, mesh)
-
-
-def by_replica(mesh: Mesh, batch: int) -> NamedSharding:
-    """A batch split over the groups of devices that hold a model together, or copied where they do not divide it."""
-    return NamedSharding(mesh, PartitionSpec("replica" if batch % mesh.shape["replica"] == 0 else None))
 
 
 def run_timed_here(params: Params, canvas: Canvas, keys: Key[Array, " b"], sampler: Sampler, config: ModelConfig,

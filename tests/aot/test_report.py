@@ -121,6 +121,8 @@ def test_the_step_compiles_for_the_gpus_of_one_host_or_several(topology, count, 
     assert report.fits and 0 < report.arguments_gib + report.temporaries_gib <= report.peak_gib < report.capacity_gib
     assert report.devices == report.chips == count
     assert bool(report.collective_gib) == (count > 1)
+    assert report.seconds_step > report.spent["products"] > 0 and 0 < report.mfu < 1
+    assert 0 < report.copies_share < 1 and 0 <= report.hidden_share <= 1
 
 
 # GiB of one of four chips, by jax 0.10.2 with its libtpu: two layers of DiffuGPT-M in fp32 with their moments, and what

@@ -6,7 +6,7 @@ import pytest
 
 from dlm_jax.aot import sampling
 from dlm_jax.aot.estimate import time_spent
-from dlm_jax.aot.program import Event, Loop, read_program
+from dlm_jax.aot.program import Event, Loop
 from dlm_jax.aot.sampling import aot_sampling, loops_over_layers
 from dlm_jax.commands.main import main
 from dlm_jax.config import load_config
@@ -20,8 +20,9 @@ needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
 @needs_compiler
 def test_devices_that_share_a_model_each_hold_their_part_of_it(tiny_run):
     config = load_config("tiny", tiny_run)
-    whole, shared = (aot_sampling(config, "v5e:2x2", batch=4, length=32, tensor=tensor) for tensor in (1, 2))
-    assert whole.fits and shared.fits and shared.arguments_gib < whole.arguments_gib
+    whole, shared, gathered = (aot_sampling(config, "v5e:2x2", batch=4, length=32, tensor=tensor, fsdp=fsdp)
+                               for tensor, fsdp in ((1, 1), (2, 1), (1, 4)))
+    assert whole.fits and shared.fits and gathered.arguments_gib < shared.arguments_gib < whole.arguments_gib
     assert shared.seconds_forward > shared.least_seconds_forward > 0
     assert shared.tokens_per_second == pytest.approx(4 / shared.seconds_forward)
 
@@ -31,11 +32,11 @@ def test_devices_that_share_a_model_each_hold_their_part_of_it(tiny_run):
 @pytest.mark.parametrize("topology, tensor", [("v5e:2x4", 8), ("v6e:2x2", 4)])
 def test_a_step_copies_neither_the_cache_nor_weights(topology, tensor, monkeypatch):
     """Of Qwen3-8B, where a copy of the cache in each layer would take longer than the products."""
-    texts = []
-    monkeypatch.setattr(sampling, "seconds_forward", lambda text, depth, peak: texts.append((text, depth, peak)))
+    found = []
+    monkeypatch.setattr(sampling, "seconds_forward", lambda program, depth, peak: found.append((program, depth, peak)))
     aot_sampling(load_config("efficient_dlm_8b", ["recipe.block_size=1"]), topology, 1, 1024, tensor)
-    [(text, depth, peak)] = texts
-    _, step = max(loops_over_layers(read_program(text), depth), key=lambda found: found[0])
+    [(program, depth, peak)] = found
+    _, step = max(loops_over_layers(program, depth), key=lambda found: found[0])
     spent, _ = time_spent(step.body, peak, lambda name: 0.0)
     assert spent["copies"] < 0.05 * sum(spent.values())
 

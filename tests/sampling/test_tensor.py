@@ -15,9 +15,10 @@ PROGRAM = """
 import json, sys
 from dlm_jax.language_model import load
 
-whole, spread = load(sys.argv[1]), load(sys.argv[1], tensor=2)
+tensor, fsdp = map(int, sys.argv[3:])
+whole, spread = load(sys.argv[1]), load(sys.argv[1], tensor, fsdp)
 shard = spread.params["layers"]["attention"]["q"]["weight"].addressable_shards[0].data
-assert shard.shape[2] * 2 == spread.config.heads
+assert shard.shape[1:3] == (spread.config.width // fsdp, spread.config.heads // tensor)
 prompts = ["the cat", "a dog sat", "under", "it was all"]
 for settings in json.loads(sys.argv[2]):
     texts = [[(s.tokens, s.nfe) for s in lm.sample(prompts, max_tokens=12, **settings)] for lm in (whole, spread)]
@@ -39,18 +40,18 @@ def model(base, tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_texts_are_those_of_one_device(model, devices):
+@pytest.mark.parametrize("devices, tensor, fsdp", [(2, 2, 1), (4, 2, 1), (2, 1, 2), (4, 2, 2)])
+def test_texts_are_those_of_one_device(model, devices, tensor, fsdp):
     ways = [{"unmasking": "threshold:0.5", "temperature": 0.8, "seed": 3}, {"unmasking": "confidence", "cache": "none"}]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(model), json.dumps(ways)], env=environment,
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(model), json.dumps(ways), str(tensor), str(fsdp)],
+                          env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "is spread over several; leave out tensor" in done.stdout
+    assert "is spread over several; leave out tensor and fsdp" in done.stdout
 
 
 def test_devices_that_do_not_come_out_even_are_an_error(model):
-    with pytest.raises(UserError, match="tensor 3 does not divide the 1 devices"):
+    with pytest.raises(UserError, match="fsdp 1 x tensor 3 does not divide the 1 devices"):
         load(model, tensor=3)
 
 
@@ -58,14 +59,15 @@ def test_a_model_spread_over_devices_has_the_likelihoods_of_one_device(model, tm
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps({"text": "the cat sat on the mat " * n}) + "\n" for n in (1, 3)))
     found = []
-    for tensor in ("1", "2"):
-        command = ["eval", model, "--tasks", "nelbo,ar_nll", "--text", text, "--tensor", tensor, "--json"]
+    for flags in ([], ["--tensor", "2"], ["--fsdp", "2"]):
+        command = ["eval", model, "--tasks", "nelbo,ar_nll", "--text", text, *flags, "--json"]
         done = subprocess.run([sys.executable, "-m", "dlm_jax", *map(str, command)], capture_output=True, text=True,
                               env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"})
         assert done.returncode == 0, done.stderr[-2000:]
         found.append(json.loads(done.stdout.splitlines()[-1]))
-    for task in ("nelbo", "ar_nll"):
-        assert found[1][task] == pytest.approx(found[0][task], rel=1e-5)
+    for spread in found[1:]:
+        for task in ("nelbo", "ar_nll"):
+            assert spread[task] == pytest.approx(found[0][task], rel=1e-5)
 
 
 SERVED = """
