@@ -1,6 +1,7 @@
 """The time of a training step, estimated: the compiler's schedule, our kernels by theirs, and what the core waits for.
 
-Of GPUs the compiler says only the order, so there everything counts at the chip's peak: see `gpu_program.py`."""
+Of GPUs the compiler says only the order, so there everything counts at the chip's peak: see `gpu_program.py`.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple

@@ -71,12 +71,11 @@ def fusion_bytes(inner: Computation) -> int:
 def bytes_read(name: str, inner: Computation) -> int:
     """Of what a fusion calls `name`, the bytes that it reads."""
     total = 0
-    for line in inner.values():
+    for user, line in inner.items():
         if name in (names := operands(line)):
             operation, first = opcode(line), names[0] == name
-            if operation == "bitcast":
-                passed = next((other for other, text in inner.items() if text is line), "")
-                total += bytes_read(passed, inner) if passed != ROOT else size_of(line)
+            if operation == "bitcast" and user != ROOT:
+                total += bytes_read(user, inner)
             elif operation == "dynamic-slice" and first:
                 total += size_of(line)
             elif not (operation == "dynamic-update-slice" and first):

@@ -157,10 +157,10 @@ def write_timeline(file: Path, program: Sequence[Event | Loop], report: Report, 
         raise UserError(f"the step needs {report.peak_gib:.1f} GiB of {report.capacity_gib:.0f}, so there is no "
                         "program to draw; leave out the timeline to see its memory")
     title = f"{config.model.base}, {config.recipe.name}, on {report.topology}"
-    time = (f"{report.seconds_step:.3g} s by the compiler's estimates, at" if kind in TILE_CYCLES else
-            f"at least {report.seconds_step:.3g} s, with everything at the GPU's peak, at most")
+    takes = (f"{report.seconds_step:.3g} s by the compiler's estimates, at" if kind in TILE_CYCLES else
+             f"at least {report.seconds_step:.3g} s, with everything at the GPU's peak, at most")
     batches = f"{report.grad_accum_steps} micro-batch{'es' if report.grad_accum_steps > 1 else ''}"
-    summary = (f"A step takes {time} {report.mfu:.0%} of the peak in useful operations (MFU). "
+    summary = (f"A step takes {takes} {report.mfu:.0%} of the peak in useful operations (MFU). "
                f"{report.global_batch_size} records of {config.data.seq_length} tokens on {report.devices} devices, "
                f"{batches}, remat {report.remat}.")
     write_text(file, page(title, summary, program, pace_of(config, model, report.devices, kind)))
