@@ -19,6 +19,9 @@ NOT_RUN = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element", "pa
 MOVES = ("copy", "transpose", "reshape", "slice", "dynamic-slice", "dynamic-update-slice", "concatenate", "pad",
          *NOT_RUN)
 
+TAKES = ("dynamic-slice", "slice", "gather")  # of their first operand they read as much as they give
+IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # into their first operand they write this one
+
 
 def read_gpu_program(text: str, peak: DeviceSpec) -> tuple[Event | Loop, ...]:
     """The operations of a compiled GPU program that take time, from its text."""
@@ -76,9 +79,9 @@ def bytes_read(name: str, inner: Computation) -> int:
             operation, first = opcode(line), names[0] == name
             if operation == "bitcast" and user != ROOT:
                 total += bytes_read(user, inner)
-            elif operation == "dynamic-slice" and first:
+            elif operation in TAKES and first:
                 total += size_of(line)
-            elif not (operation == "dynamic-update-slice" and first):
+            elif not (operation in IN_PLACE and first):
                 return size_of(inner[name])
     return min(total, size_of(inner[name]))
 
@@ -87,9 +90,8 @@ def bytes_written(line: str, inner: Computation) -> int:
     """Bytes of a fusion's result that it writes."""
     if opcode(line) == "bitcast" and (names := operands(line)) and names[0] in inner:
         return bytes_written(inner[names[0]], inner)
-    if opcode(line) == "dynamic-update-slice":
-        return size_of(inner[operands(line)[1]])
-    return size_of(line)
+    written = IN_PLACE.get(opcode(line))
+    return size_of(line) if written is None else size_of(inner[operands(line)[written]])
 
 
 def operands(line: str) -> list[str]:

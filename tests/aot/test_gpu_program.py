@@ -2,8 +2,8 @@
 
 import pytest
 
-from dlm_jax.aot.gpu_program import read_gpu_program
-from dlm_jax.aot.hlo import collective_bytes
+from dlm_jax.aot.gpu_program import GpuReader, read_gpu_program
+from dlm_jax.aot.hlo import ROOT, collective_bytes
 from dlm_jax.aot.program import Event, Loop
 from dlm_jax.aot.schedule import Transfer, schedule_of
 from dlm_jax.parallel.device_specs import DeviceSpec
@@ -108,6 +108,18 @@ def test_a_transfer_has_its_whole_bytes_and_the_work_that_runs_meanwhile(program
                                   Transfer("reduce-scatter", 400 * 4, 3, 800)]
     waited, hidden = schedule.waiting(PEAK.interconnect_bandwidth, PEAK.clock)
     assert waited == 3 * (3200 - 800) and hidden == pytest.approx((2048 + 800) / (2048 + 3200))
+
+
+def test_of_what_is_scattered_and_gathered_in_place_only_the_rows_count():
+    line = "f32[50,16] fusion(%x), calls=%f"
+    cycles = []
+    for operation in ("gather(%x, %i), offset_dims={1}", "scatter(%x, %i, %u), to_apply=%add"):
+        given = "f32[4,16]" if operation.startswith("gather") else "f32[50,16]"
+        inner = {"x": "f32[50,16] parameter(0)", "i": "s32[4,1] parameter(1)", "u": "f32[4,16] parameter(2)"}
+        inner = {name: text for name, text in inner.items() if f"%{name}" in operation} | {ROOT: f"{given} {operation}"}
+        cycles.append(GpuReader({"f": inner}, PEAK).cycles(line, {}))
+    rows = 4 * 16 * 4
+    assert cycles == [2 * rows + 4 * 4, 2 * rows + 4 * 4]
 
 
 def test_a_started_sum_is_as_large_as_all_of_its_results():
