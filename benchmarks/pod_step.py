@@ -70,7 +70,7 @@ class Case:
     """One slice and model, and what each side is compiled with there."""
 
     slice: str
-    config: str  # of ours
+    config: str  # our name for the model and its recipe
     model: str  # MaxText's name for it
     records: int  # of LENGTH tokens, per chip; of two streams each counts twice
     ours: tuple[str, ...]  # remat policies to try

@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dlm_jax.aot.topology import GPUS
+
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS, HEAD = 6_476_005_376, 131_076_096  # parameters in the matrices of the 7B LLaMA of the weak-scaling table
 WEAK_SHARDS = 64  # chips that share one copy of that model
@@ -83,7 +85,7 @@ def estimates(r: dict) -> str:
     """What the schedule says, of GPUs as bounds: seconds of a step, MFU, copies and hidden traffic."""
     if r["seconds_step"] is None:  # it does not fit
         return " | ".join(["-"] * 4)
-    least, most = ("≥ ", "≤ ") if r["topology"].startswith(("h100", "h200")) else ("", "")
+    least, most = ("≥ ", "≤ ") if r["topology"].partition(":")[0] in GPUS else ("", "")
     return (f"{least}{r['seconds_step']:.3g} | {most}{r['mfu']:.0%} | {r['copies_share']:.1%} "
             f"| {r['hidden_share']:.0%}")
 

@@ -22,8 +22,6 @@ from dlm_jax.parallel.device_specs import DeviceSpec
 TILE_CYCLES = {"TPU v4": (2048, 5120), "TPU v5 lite": (2048, 5120), "TPU v5": (2048, 5120),
                "TPU v6 lite": (1524, 2471), "TPU7x": (1508, 2312)}
 CORES = {"TPU v4": 2, "TPU v5": 2}  # of a device; 1 for the others
-
-
 # Of our kernels on GPUs, products of matrices for each pair of a query and a key.
 GPU_PRODUCTS = {"forward_kernel": 2, "d_queries_kernel": 3, "d_keys_kernel": 4}
 
@@ -71,7 +69,7 @@ def kernel_seconds(run: Mapping[str, float], name: str) -> float:
 def kernel_run(config: Config, model: ModelConfig, count: int, kind: str, peak: DeviceSpec) -> dict[str, float]:
     """Seconds of each kernel, by its name, in one layer of one micro-batch: attention by its tiles, and what is
     made of queries and keys before by what is read and written, since that takes longer than the instructions (on
-    v5p they take up to a tenth longer)."""
+    v5p they take up to a tenth longer). On GPUs by the products alone."""
     records = config.train.global_batch_size / config.train.grad_accum_steps * (2 if config.recipe.complementary else 1)
     pairs = computed_pairs(config) * records / count * model.heads * model.head_dim  # each with a number of a head
     if kind not in TILE_CYCLES:

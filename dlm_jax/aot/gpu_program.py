@@ -13,12 +13,10 @@ from dlm_jax.aot.program import CALLED, Event, Loop, Reader, opcode, size_of
 from dlm_jax.parallel.device_specs import DeviceSpec
 
 CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
-PARAMETER = re.compile(r" parameter\((\d+)\)")
 NOT_RUN = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element", "partition-id", "")
 # What a fusion that only moves data consists of, beside the numbers that say where it goes.
 MOVES = ("copy", "transpose", "reshape", "slice", "dynamic-slice", "dynamic-update-slice", "concatenate", "pad",
          *NOT_RUN)
-
 TAKES = ("dynamic-slice", "slice", "gather")  # of their first operand they read as much as they give
 IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # into their first operand they write this one
 
@@ -66,7 +64,7 @@ def dot_flops(line: str, lines: Computation) -> int:
 def fusion_bytes(inner: Computation) -> int:
     """Bytes that a fusion reads and writes: of an array from which it takes slices only those, and of one that it
     updates in place only what is written."""
-    read = sum(bytes_read(name, inner) for name, line in inner.items() if PARAMETER.search(line))
+    read = sum(bytes_read(name, inner) for name, line in inner.items() if opcode(line) == "parameter")
     results = operands(inner[ROOT]) if opcode(inner[ROOT]) == "tuple" else [ROOT]
     return read + sum(bytes_written(inner[name], inner) for name in results)
 
