@@ -2,15 +2,17 @@
 
     python benchmarks/frontier.py records --workdir DIR --figure docs/frontier.png
     python benchmarks/frontier.py countdown --workdir DIR
+    python benchmarks/frontier.py records --workdir DIR --shape 192x8 --ar-steps 600
 
 records: a line of data becomes JSON, graded by exact match. countdown: reach a number from others by arithmetic,
-graded by a checker. For each seed the base is fine-tuned left to right, and the result is converted by `--recipe` on
-the same pairs. Both answer the same held-out questions, greedily: one at a time, and all in one batch. Times exclude
-compilation. Prints means and standard deviations over the seeds; also writes DIR/frontier.json. Resumes where it
-stopped if interrupted.
+graded by a checker. For each seed the base, or with --shape a model of random weights, is trained left to right, and
+the result is converted by `--recipe` on the same pairs. Both answer the same held-out questions, greedily: one at a
+time, and all in one batch. Times exclude compilation. Prints means and standard deviations over the seeds; also writes
+DIR/frontier.json. Resumes where it stopped if interrupted.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import platform
@@ -22,6 +24,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from finetune import CONFIG, countdown, end_tokens
+from forward_width import llama
 from train_step import processor
 
 from dlm_jax.adapt import adapt
@@ -30,6 +33,7 @@ from dlm_jax.data.contacts import contacts
 from dlm_jax.data.pairs import prepare_pairs
 from dlm_jax.diffusion.recipes import RECIPES
 from dlm_jax.language_model import LanguageModel, load
+from dlm_jax.models.weights import init
 from dlm_jax.sampling.sample import Sample
 from dlm_jax.sampling.settings import Settings
 from dlm_jax.training.rewards import reaches_target
@@ -48,6 +52,15 @@ TASKS: dict[str, tuple[Callable[[int], list[Pair]], Callable[[Pair, str], bool]]
     "records": (lambda count: list(itertools.islice(contacts(0), count)), lambda pair, text: text == pair[1]),
     "countdown": (countdown_pairs, lambda pair, text: reaches_target(pair[0], text)),
 }
+
+
+def random_base(shape: str, workdir: Path) -> Path:
+    """Saves a model of random weights, "widthxdepth", with the bundled tokenizer, and returns where."""
+    directory, config = workdir / "base", llama(*map(int, shape.split("x")))
+    if not directory.exists():
+        bundled = load("bundled")
+        dataclasses.replace(bundled, params=init(config, jax.random.key(0)), config=config).save(directory)
+    return directory
 
 
 def train(recipe: str, base: str | Path, steps: int, pairs: list[Pair], seed: int, a: argparse.Namespace
@@ -135,6 +148,7 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--base", default="bundled")
+    parser.add_argument("--shape", help="start from random weights of this width and depth, such as 192x8")
     parser.add_argument("--recipe", default="hybrid_shifted")
     parser.add_argument("--strategies", default="threshold:0.5,threshold:0.9,threshold:0.99,speculate,speculate:4")
     parser.add_argument("--seeds", type=int, default=3)
@@ -148,6 +162,7 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=20, help="of these, how many are also answered alone, three times")
     parser.add_argument("--figure", type=Path, help="where to draw it")
     a = parser.parse_args()
+    a.base = random_base(a.shape, a.workdir) if a.shape else a.base
     pairs = TASKS[a.task][0](a.train + a.test)
     test, train_pairs = pairs[:a.test], pairs[a.test:]
     seeds = [run_seed(seed, train_pairs, test, a) for seed in range(a.seeds)]

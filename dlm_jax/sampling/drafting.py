@@ -68,44 +68,47 @@ def likeliest_outcomes(first: Int[Array, " b"], draft: Draft, size: int, count: 
 
 
 @shape_checked
-def verify_and_draft(model: CanvasModel, tokens: Int[Array, "b n"], start: Int[Array, " b"], outcomes: Outcomes,
-                     cache: Cache) -> tuple[Float[Array, "b w d"], Float[Array, "b m w d"], Cache]:
-    """Hidden states of the clean block at `start`, and of the noisy block that follows each outcome; and the cache.
+def verify_and_draft(model: CanvasModel, tokens: Int[Array, "b n"], start: Int[Array, ""] | Int[Array, " b"] | int,
+                     width: int, outcomes: Outcomes, cache: Cache
+                     ) -> tuple[Float[Array, "b width d"], Float[Array, "b m w d"], Cache]:
+    """Hidden states of the `width` clean tokens from `start` on, and of the noisy block that follows each outcome; and
+    the cache.
 
-    tokens: with the draft. The noisy block of an outcome is the one that holds its position: the draft before it, the
-    outcome's token, and masks.
+    tokens: with the draft. start: one number, or one per sequence. The noisy block of an outcome is the one that holds
+    its position: the draft before it, the outcome's token, and masks.
     """
     (b, m), (_, n), w = outcomes.position.shape, tokens.shape, model.block_size
-    offsets = jnp.arange(w)
     begin = outcomes.position // w * w  # of the noisy blocks
-    positions = jnp.concatenate([start[:, None], begin], 1)[..., None] + offsets  # [b, 1 + m, w]
-    blocks = jnp.take_along_axis(tokens, positions.reshape(b, -1), -1, mode="clip").reshape(positions.shape)
-    behind = positions[:, 1:] - outcomes.position[..., None]
+    clean_positions = jnp.broadcast_to(jnp.atleast_1d(start)[:, None] + jnp.arange(width), (b, width))
+    noisy_positions = begin[..., None] + jnp.arange(w)  # [b, m, w]
+    positions = jnp.concatenate([clean_positions, noisy_positions.reshape(b, m * w)], 1)
+    read = jnp.take_along_axis(tokens, positions, -1, mode="clip")
+    behind = noisy_positions - outcomes.position[..., None]
     noisy = jnp.where(behind > 0, model.spec.mask_token_id or 0,
-                      jnp.where(behind == 0, outcomes.token[..., None], blocks[:, 1:]))
-    inputs = jnp.concatenate([blocks[:, :1], noisy], 1).reshape(b, -1)
+                      jnp.where(behind == 0, outcomes.token[..., None], read[:, width:].reshape(b, m, w)))
+    inputs = jnp.concatenate([read[:, :width], noisy.reshape(b, m * w)], 1)
 
     def write(cached: AnyArray, index: AnyArray, new: AnyArray) -> Array:
-        cached = write_layer(cached, index, new[:, :w], start)
-        return write_layer(cached, index, new[:, w:], n) if m else cached
+        cached = write_layer(cached, index, new[:, :width], start)
+        return write_layer(cached, index, new[:, width:], n) if m else cached
 
-    plan = plan_of_outcomes(model, start, begin, n)
-    hidden, cache = forward_planned(model.params, inputs, positions.reshape(b, -1), cache, plan, model.config, write)
-    return hidden[:, :w], hidden[:, w:].reshape(b, m, w, hidden.shape[-1]), cache
+    plan = plan_of_outcomes(model, clean_positions, begin, n, cache.k.shape[2])
+    hidden, cache = forward_planned(model.params, inputs, positions, cache, plan, model.config, write)
+    return hidden[:, :width], hidden[:, width:].reshape(b, m, w, hidden.shape[-1]), cache
 
 
-def plan_of_outcomes(model: CanvasModel, start: Int[Array, " b"], begin: Int[Array, "b m"], n: int) -> Plan:
-    """Which keys the tokens of [clean block | noisy blocks] see: of the text (region 0), and of the scratch positions
-    from n on (region 1)."""
-    (_, m), w = begin.shape, model.block_size
+def plan_of_outcomes(model: CanvasModel, clean: Int[Array, "b width"], begin: Int[Array, "b m"], n: int, keys: int
+                     ) -> Plan:
+    """Which of the `keys` the tokens of [clean | noisy blocks] see: of the text (region 0), and of the scratch
+    positions from n on (region 1). clean: the positions of the clean tokens."""
+    m, w, width = begin.shape[1], model.block_size, clean.shape[1]
     length = jnp.sum(model.segments > 0, -1)[:, None]  # positions of the text
-    clean = jnp.minimum(start[:, None] + 1 + jnp.arange(w), length)
-    text_end = jnp.concatenate([clean, jnp.repeat(begin, w, 1)], 1)
-    scratch = jnp.pad(jnp.repeat(n + w * jnp.arange(m), w), (w, 0))  # where the noisy block of each token starts
-    in_text = jnp.pad(jnp.repeat(jnp.clip(length - begin, 0, w), w, 1), ((0, 0), (w, 0)))
+    text_end = jnp.concatenate([jnp.minimum(clean + 1, length), jnp.repeat(begin, w, 1)], 1)
+    scratch = jnp.pad(jnp.repeat(n + w * jnp.arange(m), w), (width, 0))  # where the noisy block of each token starts
+    in_text = jnp.pad(jnp.repeat(jnp.clip(length - begin, 0, w), w, 1), ((0, 0), (width, 0)))
     lo = jnp.stack([jnp.zeros_like(text_end), jnp.broadcast_to(scratch, text_end.shape)], 1)
     hi = jnp.stack([text_end, scratch + in_text], 1)
-    return plan_intervals(lo, hi, n + m * w)
+    return plan_intervals(lo, hi, keys)
 
 
 @shape_checked

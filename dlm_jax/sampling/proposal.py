@@ -44,11 +44,14 @@ class Proposal:
 
         keys: one per position, so that what is drawn there depends neither on the rest of the batch nor on padding.
         """
+        tokens = self.tokens(keys, logits)
+        return tokens, probability(logits, tokens[..., None])[..., 0]
+
+    def tokens(self, keys: Key[Array, "b n"], logits: Float32[Array, "b n v"]) -> Int[Array, "b n"]:
+        """The tokens alone."""
         likeliest, drawn = argmax(logits), jnp.asarray(self.temperature) > 0
-        tokens = jax.lax.cond(jnp.any(drawn), lambda: jnp.where(drawn, self.draw(keys, logits), likeliest),
-                              lambda: likeliest)
-        picked = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
-        return tokens, jnp.exp(picked - jax.nn.logsumexp(logits, -1))
+        return jax.lax.cond(jnp.any(drawn), lambda: jnp.where(drawn, self.draw(keys, logits), likeliest),
+                            lambda: likeliest)
 
     def draw(self, keys: Key[Array, "b n"], logits: Float32[Array, "b n v"]) -> Int[Array, "b n"]:
         """A draw for each position, as if no temperature were 0."""
@@ -58,6 +61,12 @@ class Proposal:
         kept = keep_min_p(keep_top_p(keep_top_k(scaled, top_k), top_p), min_p)
         noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:])))(keys)
         return argmax(kept + noise)  # the Gumbel-max trick draws from the softmax
+
+
+@shape_checked
+def probability(logits: Float32[Array, "*n v"], tokens: Int[Array, "*n k"]) -> Float32[Array, "*n k"]:
+    """The model's probability of some tokens of each position."""
+    return jnp.exp(jnp.take_along_axis(logits, tokens, -1) - jax.nn.logsumexp(logits, -1, keepdims=True))
 
 
 @shape_checked

@@ -70,10 +70,11 @@ def admit(params: Params, rows: Rows, new: Newcomer, *, config: ModelConfig, spe
     one = new_rows(params, new.canvas, keys, new.sampler, config=config, spec=spec)
     model = canvas_model(params, one.canvas, one.sampler, config, spec)
     state = with_caches(one.state, take_row(rows.state, new.source))
-    forward = functools.partial(prefill, first=jnp.asarray(new.first), length=length)
+    first = jnp.asarray(new.first)
     if isinstance(state, SpeculationState):
-        state = read_prompt(state, model, one.keys, one.sampler, forward)
+        state = read_prompt(state, model, one.keys, one.sampler, first, length)
     elif one.sampler.caching.recompute != "canvas":
+        forward = functools.partial(prefill, first=first, length=length)
         state = take_step(state, unfinished(state.trace), forward, model=model, fillable=one.canvas.masked,
                           keys=one.keys, sampler=one.sampler)
     return put_row(rows, dataclasses.replace(one, state=state), new.row)

@@ -3,8 +3,9 @@
 A model with a token-causal clean half can do both. Its noisy half drafts the rest of a block at once; its clean half
 verifies the draft causally, which gives the token it would have written at each position. The longest prefix on which
 the two agree is kept, and the first token after it is the causal half's own. The same forward pass writes the next
-draft (`drafting.py`), so each gives at least one token. What is drawn at a position depends only on its key and on the
-text before it, so the text is that of autoregressive decoding, token for token, at any temperature.
+draft (`drafting.py`), and the one that reads the prompt the first, so each gives at least one token. What is drawn at a
+position depends only on its key and on the text before it, so the text is that of autoregressive decoding, token for
+token, at any temperature.
 
 With blocks of one token there is nothing to draft, and this is plain autoregressive decoding with a cache. A model that
 has learned no diffusion drafts by Jacobi iteration (arXiv 2305.10427): its own words about the last draft are the next.
@@ -13,7 +14,6 @@ Letters: b sequences, n positions of the canvas, w positions of a block, d width
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,7 @@ from jax import Array
 from dlm_jax import struct
 from dlm_jax.hashing import hash32
 from dlm_jax.models.transformer import Cache, unembed
-from dlm_jax.sampling.cached_forward import (
-    CACHES,
-    CachedForward,
-    CacheState,
-    CanvasModel,
-    empty_cache_state,
-    prefill,
-)
+from dlm_jax.sampling.cached_forward import CACHES, CanvasModel, empty_cache_state, slice_window
 from dlm_jax.sampling.drafting import (
     Draft,
     Outcomes,
@@ -38,7 +31,7 @@ from dlm_jax.sampling.drafting import (
     verify_and_draft,
     with_scratch,
 )
-from dlm_jax.sampling.proposal import without
+from dlm_jax.sampling.proposal import probability, without
 from dlm_jax.sampling.trace import (
     Sampler,
     Trace,
@@ -66,8 +59,8 @@ class SpeculationState:
 
 def write_left_to_right(model: CanvasModel, trace: Trace, keys: Key[Array, " b"], sampler: Sampler) -> Trace:
     """Fills the masked positions, which are the last of each sequence, one after the other."""
-    state = read_prompt(new_speculation_state(model, trace, sampler), model, keys, sampler,
-                        functools.partial(prefill, length=sampler.prompt_length or None))
+    state = read_prompt(new_speculation_state(model, trace, sampler), model, keys, sampler, 0,
+                        sampler.prompt_length or trace.tokens.shape[1])
     return jax.lax.while_loop(lambda s: jnp.any(unfinished(s.trace)), lambda s: advance(s, model, keys, sampler),
                               state).trace
 
@@ -98,21 +91,25 @@ def new_speculation_state(model: CanvasModel, trace: Trace, sampler: Sampler) ->
 
 
 def read_prompt(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"], sampler: Sampler,
-                forward: CachedForward) -> SpeculationState:
-    """The state once `forward`, a `prefill`, has read the prompt, which gives the first token."""
-    trace, (b, n) = state.trace, state.trace.tokens.shape
-    first = jnp.argmax(trace.masked, -1)
-    text = jax.tree.map(lambda x: x[:, :, :n], state.cache)
-    empty = CacheState(text, jnp.zeros((b, model.config.width), text.k.dtype))
-    _, prev_hidden, read = forward(model, trace.tokens, first, jnp.full(b, n), empty)
-    token, confidence = propose(model, prev_hidden[:, None], first[:, None], keys, sampler)
-    kept = (jnp.arange(n) == first[:, None]) & trace.masked
-    trace = count_forward(trace, jnp.ones(b, bool))
-    trace = commit(trace, kept, token, confidence, jnp.ones(b, jnp.int32), sampler)
+                start: Int[Array, ""] | int, width: int) -> SpeculationState:
+    """The state once the prompt is read, which gives the first token, and the draft of what follows it whatever it is.
+
+    Reads the positions start .. start + width, which hold the last of each prompt; the cache knows what is before.
+    """
+    trace, first = state.trace, jnp.argmax(state.trace.masked, -1)
+    position = first[:, None] if outcomes_of(sampler, model.block_size) else jnp.zeros((len(first), 0), jnp.int32)
+    anything = Outcomes(position, jnp.full_like(position, model.spec.mask_token_id or 0))
+    clean, noisy, cache = verify_and_draft(model, trace.tokens, start, width, anything, state.cache)
+    last = slice_window(clean, jnp.maximum(first - 1 - start, 0), 1)
+    token, confidence = propose(model, last, first[:, None], keys, sampler)
+    kept = (jnp.arange(trace.tokens.shape[1]) == first[:, None]) & trace.masked
+    trace = count_forward(trace, jnp.ones(len(first), bool))
+    trace = commit(trace, kept, token, confidence, jnp.ones_like(first), sampler)
     notify(sampler.callback, trace)
-    assert read.cache is not None
-    cache = with_scratch(read.cache, state.cache.k.shape[2] - n)
-    return SpeculationState(trace, cache, state.draft, steps_taken=jnp.ones(b, jnp.int32))
+    draft = state.draft
+    if position.size:
+        trace, draft = keep_draft(trace, draft, first, anything, noisy, model, keys, sampler)
+    return SpeculationState(trace, cache, draft, steps_taken=jnp.ones_like(first))
 
 
 def speculate(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"], sampler: Sampler
@@ -123,7 +120,7 @@ def speculate(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"
     first = first_masked(trace)
     start = (first - 1) // size * size
     expected = likeliest_outcomes(first, state.draft, size, outcomes, model.spec.mask_token_id or 0)
-    clean, noisy, cache = verify_and_draft(model, trace.tokens, start, expected, state.cache)
+    clean, noisy, cache = verify_and_draft(model, trace.tokens, start, size, expected, state.cache)
 
     state, _, last = keep_agreed(state, clean, start, model, keys, sampler)
     # The last kept token is the verifier's own; the draft of its outcome starts behind it.
@@ -145,7 +142,7 @@ def iterate(state: SpeculationState, model: CanvasModel, keys: Key[Array, " b"],
     draft = dataclasses.replace(state.draft, end=start + size)
     state = dataclasses.replace(state, trace=dataclasses.replace(trace, tokens=guessed), draft=draft)
     nothing = Outcomes(*jnp.zeros((2, b, 0), jnp.int32))
-    clean, _, cache = verify_and_draft(model, guessed, start, nothing, state.cache)
+    clean, _, cache = verify_and_draft(model, guessed, start, size, nothing, state.cache)
     state, proposed, last = keep_agreed(state, clean, start, model, keys, sampler)
     said = state.trace.masked & (index > last[:, None]) & (index <= (start + size)[:, None])
     trace = dataclasses.replace(state.trace, tokens=jnp.where(said, proposed, state.trace.tokens))
@@ -231,14 +228,12 @@ def guess(model: CanvasModel, hidden: Float[Array, "b m d"], positions: Int[Arra
     """The first `GUESSES` tokens that `propose` would give, each if those before it were banned, and the model's
     probability of each."""
     logits, keys = allowed_logits(model, hidden, sampler), fold_position_keys(keys, positions)
-    found, rest = [], jnp.ones(positions.shape)
+    found, left = [], logits
     for _ in range(GUESSES):
-        token, probability = sampler.proposal(keys, logits)  # the probability among those that are left
-        found.append((token, rest * probability))
-        rest = rest * (1 - probability)
-        logits = jnp.where(jnp.arange(logits.shape[-1]) == token[..., None], -jnp.inf, logits)
-    tokens, probabilities = zip(*found)
-    return jnp.stack(tokens, -1), jnp.stack(probabilities, -1)
+        found.append(sampler.proposal.tokens(keys, left))
+        left = jnp.where(jnp.arange(logits.shape[-1]) == found[-1][..., None], -jnp.inf, left)
+    tokens = jnp.stack(found, -1)
+    return tokens, probability(logits, tokens)
 
 
 def allowed_logits(model: CanvasModel, hidden: Float[Array, "b m d"], sampler: Sampler) -> Float32[Array, "b m v"]:

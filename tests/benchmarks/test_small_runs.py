@@ -64,11 +64,12 @@ def test_a_base_is_fine_tuned_both_ways_and_scored_on_the_same_questions(printed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ("records", "countdown"))
-def test_quality_against_speed_is_measured_over_seeds(printed, tmp_path, task):
+@pytest.mark.parametrize("task,shape", (("records", ("--shape", "64x2")), ("countdown", ())),
+                         ids=("records", "countdown"))
+def test_quality_against_speed_is_measured_over_seeds(printed, tmp_path, task, shape):
     table = printed("frontier", task, "--workdir", tmp_path, "--steps", 2, "--ar-steps", 2, "--train", 64, "--test", 3,
                     "--alone", 1, "--seeds", 2, "--strategies", "threshold:0.9,speculate:2", "--figure",
-                    tmp_path / "frontier.png")
+                    tmp_path / "frontier.png", *shape)
     found = rows(table, 7)
     assert [row[0] for row in found] == ["autoregressive", "threshold:0.9", "speculate:2"]
     assert all(positive(*row[2:]) for row in found) and found[0][4] == "1.00 ± 0.00"

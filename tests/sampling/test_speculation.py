@@ -124,15 +124,15 @@ def test_a_perfect_draft_gives_one_block_per_forward_pass(toy):
     always = {"scale": 0 * token, "bias": 30 * token / jnp.sum(token**2)}
     sure = dataclasses.replace(model, params={**model.params, "final_norm": always})
     [sample] = sure.continued([[1, 2, 3, 4]], 17, unmasking="speculate")
-    # The prefill gives position 4 and the next pass position 5 and the first draft; then each gives the rest of a block
-    # and the first token of the next.
-    assert sample.tokens[4:] == [3] * 17 and sample.nfe == 2 + 4
+    # The first pass gives position 4 and drafts the rest of its block; then each gives that and the first token of the
+    # next block.
+    assert sample.tokens[4:] == [3] * 17 and sample.nfe == 1 + 4
 
 
 def passes(model, text, prompt_length, size, outcomes):
     """The forward passes in which a plain loop writes `text`: drafts by full passes, checked against the text."""
     is_shifted, n = model.spec.alignment == "shifted", len(text)
-    count, first, draft, said = 1, prompt_length + 1, [], {}  # the prefill gives the first token
+    count, first, draft, said = 0, prompt_length, [], {}
     while first < n:
         count += 1
         expected, before = [], 1.0  # (minus the chance, position, guess or None)
