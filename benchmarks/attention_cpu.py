@@ -20,17 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from dlm_jax.attention.dispatch import attend
-from dlm_jax.attention.plan import make_plan
+from dlm_jax.attention.plan import Plan, make_plan
 from dlm_jax.attention.reference import attend_dense
 from dlm_jax.attention.rules import Annealed, BlockDiffusion, Causal, Rule
 
-# Name: (records of a micro-batch, rows, heads, kv_heads, head_dim, rule). Bundled base: 4, 2, 32; stories260k: 8, 4, 8.
-SHAPES: dict[str, tuple[int, int, int, int, int, Rule]] = {
-    "tiny (bundled base, one stream)": (8, 128, 4, 2, 32, Annealed(0.5, 7)),
-    "base (bundled base, causal)": (8, 256, 4, 2, 32, Causal()),
-    "tiny_stories_blocks (bundled base)": (8, 256, 4, 2, 32, BlockDiffusion(128, 16)),
-    "tiny_stories (stories260k)": (8, 128, 8, 4, 8, Annealed(0.5, 7)),
-    "tiny_stories_blocks (stories260k)": (8, 256, 8, 4, 8, BlockDiffusion(128, 16)),
+# Name: (records of a micro-batch, queries, keys, heads, kv_heads, head_dim, rule). Bundled base: 4, 2, 32; stories260k:
+# 8, 4, 8; GPT-2 S: 12, 12, 64.
+SHAPES: dict[str, tuple[int, int, int, int, int, int, Rule]] = {
+    "tiny (bundled base, one stream)": (8, 128, 128, 4, 2, 32, Annealed(0.5, 7)),
+    "base (bundled base, causal)": (8, 256, 256, 4, 2, 32, Causal()),
+    "tiny_stories_blocks (bundled base)": (8, 256, 256, 4, 2, 32, BlockDiffusion(128, 16)),
+    "tiny_stories (stories260k)": (8, 128, 128, 8, 4, 8, Annealed(0.5, 7)),
+    "tiny_stories_blocks (stories260k)": (8, 256, 256, 8, 4, 8, BlockDiffusion(128, 16)),
+    "next token (GPT-2 S)": (8, 1, 1024, 12, 12, 64, Causal()),
+    "next token (stories260k)": (64, 1, 256, 8, 4, 8, Causal()),
 }
 
 
@@ -41,29 +44,32 @@ def documents(rule: Rule, batch: int, rows: int) -> jax.Array:
     return jnp.asarray(np.tile(segments, (1, rows // stream)), jnp.int32)
 
 
-def ways(rule: Rule, rows: int) -> dict[str, Callable]:
-    """Three functions of (q, k, v, segments); each builds its own mask, as a training step does."""
+def ways(rule: Rule, queries: int, keys: int) -> dict[str, Callable]:
+    """Three functions of (q, k, v, segments), q of the last `queries` tokens; each builds its own mask, as steps do."""
+    def plan(segments: jax.Array) -> Plan:
+        return make_plan(rule, keys, segments, queries, keys - queries)
+
     def mask(segments: jax.Array) -> jax.Array:
-        return make_plan(rule, rows, segments).visible(jnp.arange(rows))
+        return plan(segments).visible(jnp.arange(keys))
 
     return {
-        "attend": lambda q, k, v, s: attend(q, k, v, rule, s),
+        "attend": lambda q, k, v, s: attend(q, k, v, plan(s)),
         "jax.nn": lambda q, k, v, s: jax.nn.dot_product_attention(q, k, v, mask=mask(s)[:, None]),
         "einsum": lambda q, k, v, s: attend_dense(q, k, v, mask(s)),
     }
 
 
-def calls_of(b: int, n: int, h: int, g: int, d: int, rule: Rule) -> dict[str, dict[str, Callable]]:
-    """For the forward pass and for the gradients, the call of each way."""
+def calls_of(b: int, n: int, m: int, h: int, g: int, d: int, rule: Rule) -> dict[str, dict[str, Callable]]:
+    """For the forward pass and, if all tokens are queries, for the gradients, the call of each way."""
     random = np.random.default_rng(0)
-    shapes = ((b, n, h, d), (b, n, g, d), (b, n, g, d))
-    arrays = *(jnp.asarray(random.standard_normal(s), jnp.float32) for s in shapes), documents(rule, b, n)
+    shapes = ((b, n, h, d), (b, m, g, d), (b, m, g, d))
+    arrays = *(jnp.asarray(random.standard_normal(s), jnp.float32) for s in shapes), documents(rule, b, m)
     calls: dict[str, dict[str, Callable]] = {"forward": {}, "gradients": {}}
-    for way, function in ways(rule, n).items():
+    for way, function in ways(rule, n, m).items():
         gradients = jax.grad(lambda q, k, v, s, f=function: jnp.sum(f(q, k, v, s) ** 2), (0, 1, 2))
         calls["forward"][way] = functools.partial(jax.jit(function), *arrays)
         calls["gradients"][way] = functools.partial(jax.jit(gradients), *arrays)
-    return calls
+    return calls if n == m else {"forward": calls["forward"]}
 
 
 def medians(calls: dict[str, Callable], repeats: int) -> dict[str, float]:

@@ -30,9 +30,27 @@ def attend_cpu(q: Float[Array, "b Q h k"], k: Float[Array, "b K g k"], v: Float[
     """As `attend_dense`, under a plan."""
     b, n, h, d = q.shape
     g = k.shape[2]
+    if n == 1:
+        return attend_one_query(q, k, v, plan)
     q = q.reshape(b, n, g, h // g, d).transpose(0, 2, 3, 1, 4) * d**-0.5
     out = _attend(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), plan)
     return out.transpose(0, 3, 1, 2, 4).reshape(b, n, h, d)
+
+
+@shape_checked
+def attend_one_query(q: Float[Array, "b 1 h k"], k: Float[Array, "b K g k"], v: Float[Array, "b K g k"],
+                     plan: Plan) -> Float[jax.Array, "b 1 h k"]:
+    """`attend_cpu` for one query, as in left-to-right decoding, where to turn k and v around would take longer than to
+    multiply them. So they stay as they are, all heads side by side, and q has zeros for the heads of others."""
+    b, _, h, d = q.shape
+    m, g = k.shape[1:3]
+    own = jnp.repeat(jnp.eye(g, dtype=q.dtype), h // g, axis=0)  # [h, g]: the key-value head of each head
+    q = (q[:, 0, :, None] * own[..., None] * d**-0.5).reshape(b, h, g * d)
+    scores = jnp.einsum("bhd,bmd->bhm", q, k.reshape(b, m, g * d),
+                        preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+    p, l_i = softmax_parts(scores, plan.visible(np.arange(m, dtype=np.int32)))
+    acc = jnp.einsum("bhm,bmd->bhd", p.astype(v.dtype), v.reshape(b, m, g * d)).reshape(b, h, g, d)
+    return (jnp.einsum("bhgd,hg->bhd", acc, own) / l_i).astype(v.dtype)[:, None]
 
 
 def map_sequences(function: Callable, *arrays: jax.Array, plan: Plan) -> Any:
@@ -69,6 +87,11 @@ def unnormalized_softmax(q: jax.Array, k: jax.Array, plan: Plan, runs: KvRuns) -
     """
     mask = plan.visible(np.concatenate([np.arange(lo, hi, dtype=np.int32) for lo, hi in runs]))
     scores = jnp.einsum("grnd,gmd->grnm", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+    return softmax_parts(scores, mask)
+
+
+def softmax_parts(scores: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """p [..., m], 0 for hidden keys, and the divisor l_i [..., 1]."""
     scores = jnp.where(mask, scores, MASK_VALUE)
     m_i = jnp.max(scores, -1, keepdims=True, initial=0.1 * MASK_VALUE)  # a query that sees nothing gets zeros
     p = jnp.exp(scores - m_i)

@@ -69,7 +69,7 @@ def value_and_gradients(implementation, q, k, v, plan, d_out):
 
 
 @pytest.mark.parametrize("ratio, queries, keys, batch, mask_batch", [
-    (1, 5, 5, 2, 2), (2, 7, 7, 3, 1), (4, 9, 9, 2, 2), (8, 3, 11, 2, 1), (8, 1, 6, 1, 1)])
+    (1, 5, 5, 2, 2), (2, 7, 7, 3, 1), (4, 9, 9, 2, 2), (8, 3, 11, 2, 1), (8, 1, 6, 1, 1), (2, 1, 7, 3, 1)])
 def test_every_implementation_is_the_definition_in_float64_with_all_gradients(ratio, queries, keys, batch, mask_batch):
     with jax.enable_x64(True):
         arrays = qkv(0, batch, queries, keys, 8, 8 // ratio, np.float64)
