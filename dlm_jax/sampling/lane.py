@@ -32,6 +32,7 @@ from dlm_jax.sampling.settings import Settings
 from dlm_jax.sampling.trace import Sampler, Trace
 
 MIN_PASS = 64  # positions of the shortest pass that reads a prompt; lengths double from there
+NOTHING = -1  # where a row knows no token
 
 
 class LaneKey(NamedTuple):
@@ -80,7 +81,7 @@ class Lane:
         self.left_to_right, self.reads = left_to_right(sampler), sampler.caching.recompute != "canvas"
         self.size = size
         self.jobs: list[Job | None] = [None] * size
-        self.known: list[list[int]] = [[] for _ in range(size)]  # the prompt whose keys and values each row holds
+        self.known = np.full((size, length), NOTHING)  # the prompt whose keys and values each row holds
         self.read_tokens = 0  # of prompts that were read, not copied
         with in_mesh_of(params):
             self.keep(new_rows(params, make_canvas([], length, size), jax.random.split(jax.random.key(0), size),
@@ -111,16 +112,19 @@ class Lane:
     def admit(self, job: Job) -> None:
         """Gives a free row to a job and reads its prompt. The row that remembers its prompt best is not overwritten if
         another is free."""
-        prompt, starts = job.prompt, [common_start(job.prompt, known) for known in self.known]
+        prompt, lengths = job.prompt, np.sum(self.known != NOTHING, 1)
+        starts = common_starts(prompt, self.known)
         source = int(np.argmax(starts))
-        row = min(self.free, key=lambda i: (i == source and starts[i] < len(self.known[i]), len(self.known[i])))
-        first, length = self.span(len(prompt), starts[source])
+        row = min(self.free, key=lambda i: (i == source and starts[i] < lengths[i], lengths[i]))
+        first, length = self.span(len(prompt), int(starts[source]))
         new = Newcomer(make_canvas([job.request], self.length, 1), sampler_of(job, self.spec),
                        np.uint32(job.settings.seed), np.uint32(job.number), np.int32(row), np.int32(source),
                        np.int32(first))
         with in_mesh_of(self.params):
             self.keep(admit(self.params, self.rows, new, length=length, **self.static))
-        self.jobs[row], self.known[row] = job, prompt if self.reads else []
+        self.jobs[row], self.known[row] = job, NOTHING
+        if self.reads:
+            self.known[row, :len(prompt)] = prompt
         self.read_tokens += max(len(prompt) - first, 0)
 
     def span(self, prompt: int, known: int) -> tuple[int, int]:
@@ -141,9 +145,10 @@ class Lane:
             rows, done = advance_rows(self.params, self.rows, np.int32(passes), **self.static)
         self.keep(rows)
         trace, ends, done = jax.device_get((self.rows.state.trace, self.rows.sampler.eos_id, done))
+        all_finished = ~trace.masked.any(1)
         for row, job in enumerate(self.jobs):
             if job is not None:
-                finished = not trace.masked[row].any()
+                finished = bool(all_finished[row])
                 sample = sample_at(trace, row, job.request, int(ends[row])) if finished else None
                 if not job.cancelled and (finished or job.every_round):
                     job.listener(job, Progress(trace, row, self.settled(job, trace.masked[row]), sample))
@@ -193,8 +198,8 @@ def lane_key(job: Job, config: ModelConfig, spec: DiffusionSpec, context: int) -
     return LaneKey(jax.tree.structure(sampler), length)
 
 
-def common_start(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two texts have in common from their start."""
-    n = min(len(a), len(b))
-    different = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
-    return int(different[0]) if different.size else n
+def common_starts(prompt: Sequence[int], known: np.ndarray) -> np.ndarray:
+    """How many tokens a prompt has in common, from its start, with each row of `known`, where `NOTHING` is no token."""
+    here = np.full(known.shape[1], NOTHING - 1)
+    here[:len(prompt)] = prompt
+    return np.sum(np.cumprod(known == here, 1), 1)

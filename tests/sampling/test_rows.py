@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dlm_jax.errors import UserError
-from dlm_jax.sampling.lane import Job, Lane, common_start, lane_key
+from dlm_jax.sampling.lane import NOTHING, Job, Lane, common_starts, lane_key
 from dlm_jax.sampling.requests import Request, continuation
 from dlm_jax.sampling.rows import admit, advance_rows, new_rows
 from dlm_jax.sampling.settings import Settings
@@ -187,5 +187,7 @@ def test_a_text_longer_than_the_canvas_is_refused(toy):
         lane_key(Job(continuation([1] * 10, 60), Settings(), 0, ignore), model.config, model.spec, CONTEXT)
 
 
-def test_common_start():
-    assert [common_start([1, 2, 3], other) for other in ([], [1], [1, 2, 4, 5], [1, 2, 3, 4], [2])] == [0, 1, 2, 3, 0]
+def test_common_starts():
+    rows = [], [1], [1, 2, 4, 5], [1, 2, 3, 4], [2], [0, 2]
+    known = np.array([[*row, *[NOTHING] * (5 - len(row))] for row in rows])
+    assert common_starts([1, 2, 3], known).tolist() == [0, 1, 2, 3, 0, 0]
