@@ -11,12 +11,14 @@ run with many clients.
 
 import argparse
 import concurrent.futures
+import http.client
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -31,6 +33,7 @@ from dlm_jax.language_model import load
 
 Body = dict[str, object]
 Answer = tuple[str, int, float]  # text, its tokens, and the seconds that it took
+CLIENT = threading.local()  # each thread is a client
 
 
 def make_requests(a: argparse.Namespace) -> list[Body]:
@@ -45,12 +48,12 @@ def make_requests(a: argparse.Namespace) -> list[Body]:
 
 
 def ask(url: str, body: Body) -> Answer:
-    """The answer to a request."""
+    """The answer to a request. A client keeps its connection."""
     began = time.perf_counter()
-    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(),
-                                     {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=600) as response:
-        answer = json.load(response)
+    if not hasattr(CLIENT, "connection"):
+        CLIENT.connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=600)
+    CLIENT.connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    answer = json.load(CLIENT.connection.getresponse())
     return answer["choices"][0]["text"], answer["usage"]["completion_tokens"], time.perf_counter() - began
 
 
@@ -89,8 +92,9 @@ def timed(way: Callable[[], list[Answer]]) -> tuple[list[Answer], float]:
 def measure(url: str, pid: int, a: argparse.Namespace) -> list[str]:
     """The lines of the table."""
     requests, alone = make_requests(a), make_requests(a)[:a.alone]
-    many_at_a_time(url, requests[:2 * a.clients], a.clients, lambda: None)  # compiles
-    many_at_a_time(url, requests[:3], 1, lambda: None)
+    while json.load(urllib.request.urlopen(f"{url}/health"))["compiling"]:
+        time.sleep(0.1)
+    many_at_a_time(url, requests[:2 * a.clients], a.clients, lambda: None)  # warms up
     held: list[float] = []
     together, fast = timed(lambda: many_at_a_time(url, requests, a.clients, lambda: held.append(memory(pid))))
     batches, middle = timed(lambda: in_whole_batches(url, requests, a.clients))

@@ -25,7 +25,7 @@ from dlm_jax.sampling.generation import (
     steps_and_end,
     unmasking_for,
 )
-from dlm_jax.sampling.requests import Request
+from dlm_jax.sampling.requests import Request, continuation
 from dlm_jax.sampling.rows import Newcomer, Rows, admit, advance_rows, is_cache, left_to_right, new_rows, release
 from dlm_jax.sampling.sample import Sample
 from dlm_jax.sampling.settings import Settings
@@ -108,6 +108,14 @@ class Lane:
     def busy(self) -> int:
         """How many rows are held."""
         return self.size - len(self.free)
+
+    def examples(self, job: Job) -> list[Job]:
+        """The shortest jobs like `job` that together need every program of the lane: for prompts of each length."""
+        unit = 1 if self.left_to_right else self.block_size
+        doublings = next_power_of_two(-(-self.length // MIN_PASS)).bit_length() if self.reads else 1
+        ends = [min(MIN_PASS << i, self.length) if self.reads else self.length for i in range(doublings)]
+        return [dataclasses.replace(job, request=continuation([i] * max(end - unit, 1), 1))
+                for i, end in enumerate(ends)]
 
     def admit(self, job: Job) -> None:
         """Gives a free row to a job and reads its prompt. The row that remembers its prompt best is not overwritten if

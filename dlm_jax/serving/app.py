@@ -66,11 +66,12 @@ class Api:
         return JSONResponse(self.service.card(name))
 
     async def health(self, request: Request) -> Response:
-        """GET /health."""
+        """GET /health. While programs are compiled, requests are served but may wait for theirs."""
         batcher = self.service.batcher
         alive = batcher.thread.is_alive()
         return JSONResponse({"status": "ok" if alive else "stopped", "waiting": len(batcher.waiting),
-                             "active": batcher.active}, 200 if alive else 503)
+                             "active": batcher.active, "compiling": batcher.compiler.is_alive()},
+                            200 if alive else 503)
 
     async def measured(self, request: Request) -> Response:
         """GET /metrics."""

@@ -116,10 +116,11 @@ class Batcher:
         """Compiles what a lane needs, and stops after each program."""
         yield
         lane = self._new_lane(place, size, job)
-        yield
-        lane.admit(job)
-        yield
-        lane.advance(1)
+        for each in lane.examples(job):
+            yield
+            lane.admit(each)
+            yield
+            lane.advance(1)
 
     def _advance(self, lane: Lane, jobs: list[Job]) -> None:
         self.passes += lane.advance(1 if any(job.every_pass for job in jobs) else PASSES)

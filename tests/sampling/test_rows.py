@@ -104,6 +104,20 @@ def test_new_requests_compile_nothing(toy, requests):
     assert [function._cache_size() for function in (admit, advance_rows, new_rows)] == programs
 
 
+@pytest.mark.parametrize("rule,alignment,block,half,how", WAYS, ids=IDS)
+def test_the_examples_of_a_lane_need_all_of_its_programs(toy, rule, alignment, block, half, how):
+    model = toy(rule, alignment, block, half=half, max_length=200)
+    prompts = [[i] * length for i, length in enumerate((1, 3, 63, 64, 65, 127, 128, 129, 190))]
+    jobs = [Job(continuation(prompt, 2), Settings(**how), 0, ignore) for prompt in prompts]
+    lane = Lane(model.params, model.config, model.spec, jobs[0], 200, 1)
+    for example in lane.examples(jobs[0]):
+        serve(lane, [example])
+    programs = [function._cache_size() for function in (admit, advance_rows, new_rows)]
+    for job in jobs:
+        serve(lane, [job])
+    assert [function._cache_size() for function in (admit, advance_rows, new_rows)] == programs
+
+
 @pytest.mark.parametrize("rule,block,half,unit", (("causal", None, "block_causal", 1),
                                                   ("block_causal", 4, "block_causal", 4)))
 def test_the_beginning_of_a_prompt_that_a_row_holds_is_not_read_again(toy, rule, block, half, unit):

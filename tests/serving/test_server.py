@@ -229,7 +229,8 @@ def test_a_client_that_goes_away_frees_its_row(server):
                                f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
             if stream:
                 assert b"200 OK" in connection.recv(2000)
-    until(lambda: json.loads(server.get("/health")[1]) == {"status": "ok", "waiting": 0, "active": 0})
+    until(lambda: json.loads(server.get("/health")[1])
+          == {"status": "ok", "waiting": 0, "active": 0, "compiling": False})
 
 
 def until(holds, seconds=60):
